@@ -1,0 +1,35 @@
+"""What every stage script shares: its command line, its typed parameters, and one-line errors."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from sightline.errors import UserError
+from sightline.params import Section, load_params
+
+P = TypeVar("P", bound=Section)
+
+
+def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[argparse.Namespace, P], None]) -> None:
+    """Run ``main(args, params)`` as a command.
+
+    Adds ``--params FILE`` and ``--set section.key=value`` to ``parser``. A `UserError` becomes one line on standard
+    error and exit status 1; Ctrl-C becomes exit status 130.
+    """
+    group = parser.add_argument_group("parameters (outside DVC)")
+    group.add_argument("--params", type=Path, metavar="FILE", help="YAML file with sections (default: ./params.yaml where there is one)")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+        help=f"wins over the file, may be repeated; sections: {', '.join(params.model_fields)}",
+    )  # fmt: skip
+    args = parser.parse_args()
+    try:
+        main(args, load_params(params, args.params, args.set))
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,61 @@
+"""Outputs that appear whole or not at all, hashes of inputs, and the scratch folder."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sightline.errors import UserError
+
+
+@contextmanager
+def atomic_output(target: Path) -> Iterator[Path]:
+    """Give a temporary path (nothing exists there) beside ``target``; rename it to ``target`` when the block succeeds.
+
+    Works for a file and for a folder; an older ``target`` is replaced. On an error nothing is left behind.
+    """
+    if target.parent.exists() and not target.parent.is_dir():
+        raise UserError(f"{target.parent}: is not a folder; choose another output path")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, atomically."""
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits. Raises `UserError` where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """32 hexadecimal digits that change with any of the JSON-serialisable ``parts``."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def scratch_folder(*parts: str) -> Path:
+    """``.scratch/<parts>`` of the DVC project (``--temp`` and queued runs share it), else of the working directory."""
+    folder = Path(os.environ.get("DVC_ROOT", ".")).resolve() / ".scratch" / Path(*parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,1 @@
+"""What a recording is: layout, reader, validation, episode split, demo simulator."""

@@ -1,0 +1,62 @@
+"""The layout of a recording on disk: ``recording.json`` and the folders of images.
+
+    <root>/recording.json                    what the recording is (`RecordingInfo`)
+    <root>/frames.parquet                    one row per frame, see `sightline.recording.frames`
+    <root>/rgb/<camera>/<frame_id:06d>.png   uint8 RGB, any size
+    <root>/depth/<frame_id:06d>.png          uint16, one channel, any size
+    <root>/masks/<frame_id:06d>.png          uint8 class ids, 255 = ignore; may be sparse or absent
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, model_validator
+
+from sightline.errors import UserError
+from sightline.files import write_json
+from sightline.params import Section
+
+Count = Annotated[int, Field(ge=0, le=65535)]
+
+
+class DepthInfo(Section):
+    """How to read the depth images."""
+
+    unit_mm: float = Field(gt=0, description="millimetres per raw count")
+    invalid: tuple[Count, ...] = Field(description="raw counts that mean 'no reading'")
+    height_range: tuple[Count, Count] = Field(description="raw counts of the nearest and farthest depth of interest")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "DepthInfo":
+        if self.height_range[0] >= self.height_range[1]:
+            raise ValueError(f"height_range must be [near, far] with near < far, not {list(self.height_range)}")
+        return self
+
+
+class RecordingInfo(Section):
+    """Content of ``recording.json``."""
+
+    fps: float = Field(gt=0, description="frames per second")
+    cameras: tuple[str, ...] = Field(description="names of the folders under rgb/")
+    joints: tuple[str, ...] = Field(description="names of the joint states, in the order of the joints column")
+    classes: tuple[str, ...] = Field(default=(), description="mask class names; the position is the class id")
+    depth: DepthInfo | None = None
+
+
+def read_recording_info(path: Path) -> RecordingInfo:
+    """Read ``recording.json``. Raises `UserError` naming the file and the key that is wrong."""
+    try:
+        return RecordingInfo.model_validate_json(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def write_recording_info(path: Path, info: RecordingInfo) -> None:
+    """Write ``recording.json``."""
+    write_json(path, info.model_dump(mode="json"))
