@@ -1,0 +1,205 @@
+"""The table of a recording, ``frames.parquet``, and the frame index that validation makes of it.
+
+frames.parquet: one row per frame
+    frame_id  int     unique, not negative; names the frame's images; rises with the step within an episode
+    episode   int
+    step      int     0, 1, 2 ... within the episode, none missing
+    time_s    float   seconds, strictly rising within the episode
+    joints    [J]     optional: joint states, in the order of recording.json's ``joints``
+    actions   [A]     optional
+    reward    float   optional
+    success   bool    optional: the task is done in this frame; an episode succeeds if one of its frames does
+Other columns are kept as they are.
+
+frame index: the sound frames, with columns frame_id, episode, step, time_s, split (train, val, test)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sightline.errors import UserError
+from sightline.files import atomic_output
+from sightline.recording.layout import RecordingInfo
+from sightline.recording.split import PARTS
+
+_INDEX = pa.schema(
+    {"frame_id": pa.int64(), "episode": pa.int64(), "step": pa.int64(), "time_s": pa.float64(), "split": pa.string()}
+)
+_KEYS = ("frame_id", "episode", "step")
+_LISTS = ("joints", "actions")
+
+
+def read_frames(path: Path, info: RecordingInfo | None = None) -> pd.DataFrame:
+    """Read and check ``frames.parquet`` -> one row per frame, sorted by frame_id.
+
+    ``joints`` and ``actions`` come as one array per row: ``np.stack(frames["joints"])`` is [N, J].
+
+    Args:
+        path: the table.
+        info: with it, the joints must be as many as it names.
+
+    Raises:
+        UserError: not a parquet table, or one that breaks the contract at the top of this module. One line that
+            names the file, the column, how many rows are wrong and the first of them.
+    """
+    table = _read_table(path)
+    _check_columns(path, table)
+    for name in ("time_s", *_LISTS, "reward"):
+        if name in table.column_names:
+            _check_finite(path, table, name)
+    for name in _LISTS:
+        if name in table.column_names:
+            _check_lengths(path, table, name, len(info.joints) if info and name == "joints" else None)
+    frames = table.to_pandas().astype({**dict.fromkeys(_KEYS, "int64"), "time_s": "float64"})
+    _check_ids(path, frames)
+    frames = frames.sort_values("frame_id", ignore_index=True)
+    _check_episodes(path, frames)
+    return frames
+
+
+def write_index(path: Path, frames: pd.DataFrame) -> None:
+    """Write the frame index: the columns frame_id, episode, step, time_s and split of ``frames``, in its order.
+
+    The same rows give the same bytes.
+    """
+    table = pa.table([pa.array(frames[field.name], field.type) for field in _INDEX], schema=_INDEX)
+    with atomic_output(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_index(path: Path) -> pd.DataFrame:
+    """Read a frame index -> columns frame_id, episode, step, time_s, split.
+
+    Raises:
+        UserError: no such file, or not a frame index.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such frame index; make one with stages/validate.py")
+    table = _read_table(path)
+    if not table.schema.equals(_INDEX):
+        columns = ", ".join(table.column_names)
+        raise UserError(f"{path}: not a frame index (its columns are {columns}); make one with stages/validate.py")
+    frames = table.to_pandas()
+    if not frames["split"].isin(PARTS).all():
+        raise UserError(f"{path}: split: expected only {', '.join(PARTS)}")
+    return frames
+
+
+def first_few(values: Sequence[object] | np.ndarray | pd.Series, limit: int = 5) -> str:
+    """The first values, and how many more: ``3, 4, 5, 6, 7 and 17 more``."""
+    shown = ", ".join(map(str, np.asarray(values[:limit]).tolist()))
+    return shown + (f" and {len(values) - limit} more" if len(values) > limit else "")
+
+
+def _read_table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a parquet file that can be read ({' '.join(str(error).split())})") from None
+
+
+def _check_columns(path: Path, table: pa.Table) -> None:
+    """Presence, type and nulls of the columns that mean something."""
+    missing = [name for name in (*_KEYS, "time_s") if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.column_names) or 'none'}")
+    if table.num_rows == 0:
+        raise UserError(f"{path}: the table has no rows")
+    expected = {
+        **dict.fromkeys(_KEYS, ("an integer", pa.types.is_integer)),
+        **dict.fromkeys(("time_s", "reward"), ("a number", _is_number)),
+        **dict.fromkeys(_LISTS, ("a list of numbers", _is_list_of_numbers)),
+        "success": ("true or false", pa.types.is_boolean),
+    }
+    for name, (words, is_right) in expected.items():
+        if name not in table.column_names:
+            continue
+        column = table.column(name)
+        rows = np.flatnonzero(column.is_null().to_numpy())
+        if column.null_count:
+            raise UserError(f"{path}: {name}: {len(rows)} of {len(column)} rows are empty (rows {first_few(rows)})")
+        if not is_right(column.type):
+            raise UserError(f"{path}: {name}: expected {words} per row, the column holds {column.type}")
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return is_list and _is_number(kind.value_type)
+
+
+def _check_finite(path: Path, table: pa.Table, name: str) -> None:
+    rows_of_values, column = np.arange(table.num_rows), table.column(name)
+    if name in _LISTS:
+        rows_of_values = np.repeat(rows_of_values, _lengths(column))
+        column = pa.chunked_array([chunk.flatten() for chunk in column.chunks])
+    values = column.to_numpy().astype("float64")  # an empty number becomes NaN
+    rows = np.unique(rows_of_values[~np.isfinite(values)])
+    if len(rows):
+        ids = table.column("frame_id").to_numpy()[rows]
+        counts = f"{len(rows)} of {table.num_rows} rows"
+        raise UserError(f"{path}: {name}: {counts} hold NaN, infinity or nothing (frames {first_few(ids)})")
+
+
+def _check_lengths(path: Path, table: pa.Table, name: str, expected: int | None) -> None:
+    lengths = _lengths(table.column(name))
+    wanted = int(lengths[0]) if expected is None else expected
+    rows = np.flatnonzero(lengths != wanted)
+    if len(rows):
+        ids = table.column("frame_id").to_numpy()[rows]
+        source = "the first row has" if expected is None else "recording.json names"
+        raise UserError(
+            f"{path}: {name}: {len(rows)} of {len(lengths)} rows hold {first_few(np.unique(lengths[rows]))} numbers, "
+            f"but {source} {wanted} (frames {first_few(ids)})"
+        )
+
+
+def _lengths(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pa.compute.list_value_length(column).to_numpy())
+
+
+def _check_ids(path: Path, frames: pd.DataFrame) -> None:
+    ids = frames["frame_id"]
+    negative, repeated = ids[ids < 0], ids[ids.duplicated()].unique()
+    if len(negative):
+        raise UserError(
+            f"{path}: frame_id: {len(negative)} of {len(ids)} are negative ({first_few(np.sort(negative))})"
+        )
+    if len(repeated):
+        raise UserError(
+            f"{path}: frame_id: {len(repeated)} ids are there more than once ({first_few(np.sort(repeated))})"
+        )
+
+
+def _check_episodes(path: Path, frames: pd.DataFrame) -> None:
+    """Within each episode: steps 0..n-1, and time and frame_id that rise with the step."""
+    ordered = frames.sort_values(["episode", "step", "frame_id"])
+    by_episode = ordered.groupby("episode")
+    expected = by_episode.cumcount()
+    wrong = ordered[ordered["step"] != expected].groupby("episode").head(1)
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise UserError(
+            f"{path}: step: not 0, 1, 2 ... in {len(wrong)} of {len(by_episode)} episodes: frames are missing or "
+            f"repeated (episode {first['episode']}: frame {first['frame_id']} has step {first['step']}, "
+            f"expected {expected[wrong.index[0]]})"
+        )
+    for name in ("time_s", "frame_id"):
+        rows = ordered[by_episode[name].diff() <= 0]
+        if len(rows):
+            values = "" if name == "frame_id" else f" with {name} {first_few(rows[name])}"
+            raise UserError(
+                f"{path}: {name}: does not rise with the step within an episode at {len(rows)} of {len(frames)} frames "
+                f"(frames {first_few(rows['frame_id'])}{values})"
+            )
