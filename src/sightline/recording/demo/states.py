@@ -1,0 +1,69 @@
+"""The states file: all that the renderer must know of what happened, one HDF5 group per episode.
+
+attributes                     format, fps (frames per second), steps (per episode), joints (names)
+episode_0000/mjcf     uint8    [bytes]      the scene, MJCF text in UTF-8; materials say what a geom is made of
+episode_0000/qpos     float64  [steps, nq]  MuJoCo's generalised positions at every frame (m, rad, quaternions w x y z)
+episode_0000/frame_id int64    [steps]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from sightline.errors import UserError
+
+FORMAT = "sightline demo states 1"
+
+
+@dataclass(frozen=True)
+class EpisodeStates:
+    """One episode: its scene (MJCF text), and for every frame its id [steps] and ``qpos`` [steps, nq]."""
+
+    mjcf: str
+    frame_id: np.ndarray
+    qpos: np.ndarray
+
+
+def write_states(path: Path, episodes: list[EpisodeStates], fps: float, joints: tuple[str, ...]) -> None:
+    """Write the states file: the same bytes for the same episodes."""
+    with h5py.File(path, "w") as file:
+        file.attrs["format"], file.attrs["fps"] = np.bytes_(FORMAT), fps
+        file.attrs["joints"], file.attrs["steps"] = np.array(joints, dtype="S"), len(episodes[0].qpos)
+        for number, episode in enumerate(episodes):
+            group = file.create_group(f"episode_{number:04d}")
+            group["mjcf"] = np.frombuffer(episode.mjcf.encode(), np.uint8)
+            group["frame_id"], group["qpos"] = episode.frame_id, episode.qpos
+
+
+class StatesFile:
+    """Reader of a states file.
+
+    Attributes:
+        fps: frames per second.
+        steps: frames per episode.
+        joints: names of the joint states.
+        names: names of the episodes, in order.
+
+    Raises:
+        UserError: missing file, or another kind of file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != np.bytes_(FORMAT):
+                    raise UserError(f"{path}: not a states file of stages/simulate.py (expected format {FORMAT!r})")
+                self.fps, self.steps = float(file.attrs["fps"]), int(file.attrs["steps"])
+                self.joints = tuple(name.decode() for name in file.attrs["joints"])
+                self.names = sorted(file)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read as HDF5: {error}; write it with stages/simulate.py") from None
+
+    def episode(self, name: str) -> EpisodeStates:
+        """Read the episode called ``name``."""
+        with h5py.File(self.path, "r") as file:
+            group = file[name]
+            return EpisodeStates(group["mjcf"][:].tobytes().decode(), group["frame_id"][:], group["qpos"][:])

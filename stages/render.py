@@ -1,0 +1,28 @@
+"""Render the demo recording: colour pictures of three cameras, depth images and masks of what was simulated."""
+
+import argparse
+from pathlib import Path
+
+from sightline.cli import run_stage
+from sightline.params import PartOfSection, Section
+from sightline.recording.demo.render import RenderParams, render_demo
+
+
+class DemoRender(PartOfSection):
+    render: RenderParams = RenderParams()
+
+
+class Params(Section):
+    demo: DemoRender = DemoRender()
+
+
+def main(args: argparse.Namespace, params: Params) -> None:
+    render_demo(params.demo.render, args.states, args.out, args.processes)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--states", type=Path, required=True, metavar="HDF5", help="states written by simulate.py")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="root of the recording to write")
+    parser.add_argument("--processes", type=int, metavar="N", help="episodes at a time (default: one per CPU)")
+    run_stage(parser, Params, main)

@@ -1,0 +1,28 @@
+"""Simulate the demo recording: two arms that reach for, grasp and lift objects, some of them in vain."""
+
+import argparse
+from pathlib import Path
+
+from sightline.cli import run_stage
+from sightline.params import PartOfSection, Section
+from sightline.recording.demo.simulate import SimulateParams, simulate_demo
+
+
+class DemoSimulate(PartOfSection):
+    simulate: SimulateParams = SimulateParams()
+
+
+class Params(Section):
+    demo: DemoSimulate = DemoSimulate()
+
+
+def main(args: argparse.Namespace, params: Params) -> None:
+    simulate_demo(params.demo.simulate, args.frames, args.states, args.processes)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=Path, required=True, metavar="PARQUET", help="frame index to write")
+    parser.add_argument("--states", type=Path, required=True, metavar="HDF5", help="states to write, for render.py")
+    parser.add_argument("--processes", type=int, metavar="N", help="episodes at a time (default: one per CPU)")
+    run_stage(parser, Params, main)
