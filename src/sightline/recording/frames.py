@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sightline.errors import UserError
@@ -41,7 +42,7 @@ def read_frames(path: Path, info: RecordingInfo | None = None) -> pd.DataFrame:
 
     Args:
         path: the table.
-        info: with it, the joints must be as many as it names.
+        info: with it, each row must have the joints that it names.
 
     Raises:
         UserError: not a parquet table, or one that breaks the contract at the top of this module. One line that
@@ -49,6 +50,8 @@ def read_frames(path: Path, info: RecordingInfo | None = None) -> pd.DataFrame:
     """
     table = _read_table(path)
     _check_columns(path, table)
+    if info and info.joints and "joints" not in table.column_names:
+        raise UserError(f"{path}: no column joints, but recording.json names {len(info.joints)} joints")
     for name in ("time_s", *_LISTS, "reward"):
         if name in table.column_names:
             _check_finite(path, table, name)
@@ -101,8 +104,10 @@ def _read_table(path: Path) -> pa.Table:
         raise UserError(f"{path}: no such file")
     try:
         with pq.ParquetFile(path) as file:
-            return file.read()
-    except (OSError, pa.ArrowException) as error:
+            table = file.read().replace_schema_metadata()  # else pandas' own notes may turn a column into row labels
+        str(table.schema)  # names that are not text fail here, not later
+        return table
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a parquet file that can be read ({' '.join(str(error).split())})") from None
 
 
@@ -166,7 +171,7 @@ def _check_lengths(path: Path, table: pa.Table, name: str, expected: int | None)
 
 
 def _lengths(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(pa.compute.list_value_length(column).to_numpy())
+    return np.asarray(pc.list_value_length(column).to_numpy())
 
 
 def _check_ids(path: Path, frames: pd.DataFrame) -> None:
