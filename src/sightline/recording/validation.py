@@ -62,8 +62,8 @@ def validate_recording(
         indices["frames"] = index
     else:
         index = read_index(out_dir / "frames.parquet")
-    folders = image_folders(recording, info) if only is None else [only] if only != "frames" else []
-    for folder in folders:
+    pieces = image_folders(recording, info) if only is None else [only]
+    for folder in (piece for piece in pieces if piece != "frames"):
         name = folder.replace("/", "_")
         try:
             indices[name], metrics[name] = check_images(recording, folder, info, index, data.on_error, processes)

@@ -1,0 +1,87 @@
+"""The split: whole episodes, or blocks with guards; a pure function of what is split, the shares and the seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sightline.errors import UserError
+from sightline.recording.split import PARTS, SplitParams, split_blocks, split_episodes
+
+episode_sets = st.sets(st.integers(0, 10**9), min_size=3, max_size=60)
+seeds = st.integers(0, 2**40)
+shares = st.tuples(st.floats(0.01, 0.98), st.floats(0.01, 0.98)).filter(lambda pair: sum(pair) < 1)
+split_params = st.builds(
+    lambda pair, guard: SplitParams(val=pair[0], test=pair[1], guard=guard), shares, st.integers(0, 9)
+)
+
+
+@given(episode_sets, split_params, seeds, st.randoms())
+def test_order_and_repetition_do_not_matter(episodes, params, seed, random):
+    shuffled = list(episodes) * 2
+    random.shuffle(shuffled)
+    assert split_episodes(np.array(shuffled), params, seed) == split_episodes(sorted(episodes), params, seed)
+
+
+@given(episode_sets, split_params, seeds)
+def test_each_episode_is_in_one_part_and_no_part_is_empty(episodes, params, seed):
+    split = split_episodes(episodes, params, seed)
+    assert set(split) == episodes
+    assert set(split.values()) == set(PARTS)
+
+
+@given(st.integers(20, 200), shares, seeds)
+def test_parts_have_the_shares_asked_for(n, pair, seed):
+    parts = list(split_episodes(range(n), SplitParams(val=pair[0], test=pair[1]), seed).values())
+    assert abs(parts.count("val") - n * pair[0]) <= 1
+    assert abs(parts.count("test") - n * pair[1]) <= 1
+
+
+@given(episode_sets, st.integers(10**9 + 1, 2 * 10**9), split_params, seeds)
+def test_a_further_episode_moves_few_others(episodes, new, params, seed):
+    before = split_episodes(episodes, params, seed)
+    after = split_episodes(episodes | {new}, params, seed)
+    assert len({e for e in episodes if (before[e] == "test") != (after[e] == "test")}) <= 1
+    assert len({e for e in episodes if (before[e] == "val") != (after[e] == "val")}) <= 1
+
+
+def test_the_seed_changes_the_split():
+    splits = {tuple(split_episodes(range(30), SplitParams(), seed).items()) for seed in range(5)}
+    assert len(splits) == 5
+
+
+def test_the_split_of_a_seed_stays_as_published():
+    split = split_episodes(range(10), SplitParams(val=0.2, test=0.2), seed=0)
+    assert [e for e in split if split[e] == "val"] == [1, 5]
+    assert [e for e in split if split[e] == "test"] == [4, 7]
+
+
+@pytest.mark.parametrize("episodes", [[], [4], [4, 4, 7]])
+def test_fewer_than_three_episodes_are_refused(episodes):
+    with pytest.raises(UserError, match=rf"^{len(set(episodes))} episodes.*three are needed"):
+        split_episodes(episodes, SplitParams(), 0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"val": 0.0}, {"test": 1.0}, {"val": 0.5, "test": 0.5}, {"guard": -1}, {"train": 0.7}]
+)
+def test_impossible_shares_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        SplitParams(**wrong)
+
+
+@given(st.integers(0, 400), split_params)
+def test_blocks_are_contiguous_with_guards_between(n, params):
+    if n < 3 + 4 * params.guard:
+        with pytest.raises(UserError, match=f"^{n} frames are too few"):
+            split_blocks(n, params)
+        return
+    parts = split_blocks(n, params)
+    assert len(parts) == n
+    train, val, test = (np.flatnonzero(parts == part) for part in PARTS)
+    for block in (train, val, test):
+        assert (np.diff(block) == 1).all()
+    assert val[0] - train[-1] == test[0] - val[-1] == 2 * params.guard + 1
+    assert (parts == "guard").sum() == 4 * params.guard
+    assert (train[0], test[-1]) == (0, n - 1)
