@@ -8,7 +8,7 @@ frames.parquet: one row per frame
     joints    [J]     optional: joint states, in the order of recording.json's ``joints``
     actions   [A]     optional
     reward    float   optional
-    success   bool    optional: the task is done in this frame; an episode succeeds if one of its frames does
+    success   bool    optional: an episode has succeeded if any of its frames says so
 Other columns are kept as they are.
 
 frame index: the sound frames, with columns frame_id, episode, step, time_s, split (train, val, test)
