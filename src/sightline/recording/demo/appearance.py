@@ -87,14 +87,13 @@ def take_picture(world: World, look: Look, pose: Pose, sensor: Pinhole, split: i
         display values float [H, W, 3]; int32 [H, W], -1 where there is nothing.
     """
     hits = world.view(pose, sensor)
-    colours = shade(world, look, hits)
-    image = colours.reshape(sensor.height, sensor.width, 3)
+    colours = shade(world, look, hits)  # (H * W, 3)
     if split > 1:
-        pixels = np.flatnonzero(_busy(image))
+        pixels = np.flatnonzero(_busy(colours.reshape(sensor.height, sensor.width, 3)))
         rays = pose.to_world(sensor.rays(pixels, split))
         fine = shade(world, look, world.cast(pose.position, rays)).reshape(len(pixels), split * split, 3)
-        colours[pixels] = sum(fine[:, i] for i in range(split * split)) / (split * split)  # view of `image`
-    return image, hits.geom.reshape(sensor.height, sensor.width)
+        colours[pixels] = sum(fine[:, i] for i in range(split * split)) / (split * split)
+    return colours.reshape(sensor.height, sensor.width, 3), hits.geom.reshape(sensor.height, sensor.width)
 
 
 def _busy(image: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
+from sightline.errors import UserError
 from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder
 from sightline.params import Section
 from sightline.recording.demo.appearance import CLASSES, draw_look, take_picture
@@ -77,6 +78,8 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
     Raises:
         UserError: missing or foreign states file, fewer than one process, or a path that cannot be written.
     """
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: is not a folder; choose another output path")
     states = StatesFile(states_path)
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     scratch = scratch_folder("render", fingerprint(params.model_dump(), file_sha256(states_path), code))
@@ -108,9 +111,12 @@ def _render_job(job: _Job) -> None:
 
 def _render_episode(job: _Job, folder: Path) -> None:
     params, episode = job.params, job.states.episode(job.states.names[job.number])
-    look_rng, noise = (np.random.default_rng([params.seed, job.number, stream]) for stream in (2, 3))
+    rng = {  # one stream for each purpose: another size of one picture leaves the noise of the others as it was
+        purpose: np.random.default_rng([params.seed, job.number, 2 + stream])
+        for stream, purpose in enumerate(("look", *FOLDERS))
+    }
     world = World(episode.mjcf)
-    look = draw_look(world, look_rng)
+    look = draw_look(world, rng["look"])
     global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
     wrist_sensor = Pinhole(params.wrist_size, params.wrist_size, WRIST_FIELD_OF_VIEW_DEG)
     depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
@@ -122,13 +128,13 @@ def _render_episode(job: _Job, folder: Path) -> None:
         for side in ("left", "right"):
             pose = WRIST_POSE.on(world.body_pose(f"{side}_hand"))
             colours, _ = take_picture(world, look, pose, wrist_sensor, params.antialias)
-            images[f"rgb/{side}_wrist"] = _to_bytes(colours, params.rgb_noise, noise)
+            images[f"rgb/{side}_wrist"] = _to_bytes(colours, params.rgb_noise, rng[f"rgb/{side}_wrist"])
         colours, geom = take_picture(world, look, look.global_camera, global_sensor, params.antialias)
-        images["rgb/global"] = _to_bytes(colours, params.rgb_noise, noise)
+        images["rgb/global"] = _to_bytes(colours, params.rgb_noise, rng["rgb/global"])
         images["masks"] = look.class_id[geom]
         hits = world.view(look.global_camera, depth_pinhole)
         shape = (params.depth_height, params.depth_width)
-        images["depth"] = depth_sensor.measure(hits.distance.reshape(shape), hits.facing().reshape(shape), noise)
+        images["depth"] = depth_sensor.measure(hits.distance.reshape(shape), hits.facing().reshape(shape), rng["depth"])
         for name, image in images.items():
             Image.fromarray(image).save(folder / name / f"{frame_id:06d}.png", compress_level=3)
 

@@ -1,9 +1,9 @@
 """The states file: all that the renderer must know of what happened, one HDF5 group per episode.
 
 attributes                     format, fps (frames per second), steps (per episode), joints (names)
-episode_0000/mjcf     uint8    [bytes]      the scene, MJCF text in UTF-8; materials say what a geom is made of
-episode_0000/qpos     float64  [steps, nq]  MuJoCo's generalised positions at every frame (m, rad, quaternions w x y z)
-episode_0000/frame_id int64    [steps]
+episode_000000/mjcf     uint8    [bytes]      the scene, MJCF text in UTF-8; materials say what a geom is made of
+episode_000000/qpos     float64  [steps, nq]  MuJoCo's generalised positions at every frame (m, rad, quaternions w x y z)
+episode_000000/frame_id int64    [steps]
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def write_states(path: Path, episodes: list[EpisodeStates], fps: float, joints: 
         file.attrs["format"], file.attrs["fps"] = np.bytes_(FORMAT), fps
         file.attrs["joints"], file.attrs["steps"] = np.array(joints, dtype="S"), len(episodes[0].qpos)
         for number, episode in enumerate(episodes):
-            group = file.create_group(f"episode_{number:04d}")
+            group = file.create_group(f"episode_{number:06d}")
             group["mjcf"] = np.frombuffer(episode.mjcf.encode(), np.uint8)
             group["frame_id"], group["qpos"] = episode.frame_id, episode.qpos
 
@@ -52,6 +52,8 @@ class StatesFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; write it with stages/simulate.py")
         try:
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != np.bytes_(FORMAT):
@@ -60,7 +62,7 @@ class StatesFile:
                 self.joints = tuple(name.decode() for name in file.attrs["joints"])
                 self.names = sorted(file)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read as HDF5: {error}; write it with stages/simulate.py") from None
+            raise UserError(f"{path}: not a readable HDF5 file ({error}); write it with stages/simulate.py") from None
 
     def episode(self, name: str) -> EpisodeStates:
         """Read the episode called ``name``."""
