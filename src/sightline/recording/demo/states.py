@@ -1,9 +1,11 @@
 """The states file: all that the renderer must know of what happened, one HDF5 group per episode.
 
-attributes                     format, fps (frames per second), steps (per episode), joints (names)
-episode_000000/mjcf     uint8    [bytes]      the scene, MJCF text in UTF-8; materials say what a geom is made of
-episode_000000/qpos     float64  [steps, nq]  MuJoCo's generalised positions at every frame (m, rad, quaternions w x y z)
-episode_000000/frame_id int64    [steps]
+    attributes                                    format, fps (frames per second), steps (per episode), joints (names)
+    episode_000000/mjcf     uint8    [bytes]      the scene, MJCF text; materials say what a geom is made of
+    episode_000000/qpos     float64  [steps, nq]  MuJoCo's positions at every frame: m, rad, unit quaternions
+    episode_000000/frame_id int64    [steps]
+
+The order of ``qpos``, and so where each object is, is told by `sightline.recording.demo.scene.scene_xml`.
 """
 
 from dataclasses import dataclass
