@@ -15,11 +15,11 @@ from pydantic import Field, model_validator
 
 from sightline.errors import UserError
 from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder
+from sightline.parallel import unordered_map
 from sightline.params import Section
 from sightline.recording.demo.appearance import CLASSES, draw_look, take_picture
 from sightline.recording.demo.camera import DepthSensor, Pinhole, Pose, World
 from sightline.recording.demo.states import StatesFile
-from sightline.recording.demo.workers import over_episodes
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
@@ -46,7 +46,7 @@ class RenderParams(Section):
     depth_near_mm: int = Field(default=250, ge=1, le=65534, description="nearer is no reading, millimetres")
     depth_far_mm: int = Field(default=1500, ge=2, le=65535, description="farther is no reading, millimetres")
     depth_noise_mm: float = Field(
-        default=1.5, ge=0, le=100, description="sigma at 1 m, grows with distance squared, millimetres"
+        default=1.0, ge=0, le=100, description="sigma at 1 m, grows with distance squared, millimetres"
     )
     depth_dropout: float = Field(default=0.002, ge=0, le=1, description="share of pixels without a reading, anywhere")
 
@@ -84,7 +84,9 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     scratch = scratch_folder("render", fingerprint(params.model_dump(), file_sha256(states_path), code))
     jobs = [_Job(params, states, number, scratch / name) for number, name in enumerate(states.names)]
-    for _ in over_episodes(_render_job, jobs, states.steps, processes, "render"):
+    to_do = [(job, states.steps) for job in jobs if not job.folder.is_dir()]  # the others were done before
+    frames = len(jobs) * states.steps
+    for _ in unordered_map(_render_job, to_do, total=frames, unit="frame", title="render", processes=processes):
         pass
     for folder in FOLDERS:
         with atomic_output(root / folder) as temporary:
@@ -101,8 +103,6 @@ def _recording_info(states: StatesFile) -> RecordingInfo:
 
 
 def _render_job(job: _Job) -> None:
-    if job.folder.is_dir():
-        return  # finished before an interruption
     with atomic_output(job.folder) as folder:
         for name in FOLDERS:
             (folder / name).mkdir(parents=True)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from sightline.files import atomic_output
+from sightline.parallel import unordered_map
 from sightline.params import Section
 from sightline.recording.demo.control import HOME_RAD, Arm, Policy, draw_task
 from sightline.recording.demo.headless import mujoco
@@ -28,7 +29,6 @@ from sightline.recording.demo.scene import (
     scene_xml,
 )
 from sightline.recording.demo.states import EpisodeStates, write_states
-from sightline.recording.demo.workers import over_episodes
 
 FPS = 10
 PHYSICS_STEPS = round(1 / (FPS * PHYSICS_STEP_S))  # per control step
@@ -72,17 +72,20 @@ def simulate_demo(params: SimulateParams, frames_path: Path, states_path: Path, 
     Raises:
         UserError: fewer than one process, or a path that cannot be written.
     """
-    jobs = [(params, number) for number in range(params.episodes)]
-    episodes = list(over_episodes(_simulate_job, jobs, params.steps, processes, "simulate"))
-    frame_ids = np.arange(params.episodes * params.steps).reshape(params.episodes, params.steps)
+    jobs = [((params, number), params.steps) for number in range(params.episodes)]
+    frames = params.episodes * params.steps
+    done = unordered_map(_simulate_job, jobs, total=frames, unit="frame", title="simulate", processes=processes)
+    episodes = [episode for _, episode in sorted(done, key=lambda numbered: numbered[0])]
+    frame_ids = np.arange(frames).reshape(params.episodes, params.steps)
     states = [EpisodeStates(e.mjcf, ids, e.qpos) for e, ids in zip(episodes, frame_ids, strict=True)]
     with atomic_output(frames_path) as frames_file, atomic_output(states_path) as states_file:
         pq.write_table(_frames_table(episodes, frame_ids), frames_file)
         write_states(states_file, states, FPS, JOINTS)
 
 
-def _simulate_job(job: tuple[SimulateParams, int]) -> Episode:
-    return simulate_episode(*job)
+def _simulate_job(job: tuple[SimulateParams, int]) -> tuple[int, Episode]:
+    params, number = job
+    return number, simulate_episode(params, number)
 
 
 def simulate_episode(params: SimulateParams, number: int) -> Episode:
