@@ -17,42 +17,48 @@ split_params = st.builds(
 )
 
 
+def seeded(params: SplitParams, seed: int) -> SplitParams:
+    return params.model_copy(update={"seed": seed})
+
+
 @given(episode_sets, split_params, seeds, st.randoms())
 def test_order_and_repetition_do_not_matter(episodes, params, seed, random):
     shuffled = list(episodes) * 2
     random.shuffle(shuffled)
-    assert split_episodes(np.array(shuffled), params, seed) == split_episodes(sorted(episodes), params, seed)
+    assert split_episodes(np.array(shuffled), seeded(params, seed)) == split_episodes(
+        sorted(episodes), seeded(params, seed)
+    )
 
 
 @given(episode_sets, split_params, seeds)
 def test_each_episode_is_in_one_part_and_no_part_is_empty(episodes, params, seed):
-    split = split_episodes(episodes, params, seed)
+    split = split_episodes(episodes, seeded(params, seed))
     assert set(split) == episodes
     assert set(split.values()) == set(PARTS)
 
 
 @given(st.integers(20, 200), shares, seeds)
 def test_parts_have_the_shares_asked_for(n, pair, seed):
-    parts = list(split_episodes(range(n), SplitParams(val=pair[0], test=pair[1]), seed).values())
-    assert abs(parts.count("val") - n * pair[0]) <= 1
-    assert abs(parts.count("test") - n * pair[1]) <= 1
+    parts = list(split_episodes(range(n), SplitParams(val=pair[0], test=pair[1], seed=seed)).values())
+    assert abs(parts.count("val") - n * pair[0]) < 2  # rounded, and one given up where train would be empty
+    assert abs(parts.count("test") - n * pair[1]) < 2
 
 
 @given(episode_sets, st.integers(10**9 + 1, 2 * 10**9), split_params, seeds)
 def test_a_further_episode_moves_few_others(episodes, new, params, seed):
-    before = split_episodes(episodes, params, seed)
-    after = split_episodes(episodes | {new}, params, seed)
+    before = split_episodes(episodes, seeded(params, seed))
+    after = split_episodes(episodes | {new}, seeded(params, seed))
     assert len({e for e in episodes if (before[e] == "test") != (after[e] == "test")}) <= 1
     assert len({e for e in episodes if (before[e] == "val") != (after[e] == "val")}) <= 1
 
 
 def test_the_seed_changes_the_split():
-    splits = {tuple(split_episodes(range(30), SplitParams(), seed).items()) for seed in range(5)}
+    splits = {tuple(split_episodes(range(30), SplitParams(seed=seed)).items()) for seed in range(5)}
     assert len(splits) == 5
 
 
 def test_the_split_of_a_seed_stays_as_published():
-    split = split_episodes(range(10), SplitParams(val=0.2, test=0.2), seed=0)
+    split = split_episodes(range(10), SplitParams(val=0.2, test=0.2))
     assert [e for e in split if split[e] == "val"] == [1, 5]
     assert [e for e in split if split[e] == "test"] == [4, 7]
 
@@ -60,7 +66,7 @@ def test_the_split_of_a_seed_stays_as_published():
 @pytest.mark.parametrize("episodes", [[], [4], [4, 4, 7]])
 def test_fewer_than_three_episodes_are_refused(episodes):
     with pytest.raises(UserError, match=rf"^{len(set(episodes))} episodes.*three are needed"):
-        split_episodes(episodes, SplitParams(), 0)
+        split_episodes(episodes, SplitParams())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from sightline.errors import UserError
 from sightline.recording.frames import read_frames, read_index, write_index
 from sightline.recording.images import read_depth
 from sightline.recording.layout import DepthInfo, RecordingInfo, read_recording_info, write_recording_info
-from sightline.recording.validation import DataPart, validate_recording
+from sightline.recording.split import DataPart
+from sightline.recording.validation import validate_recording
 
 REPOSITORY = Path(__file__).parents[1]
 SKIP = DataPart(on_error="skip")
@@ -69,20 +70,20 @@ def refused(recording: Path, data: DataPart | None = None, **options) -> list[st
     out_dir = recording.parent / "out"
     before = sorted(out_dir.glob("*"))
     with pytest.raises(UserError) as error:
-        validate_recording(recording, out_dir, data or DataPart(), 0, **{"processes": 1} | options)
+        validate_recording(recording, out_dir, data or DataPart(), **{"processes": 1} | options)
     assert sorted(out_dir.glob("*")) == before
     return str(error.value).splitlines()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # A sound recording
 
 
 def test_a_sound_recording_is_indexed_and_measured(recording, tmp_path):
-    metrics = validate_recording(recording, tmp_path / "out", DataPart(), 0, processes=1)
+    metrics = validate_recording(recording, tmp_path / "out", DataPart(), processes=1)
 
     index = read_index(tmp_path / "out/frames.parquet")
     assert index["frame_id"].tolist() == list(range(100, 120))
@@ -91,25 +92,25 @@ def test_a_sound_recording_is_indexed_and_measured(recording, tmp_path):
         "depth.parquet",
         "frames.parquet",
         "masks.parquet",
-        "rgb_global.parquet",
+        "rgb/global.parquet",
     ]
-    assert read_index(tmp_path / "out/rgb_global.parquet").equals(index)
+    assert read_index(tmp_path / "out/rgb/global.parquet").equals(index)
     assert read_index(tmp_path / "out/masks.parquet").equals(index[::2].reset_index(drop=True))
     one_part = {"episodes": 1, "frames": 5}
     assert metrics["frames"] == {
         "episodes": 4, "frames": 20, "train": {"episodes": 2, "frames": 10}, "val": one_part, "test": one_part,
         "success_rate": 0.75,
     }  # fmt: skip
-    assert metrics["rgb_global"] == {"images": 20, "broken": 0, "missing": 0, "skipped": 0, "sound": 20}
+    assert metrics["rgb/global"] == {"images": 20, "broken": 0, "missing": 0, "skipped": 0, "sound": 20}
     assert metrics["masks"]["images"] == metrics["masks"]["missing"] == metrics["masks"]["sound"] == 10
     json.dumps(metrics)
 
 
 def test_piece_by_piece_gives_the_same_as_all_at_once(recording, tmp_path):
-    whole = validate_recording(recording, tmp_path / "whole", DataPart(), 7, processes=1)
+    whole = validate_recording(recording, tmp_path / "whole", DataPart(), processes=1)
     pieces = {}
     for only in ("frames", "depth", "masks", "rgb/global"):
-        pieces |= validate_recording(recording, tmp_path / "pieces", DataPart(), 7, only=only, processes=1)
+        pieces |= validate_recording(recording, tmp_path / "pieces", DataPart(), only=only, processes=1)
     assert pieces == whole
     assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
 
@@ -124,9 +125,9 @@ def test_the_number_of_processes_changes_nothing(recording, tmp_path):
     (recording / "depth/001077.png").write_bytes(b"")
     answers = []
     for n in (1, 2):
-        validate_recording(recording, tmp_path / str(n), DataPart(), 0, only="frames")
+        validate_recording(recording, tmp_path / str(n), DataPart(), only="frames")
         with pytest.warns(UserWarning, match="2 of 80 depth images"):
-            answers.append(validate_recording(recording, tmp_path / str(n), SKIP, 0, only="depth", processes=n))
+            answers.append(validate_recording(recording, tmp_path / str(n), SKIP, only="depth", processes=n))
     assert answers[0] == answers[1]
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
@@ -138,7 +139,7 @@ def test_depth_and_mask_figures_are_those_of_the_pixels(recording, tmp_path):
         (recording / folder).rename(tmp_path / folder)
     save_images(recording / "depth", depth)
     save_images(recording / "masks", {104: np.array([[0, 1], [1, 255]], np.uint8)})
-    metrics = validate_recording(recording, tmp_path / "out", DataPart(), 0, processes=1)
+    metrics = validate_recording(recording, tmp_path / "out", DataPart(), processes=1)
     assert metrics["depth"]["invalid_share"] == {"mean": 0.475, "max": 0.5}
     values = np.concatenate([image.ravel() for image in depth.values()])
     valid = np.sort(values[(values > 0) & (values < 65535)])
@@ -224,16 +225,16 @@ def test_skip_leaves_frames_out_of_that_folder_only(recording, tmp_path):
     (recording / "depth/000103.png").unlink()
     (recording / "depth/000101.png").write_bytes(b"")
     with pytest.warns(UserWarning, match="2 of 20 depth images .* frames 101, 103$"):
-        metrics = validate_recording(recording, tmp_path / "out", SKIP, 0, processes=1)
+        metrics = validate_recording(recording, tmp_path / "out", SKIP, processes=1)
     assert {k: metrics["depth"][k] for k in ("images", "broken", "missing", "skipped", "sound")} == {
         "images": 19, "broken": 1, "missing": 1, "skipped": 2, "sound": 18,
     }  # fmt: skip
     assert set(range(100, 120)) - set(read_index(tmp_path / "out/depth.parquet")["frame_id"]) == {101, 103}
-    assert len(read_index(tmp_path / "out/rgb_global.parquet")) == 20
+    assert len(read_index(tmp_path / "out/rgb/global.parquet")) == 20
 
 
 def test_skip_that_empties_a_part_of_the_split_is_refused(recording, tmp_path):
-    validate_recording(recording, tmp_path / "other", DataPart(), 0, only="frames")
+    validate_recording(recording, tmp_path / "other", DataPart(), only="frames")
     index = read_index(tmp_path / "other/frames.parquet")
     for frame_id in index["frame_id"][index["split"] == "val"]:
         (recording / f"depth/{frame_id:06d}.png").write_bytes(b"")
@@ -245,7 +246,7 @@ def test_skip_that_empties_a_part_of_the_split_is_refused(recording, tmp_path):
 def test_images_of_no_frame_are_counted_but_not_read(recording, tmp_path):
     (recording / "depth/000999.png").write_bytes(b"")
     with pytest.warns(UserWarning, match="1 of 21 images belong to no frame"):
-        metrics = validate_recording(recording, tmp_path / "out", DataPart(), 0, processes=1)
+        metrics = validate_recording(recording, tmp_path / "out", DataPart(), processes=1)
     assert metrics["depth"]["images"] == 20
 
 
@@ -259,7 +260,7 @@ def test_what_recording_json_does_not_describe_is_said(recording, tmp_path):
     info = read_recording_info(recording / "recording.json").model_copy(update={"depth": None, "cameras": ()})
     write_recording_info(recording / "recording.json", info)
     with pytest.warns(UserWarning, match="does not describe depth, rgb/global"):
-        metrics = validate_recording(recording, tmp_path / "out", DataPart(), 0, processes=1)
+        metrics = validate_recording(recording, tmp_path / "out", DataPart(), processes=1)
     assert sorted(metrics) == ["frames", "masks"]
     for only in ("depth", "rgb/global", "nonsense"):
         assert refused(recording, only=only)[0].startswith(f"{only}: recording.json does not describe it")
@@ -278,7 +279,7 @@ def test_a_folder_that_is_missing_is_refused(recording):
 def test_the_recording_itself_cannot_be_the_output(recording):
     before = contents(recording.joinpath("masks")), (recording / "frames.parquet").read_bytes()
     with pytest.raises(UserError, match="is the recording itself"):
-        validate_recording(recording, recording, DataPart(), 0)
+        validate_recording(recording, recording, DataPart())
     assert before == (contents(recording.joinpath("masks")), (recording / "frames.parquet").read_bytes())
 
 
@@ -404,7 +405,7 @@ def test_the_command_writes_metrics_and_prints_errors_without_traceback(recordin
         "--metrics-dir",
         tmp_path / "m",
     ]
-    options = ["--only", "frames", "--set", "data.split.val=0.5", "--set", "seed=3"]
+    options = ["--only", "frames", "--set", "data.split.val=0.5", "--set", "data.split.seed=3"]
     subprocess.run([*command, *options], check=True, cwd=tmp_path)
     metrics = json.loads((tmp_path / "m/metrics.json").read_text())
     assert metrics["frames"]["val"] == {"episodes": 2, "frames": 10}

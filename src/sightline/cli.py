@@ -1,12 +1,15 @@
 """What every stage script shares: its command line, its typed parameters, and one-line errors."""
 
 import argparse
+import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sightline.errors import UserError
+from sightline.files import write_json
 from sightline.params import Section, load_params
 
 P = TypeVar("P", bound=Section)
@@ -19,12 +22,18 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
     error and exit status 1; Ctrl-C becomes exit status 130.
     """
     group = parser.add_argument_group("parameters (outside DVC)")
-    group.add_argument("--params", type=Path, metavar="FILE", help="YAML file with sections (default: ./params.yaml where there is one)")
+    group.add_argument(
+        "--params",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with sections (default: ./params.yaml where there is one)",
+    )
     group.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
         help=f"wins over the file, may be repeated; sections: {', '.join(params.model_fields)}",
     )  # fmt: skip
     args = parser.parse_args()
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
         main(args, load_params(params, args.params, args.set))
     except UserError as error:
@@ -33,3 +42,16 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def report(figures: dict[str, Any], metrics_dir: Path | None) -> None:
+    """Write ``figures`` to ``metrics_dir/metrics.json``; without a folder, print them."""
+    if metrics_dir:
+        write_json(metrics_dir / "metrics.json", figures)
+    else:
+        print(json.dumps(figures, indent=2))
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    if issubclass(category, UserWarning):  # what the user may want to change; the rest is for developers
+        print(f"warning: {message}", file=sys.stderr)

@@ -43,8 +43,13 @@ def load_params(model: type[P], params_file: Path | None = None, assignments: It
     stage, assignments = os.environ.get("DVC_STAGE"), list(assignments)
     if stage:
         if params_file or assignments:
-            raise UserError("--params and --set are for runs by hand; inside DVC use `dvc exp run -S section.key=value`")
-        tree, source = _declared_params(stage), f"params.yaml (as declared by stage {stage})"
+            raise UserError(
+                "--params and --set are for runs by hand; inside DVC use `dvc exp run -S section.key=value`"
+            )
+        tree, source = (
+            _declared_params(stage) if model.model_fields else {},
+            f"params.yaml (as declared by stage {stage})",
+        )
     else:
         tree, source = _file_params(params_file, model)
     for assignment in assignments:
@@ -58,7 +63,8 @@ def load_params(model: type[P], params_file: Path | None = None, assignments: It
         message = {
             "extra_forbidden": f"unknown key; known here: {', '.join(_known_keys(model, first['loc'])) or 'none'}",
             "missing": "is missing",
-        }.get(first["type"], f"{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}")
+            "value_error": first["msg"].removeprefix("Value error, "),
+        }.get(first["type"], f"{first['msg']}, got {first['input']!r}")
         raise UserError(f"{source}: {key}: {message}{more}") from None
 
 
@@ -79,7 +85,7 @@ def _declared_params(stage: str) -> dict[str, Any]:
 def _file_params(params_file: Path | None, model: type[Section]) -> tuple[dict[str, Any], str]:
     path = params_file or Path("params.yaml")
     if params_file is None and not path.is_file():
-        return {}, "--set"
+        return {}, "parameters"
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     except (OSError, UnicodeDecodeError) as error:

@@ -28,7 +28,9 @@ def list_images(folder: Path) -> dict[int, Path]:
             continue
         number = re.search(r"(\d+)\D*$", path.stem)
         if number is None:
-            raise UserError(f"{path}: the file name has no number to use as frame id; rename it, e.g. to 000001{path.suffix}")
+            raise UserError(
+                f"{path}: the file name has no number to use as frame id; rename it, e.g. to 000001{path.suffix}"
+            )
         other = images.setdefault(int(number[1]), path)
         if other is not path:
             raise UserError(f"{path}: same frame id {int(number[1])} as {other.name}; frame ids must be unique")
@@ -55,7 +57,9 @@ def read_depth(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: broken image ({str(error).replace(str(path), path.name)}); record or copy it again") from None
+        raise UserError(
+            f"{path}: broken image ({str(error).replace(str(path), path.name)}); record or copy it again"
+        ) from None
 
 
 def read_pixels(path: Path, modes: tuple[str, ...]) -> np.ndarray:
@@ -72,4 +76,6 @@ def read_pixels(path: Path, modes: tuple[str, ...]) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: broken image ({str(error).replace(str(path), path.name)}); record or copy it again") from None
+        raise UserError(
+            f"{path}: broken image ({str(error).replace(str(path), path.name)}); record or copy it again"
+        ) from None

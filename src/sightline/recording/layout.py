@@ -1,10 +1,10 @@
 """The layout of a recording on disk: ``recording.json`` and the folders of images.
 
-    <root>/recording.json                    what the recording is (`RecordingInfo`)
-    <root>/frames.parquet                    one row per frame, see `sightline.recording.frames`
-    <root>/rgb/<camera>/<frame_id:06d>.png   uint8 RGB, any size
-    <root>/depth/<frame_id:06d>.png          uint16, one channel, any size
-    <root>/masks/<frame_id:06d>.png          uint8 class ids, 255 = ignore; may be sparse or absent
+<root>/recording.json                    what the recording is (`RecordingInfo`)
+<root>/frames.parquet                    one row per frame, see `sightline.recording.frames`
+<root>/rgb/<camera>/<frame_id:06d>.png   uint8 RGB, any size
+<root>/depth/<frame_id:06d>.png          uint16, one channel, any size
+<root>/masks/<frame_id:06d>.png          uint8 class ids, 255 = ignore; may be sparse or absent
 """
 
 import json
@@ -54,7 +54,9 @@ def read_recording_info(path: Path) -> RecordingInfo:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
 
 
 def write_recording_info(path: Path, info: RecordingInfo) -> None:

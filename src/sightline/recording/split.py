@@ -6,12 +6,13 @@ neighbours of its training frames looks better than it is.
 
 import hashlib
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from sightline.errors import UserError
-from sightline.params import Section
+from sightline.params import PartOfSection, Section
 
 PARTS = ("train", "val", "test")
 GUARD = "guard"  # a frame between two blocks, in no part
@@ -20,6 +21,7 @@ GUARD = "guard"  # a frame between two blocks, in no part
 class SplitParams(Section):
     """How much goes to each part; ``train`` is the rest."""
 
+    seed: int = Field(default=0, ge=0, description="which episodes go where; a bare folder is split in order")
     val: float = Field(default=0.15, gt=0, lt=1, description="share of the episodes (or frames of a bare folder)")
     test: float = Field(default=0.15, gt=0, lt=1, description="share of the episodes (or frames of a bare folder)")
     guard: int = Field(default=10, ge=0, description="frames left out on each side of a border between blocks")
@@ -31,10 +33,17 @@ class SplitParams(Section):
         return self
 
 
-def split_episodes(episodes: Iterable[int] | np.ndarray, params: SplitParams, seed: int) -> dict[int, str]:
+class DataPart(PartOfSection):
+    """What the stages that read images take of the section ``data``."""
+
+    on_error: Literal["fail", "skip"] = "fail"
+    split: SplitParams = SplitParams()
+
+
+def split_episodes(episodes: Iterable[int] | np.ndarray, params: SplitParams) -> dict[int, str]:
     """Map each episode to ``train``, ``val`` or ``test``, sorted by episode.
 
-    A pure function of the set of episode ids, ``params`` and ``seed``: neither the order nor repetitions matter, and
+    A pure function of the set of episode ids and ``params``: neither the order nor repetitions matter, and
     no random generator whose stream might change with a version is asked. Every part gets at least one episode.
     Episodes are ranked by a hash; the first are for testing, the last for validation. So a further episode moves at
     most one other into or out of each of the two.
@@ -50,7 +59,7 @@ def split_episodes(episodes: Iterable[int] | np.ndarray, params: SplitParams, se
         names = f" ({', '.join(map(str, unique))})" if unique else ""
         raise UserError(f"{len(unique)} episodes{names}; three are needed, one each to train, validate and test")
     n_val, n_test = _counts(len(unique), params)
-    ranked = sorted(unique, key=lambda episode: hashlib.sha256(f"{seed}:{episode}".encode()).digest())
+    ranked = sorted(unique, key=lambda episode: hashlib.sha256(f"{params.seed}:{episode}".encode()).digest())
     test, val = set(ranked[:n_test]), set(ranked[-n_val:])
     return {e: "test" if e in test else "val" if e in val else "train" for e in unique}
 

@@ -16,26 +16,18 @@ import pandas as pd
 
 from sightline.errors import UserError
 from sightline.parallel import unordered_map
-from sightline.params import PartOfSection
 from sightline.recording.frames import first_few, read_frames, read_index, write_index
 from sightline.recording.images import list_images, read_depth, read_pixels
 from sightline.recording.layout import RecordingInfo, read_recording_info
-from sightline.recording.split import PARTS, SplitParams, split_episodes
+from sightline.recording.split import PARTS, DataPart, SplitParams, split_episodes
 
 IGNORE = 255  # mask pixels of no class
 _CHUNK = 32  # images per job
 _RAW_COUNTS = 65536
 
 
-class DataPart(PartOfSection):
-    """What validation takes of the section ``data``."""
-
-    on_error: Literal["fail", "skip"] = "fail"
-    split: SplitParams = SplitParams()
-
-
 def validate_recording(
-    recording: Path, out_dir: Path, data: DataPart, seed: int, only: str | None = None, processes: int | None = None
+    recording: Path, out_dir: Path, data: DataPart, only: str | None = None, processes: int | None = None
 ) -> dict[str, Any]:
     """Check a recording, or one piece of it, write the indices to ``out_dir``, and return the metrics by piece.
 
@@ -58,15 +50,14 @@ def validate_recording(
     info = read_recording_info(recording / "recording.json")
     indices, metrics, complaints = {}, {}, []
     if only in (None, "frames"):
-        index, metrics["frames"] = check_frames(recording / "frames.parquet", info, data.split, seed)
+        index, metrics["frames"] = check_frames(recording / "frames.parquet", info, data.split)
         indices["frames"] = index
     else:
         index = read_index(out_dir / "frames.parquet")
     pieces = image_folders(recording, info) if only is None else [only]
     for folder in (piece for piece in pieces if piece != "frames"):
-        name = folder.replace("/", "_")
         try:
-            indices[name], metrics[name] = check_images(recording, folder, info, index, data.on_error, processes)
+            indices[folder], metrics[folder] = check_images(recording, folder, info, index, data.on_error, processes)
         except UserError as error:
             complaints.append(str(error))
     if complaints:
@@ -88,9 +79,7 @@ def image_folders(recording: Path, info: RecordingInfo) -> list[str]:
     return folders
 
 
-def check_frames(
-    path: Path, info: RecordingInfo, params: SplitParams, seed: int
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+def check_frames(path: Path, info: RecordingInfo, params: SplitParams) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Check ``frames.parquet`` and split it by episode -> its rows with the column ``split``, metrics.
 
     Raises:
@@ -98,7 +87,7 @@ def check_frames(
     """
     frames = read_frames(path, info)
     try:
-        frames["split"] = frames["episode"].map(split_episodes(frames["episode"].unique(), params, seed))
+        frames["split"] = frames["episode"].map(split_episodes(frames["episode"].unique(), params))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     metrics: dict[str, Any] = {"episodes": frames["episode"].nunique(), "frames": len(frames)}

@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := . $(VENV)/bin/activate &&
+
+.PHONY: help setup dev repro test check clean-scratch
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## create .venv and install the pinned requirements
+
+dev: $(VENV)/.installed-dev  ## setup, and what tests and checks need
+
+repro: setup  ## run the pipeline (dvc repro); what has not changed is not run again
+	$(RUN) dvc repro
+
+test: dev  ## run the tests
+	$(RUN) pytest -n 2
+
+check: dev  ## run the linter, the formatter and the type checker
+	$(RUN) ruff check . && ruff format --check . && mypy
+
+clean-scratch:  ## delete interrupted work and cached per-image results; always safe
+	rm -rf .scratch
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in {(3, 11), (3, 12)} else "Python 3.11 or 3.12 is needed, not %d.%d; name one: make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@

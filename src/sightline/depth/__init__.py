@@ -1,0 +1,1 @@
+"""Depth images: normalisation, autoencoder, encoder, embeddings."""

@@ -1,0 +1,123 @@
+"""Depth embeddings of a whole data set, in one HDF5 file.
+
+    embeddings  float32 [N, D]   the latent of each image
+    frame_id    int64   [N]      ascending
+
+Root attributes: ``encoder_sha256``, ``data_sha256``, ``precision``, ``preprocessing`` (JSON), ``network`` (JSON),
+``torch_version``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from tqdm import tqdm
+
+from sightline.cache import VectorCache, digest
+from sightline.depth.preprocessing import IMAGE_SIZE
+from sightline.depth.store import DepthStore
+from sightline.depth.weights import load_weights, pick_device
+from sightline.errors import UserError
+from sightline.files import atomic_output, file_sha256, fingerprint
+from sightline.hdf5 import create_contiguous, open_rows
+from sightline.params import Section
+from sightline.training.precision import Precision, use_bf16
+from sightline.training.processes import rank, wait_for_all, world_size
+
+
+class EmbedParams(Section):
+    """Section ``embed``."""
+
+    batch_size: int = Field(default=64, ge=1, description="images encoded at a time")
+    precision: Precision = Field(default="fp32", description="bf16, fp32, or auto: bf16 where the hardware has it")
+
+
+def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) -> dict[str, Any] | None:
+    """Encode every image of ``data`` with ``encoder``, write ``output``, and return figures about the embeddings.
+
+    Results are kept in a content-addressed cache, so that a later or interrupted run computes only what is new.
+    Under a launcher the processes share the images; the first writes the output, the others return None.
+
+    Raises:
+        UserError: not an encoder, not normalised depth, or an encoder that was trained on other preprocessing.
+    """
+    weights, store = load_weights(encoder, "encoder"), DepthStore.open(data)
+    header = weights.header
+    if header.preprocessing != store.preprocessing:
+        raise UserError(
+            f"{data}: normalised with {store.preprocessing.model_dump(mode='json')}, but {encoder} was trained on "
+            f"{header.preprocessing.model_dump(mode='json')}; normalise the data in the same way"
+        )
+    bf16, dim = use_bf16(params.precision), header.network.latent_dim
+    device, precision = pick_device(), "bf16" if bf16 else "fp32"
+    encoder_sha256 = file_sha256(encoder)
+    cache = VectorCache(fingerprint(encoder_sha256, precision, params.batch_size, device.type, torch.__version__), dim)
+    keys = [digest(image) for image in tqdm(store.depth, desc="hash images", unit="img", mininterval=0.5)]
+    missing = [row for row, key in enumerate(keys) if key not in cache]
+    mine = missing[rank() :: world_size()]
+    network = weights.build(encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with tqdm(desc="embed", total=len(keys), initial=len(keys) - len(missing), unit="img", mininterval=0.5) as bar:
+        for start in range(0, len(mine), params.batch_size):
+            rows = mine[start : start + params.batch_size]
+            cache.append(
+                [keys[row] for row in rows], encode_batch(network, store.depth[rows], params.batch_size, device, bf16)
+            )
+            bar.update(len(rows) * world_size())
+    wait_for_all()
+    if rank() != 0:
+        return None
+    attributes = {
+        "encoder_sha256": encoder_sha256,
+        "data_sha256": file_sha256(data),
+        "precision": precision,
+        "preprocessing": json.dumps(header.preprocessing.model_dump(mode="json"), sort_keys=True),
+        "network": json.dumps(header.network.model_dump(mode="json"), sort_keys=True),
+        "torch_version": torch.__version__,
+    }
+    with atomic_output(output) as temporary:
+        shape = (len(keys), dim)
+        create_contiguous(temporary, {"embeddings": (shape, np.float32)}, {"frame_id": store.frame_id}, attributes)
+        embeddings = open_rows(temporary, "embeddings", "r+")
+        for start in range(0, len(keys), 1024):
+            embeddings[start : start + 1024] = cache.get(keys[start : start + 1024])
+        return _figures(embeddings, len(keys))
+
+
+@torch.inference_mode()
+def encode_batch(
+    network: nn.Module, depth: np.ndarray, batch_size: int, device: torch.device, bf16: bool
+) -> np.ndarray:
+    """Encode ``depth`` float32 [n, 128, 128], n <= batch_size -> float32 [n, D].
+
+    A short batch is filled up, so that the arithmetic of an image does not depend on how many come with it.
+    """
+    padded = np.zeros((batch_size, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    padded[: len(depth), 0] = depth
+    images = torch.from_numpy(padded).to(device, memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return network(images)[: len(depth)].float().cpu().numpy()
+
+
+def _figures(embeddings: np.ndarray, count: int) -> dict[str, Any]:
+    """Figures that tell a collapsed encoder: with all embeddings alike, the spread is 0 and the effective rank 1."""
+    total, squares = np.zeros(embeddings.shape[1]), np.zeros((embeddings.shape[1],) * 2)
+    for start in range(0, count, 1024):
+        block = np.asarray(embeddings[start : start + 1024], np.float64)
+        if not np.isfinite(block).all():
+            raise UserError("the encoder gives embeddings that are not finite; train it again with a smaller train.lr")
+        total, squares = total + block.sum(0), squares + block.T @ block
+    mean = total / count
+    variances = np.clip(np.linalg.eigvalsh(squares / count - np.outer(mean, mean)), 0, None)
+    share = variances / max(variances.sum(), 1e-30)
+    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+    return {
+        "images": count,
+        "dimensions": embeddings.shape[1],
+        "norm_of_mean": float(f"{np.linalg.norm(mean):.4g}"),
+        "spread": float(f"{np.sqrt(variances.sum()):.4g}"),
+        "effective_rank": float(f"{np.exp(entropy):.4g}"),
+    }

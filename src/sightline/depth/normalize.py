@@ -1,0 +1,219 @@
+"""Normalise a folder of uint16 depth images to one HDF5 file (`sightline.depth.store`)."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, Field
+
+from sightline.depth.preprocessing import Count, Preprocessing, check_height_range, normalize_counts, resize_depth
+from sightline.depth.store import create_depth_store, open_depth_rows
+from sightline.errors import UserError
+from sightline.files import atomic_output, fingerprint, scratch_folder
+from sightline.parallel import unordered_map
+from sightline.params import Section
+from sightline.recording.frames import read_index
+from sightline.recording.images import list_images, read_depth
+from sightline.recording.layout import read_recording_info
+from sightline.recording.split import SplitParams, split_blocks
+
+BLOCK = 32  # images a worker takes at a time
+
+
+class NormalizeParams(Section):
+    """Section ``normalize``."""
+
+    height_range: Annotated[tuple[Count, Count], AfterValidator(check_height_range)] | None = Field(
+        default=None, description="raw counts [near, far] that map to [-1, 1]; null: recording.json's, else [0, 65535]"
+    )
+    invalid: tuple[Count, ...] | None = Field(
+        default=None, description="raw counts that mean 'no reading'; null: recording.json's, else [0, 65535]"
+    )
+    resize: Literal["nearest", "area"] = Field(
+        default="nearest", description="nearest pixel, or mean over the valid part of each target pixel's footprint"
+    )
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The images to normalise, and what is known of each."""
+
+    paths: list[Path]
+    frame_id: np.ndarray  # int64 [N]
+    episode: np.ndarray  # int64 [N]
+    split: np.ndarray  # str [N]
+
+    def keep(self, rows: np.ndarray) -> "Frames":
+        """The frames at ``rows``."""
+        return Frames([self.paths[i] for i in rows], self.frame_id[rows], self.episode[rows], self.split[rows])
+
+
+def normalize_depth(
+    folder: Path,
+    output: Path,
+    params: NormalizeParams,
+    *,
+    split: SplitParams,
+    on_error: Literal["fail", "skip"] = "fail",
+    index: Path | None = None,
+    recording: Path | None = None,
+    processes: int | None = None,
+) -> dict[str, Any]:
+    """Write the normalised depth of ``folder`` to ``output``, and return figures about it.
+
+    An interrupted run continues where it was; ``output`` appears whole or not at all.
+
+    Args:
+        folder: uint16 PNG or TIFF images of any size, named by frame id.
+        output: HDF5 file, see `sightline.depth.store`.
+        split: how to split a bare folder (no ``index``) into contiguous blocks.
+        on_error: "fail" lists all broken images and writes nothing, "skip" leaves them out.
+        index: frame index written by `validate`; None takes every image of the folder.
+        recording: ``recording.json`` that says height range, invalid codes and unit where ``params`` do not.
+        processes: None takes one per core; the output does not depend on it.
+
+    Raises:
+        UserError: nothing to read, broken images (all of them listed) with "fail", or all broken.
+    """
+    preprocessing = resolve_preprocessing(params, recording)
+    frames = _frames_of_index(folder, index) if index else _frames_of_folder(folder, split)
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in frames.paths]
+    scratch = scratch_folder("normalize", fingerprint(str(folder.resolve()), preprocessing.model_dump(), files))
+    partial, journal = scratch / "depth.hdf5", scratch / "journal.jsonl"
+    if not journal.exists():
+        create_depth_store(partial, frames.frame_id, frames.episode, frames.split, preprocessing)
+        journal.touch()
+    reports = sorted(_process_blocks(frames, preprocessing, partial, journal, processes), key=lambda r: r["start"])
+    failures = {row: message for report in reports for row, message in report["failures"]}
+    if failures and (on_error == "fail" or len(failures) == len(frames.paths)):
+        shutil.rmtree(scratch)  # the images will be mended, so nothing of this run can be used again
+        raise UserError(_list_failures(failures, len(frames.paths)))
+    with atomic_output(output) as temporary:
+        if failures:
+            warnings.warn(f"{len(failures)} of {len(frames.paths)} depth images are broken and left out", stacklevel=2)
+            kept = np.setdiff1d(np.arange(len(frames.paths)), list(failures))
+            _copy_rows(partial, temporary, frames.keep(kept), kept, preprocessing)
+        else:
+            shutil.move(partial, temporary)
+    shutil.rmtree(scratch)
+    return _figures(frames, reports, preprocessing)
+
+
+def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Preprocessing:
+    """The preprocessing that ``params`` ask for, completed from ``recording.json``; warns where neither has a range."""
+    info = read_recording_info(recording).depth if recording else None
+    if recording and info is None:
+        raise UserError(f"{recording}: has no depth entry, so its depth images cannot be normalised")
+    known: dict[str, Any] = {"resize": params.resize}
+    known |= {"height_range": info.height_range, "invalid": info.invalid, "unit_mm": info.unit_mm} if info else {}
+    given = {"height_range": params.height_range, "invalid": params.invalid}
+    known |= {name: value for name, value in given.items() if value is not None}
+    if "height_range" not in known:
+        warnings.warn(
+            "normalize.height_range is not set: the full uint16 range 0..65535 is mapped to [-1, 1], which leaves "
+            "little resolution for the usual millimetres; set it, e.g. --set normalize.height_range=[500,4500]",
+            stacklevel=2,
+        )
+    return Preprocessing(**known)
+
+
+def _frames_of_index(folder: Path, index: Path) -> Frames:
+    table, images = read_index(index), list_images(folder)
+    absent = [str(i) for i in table["frame_id"] if i not in images]
+    if absent:
+        raise UserError(
+            f"{index}: names frames that {folder} does not hold ({len(absent)}, first {absent[0]}); run validate again"
+        )
+    ids = table["frame_id"].to_numpy(np.int64)
+    return Frames([images[i] for i in ids], ids, table["episode"].to_numpy(np.int64), table["split"].to_numpy(str))
+
+
+def _frames_of_folder(folder: Path, split: SplitParams) -> Frames:
+    images = list_images(folder)
+    ids = np.fromiter(images, np.int64)
+    try:
+        parts = split_blocks(len(ids), split)
+    except UserError as error:  # too few to train on, but not to embed
+        warnings.warn(f"{folder}: {error}; all are marked train", stacklevel=3)
+        parts = np.full(len(ids), "train")
+    return Frames(list(images.values()), ids, np.full(len(ids), -1, np.int64), parts)
+
+
+def _process_blocks(
+    frames: Frames, preprocessing: Preprocessing, partial: Path, journal: Path, processes: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the report of each block of images, from the journal of an earlier run or after writing its rows."""
+    done = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
+    yield from done
+    starts = sorted(set(range(0, len(frames.paths), BLOCK)) - {report["start"] for report in done})
+    blocks = ((start, frames.paths[start : start + BLOCK]) for start in starts)
+    jobs = (((partial, start, paths, preprocessing), len(paths)) for start, paths in blocks)
+    with open(journal, "a", encoding="utf-8") as file:
+        total = len(frames.paths)
+        for report in unordered_map(
+            _normalize_block, jobs, total=total, unit="img", title="normalize", processes=processes
+        ):
+            file.write(json.dumps(report) + "\n")
+            file.flush()
+            yield report
+
+
+def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing]) -> dict[str, Any]:
+    """Normalise one block of images into its rows of the partial file; report failures and counts."""
+    partial, start, paths, preprocessing = job
+    resized, failures = {}, []
+    for row, path in enumerate(paths, start):
+        try:
+            counts, valid = resize_depth(read_depth(path), preprocessing)
+            if not valid.any():
+                raise UserError(f"{path}: no valid pixel (every one is {' or '.join(map(str, preprocessing.invalid))})")
+            resized[row] = counts, valid
+        except UserError as error:
+            failures.append((row, str(error)))
+    report: dict[str, Any] = {"start": start, "failures": failures, "valid": [], "clipped": 0}
+    if resized:
+        rows = np.array(list(resized))
+        valid_N = np.stack([valid for _, valid in resized.values()])
+        depth_N, clipped = normalize_counts(np.stack([c for c, _ in resized.values()]), valid_N, preprocessing)
+        depth_rows, valid_rows = open_depth_rows(partial)
+        depth_rows[rows], valid_rows[rows] = depth_N, valid_N
+        report["valid"], report["clipped"] = valid_N.sum(axis=(1, 2)).tolist(), int(clipped.sum())
+    return report
+
+
+def _list_failures(failures: dict[int, str], total: int) -> str:
+    remedy = "mend them, or set data.on_error=skip to leave them out" if len(failures) < total else "nothing is left"
+    lines = [message for _, message in sorted(failures.items())]
+    return "\n  ".join([f"{len(failures)} of {total} depth images are broken; {remedy}", *lines])
+
+
+def _copy_rows(source: Path, target: Path, frames: Frames, rows: np.ndarray, preprocessing: Preprocessing) -> None:
+    create_depth_store(target, frames.frame_id, frames.episode, frames.split, preprocessing)
+    for old, new in zip(open_depth_rows(source), open_depth_rows(target), strict=True):
+        for start in range(0, len(rows), BLOCK):
+            new[start : start + BLOCK] = old[rows[start : start + BLOCK]]
+
+
+def _figures(frames: Frames, reports: list[dict[str, Any]], preprocessing: Preprocessing) -> dict[str, Any]:
+    valid = np.concatenate([report["valid"] for report in reports])
+    share = valid / (128 * 128)
+    clipped_share = sum(report["clipped"] for report in reports) / valid.sum()
+    if clipped_share > 0.05:
+        warnings.warn(
+            f"{clipped_share:.1%} of the valid pixels lie outside height_range {list(preprocessing.height_range)} "
+            "and are clipped; widen normalize.height_range to keep them apart",
+            stacklevel=3,
+        )
+    return {
+        "images": len(valid),
+        "skipped": len(frames.paths) - len(valid),
+        "valid_share": {"mean": round(float(share.mean()), 6), "min": round(float(share.min()), 6)},
+        "clipped_share": round(float(clipped_share), 6),
+        "near_mm": preprocessing.height_range[0] * preprocessing.unit_mm,
+        "far_mm": preprocessing.height_range[1] * preprocessing.unit_mm,
+    }

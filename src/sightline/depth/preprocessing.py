@@ -1,0 +1,176 @@
+"""From raw uint16 depth of any size to the 128x128 values in [-1, 1] that the networks see.
+
+The same functions serve the `normalize` stage and an encoder that is handed raw images: what was done to the
+training data travels as a `Preprocessing` inside the normalised file and inside every weights file.
+"""
+
+import math
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sightline.errors import UserError
+from sightline.params import Section
+
+IMAGE_SIZE = 128
+Count = Annotated[int, Field(ge=0, le=65535)]
+
+
+def check_height_range(height_range: tuple[int, int]) -> tuple[int, int]:
+    """Raise ValueError unless near < far."""
+    if height_range[0] >= height_range[1]:
+        raise ValueError(f"expected [near, far] with near < far, got {list(height_range)}")
+    return height_range
+
+
+class Preprocessing(Section):
+    """Everything that decides which numbers a raw depth image becomes."""
+
+    height_range: tuple[Count, Count] = (0, 65535)  # raw counts that map to -1 and +1; values beyond are clipped
+    invalid: tuple[Count, ...] = (0, 65535)  # raw counts that mean "no reading"
+    resize: Literal["nearest", "area"] = "nearest"
+    unit_mm: float = Field(default=1.0, gt=0)  # millimetres per raw count, to report errors in millimetres
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Preprocessing":
+        check_height_range(self.height_range)
+        return self
+
+    @property
+    def mm_per_unit(self) -> float:
+        """Millimetres per normalised unit: [-1, 1] spans the height range."""
+        return (self.height_range[1] - self.height_range[0]) / 2 * self.unit_mm
+
+
+def resize_depth(raw_HW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """Resize one raw image to 128x128 without ever mixing an invalid code into a depth.
+
+    ``nearest`` takes the pixel whose centre is nearest to the target's centre; ``area`` is the mean over the valid part
+    of each target pixel's exact footprint, valid where at least half of the footprint is.
+
+    Args:
+        raw_HW: uint16 [H, W], raw counts, any size.
+
+    Returns:
+        counts float32 [128, 128] (0 where invalid) and valid bool [128, 128].
+    """
+    height, width = raw_HW.shape
+    if preprocessing.resize == "nearest":
+        rows, columns = _nearest(height), _nearest(width)
+        raw = raw_HW[rows[:, None], columns]
+        valid = _is_valid(raw, preprocessing.invalid)
+        return np.where(valid, raw, 0).astype(np.float32), valid
+    valid_HW = _is_valid(raw_HW, preprocessing.invalid)
+    stacked = np.empty((2, height, width), np.float32)
+    np.multiply(raw_HW, valid_HW, out=stacked[0])
+    stacked[1] = valid_HW
+    weighted, covered = _average_columns(_average_rows(stacked))  # covered: valid share of each footprint
+    valid = covered >= 0.5 - 1e-6
+    return np.divide(weighted, covered, out=np.zeros_like(weighted), where=valid), valid
+
+
+def normalize_counts(
+    counts_N: np.ndarray, valid_N: np.ndarray, preprocessing: Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
+    """Map raw counts to [-1, 1] by the height range, clip, and fill holes.
+
+    Args:
+        counts_N: float32 [N, 128, 128], valid_N: bool [N, 128, 128] with at least one valid pixel an image.
+
+    Returns:
+        depth float32 [N, 128, 128] in [-1, 1], and the number of valid pixels clipped at either end, int64 [N].
+    """
+    near, far = preprocessing.height_range
+    depth = (counts_N - np.float32(near)) * np.float32(2 / (far - near)) - np.float32(1)
+    clipped = ((np.abs(depth) > 1) & valid_N).sum(axis=(1, 2))
+    np.clip(depth, -1, 1, out=depth)
+    return fill_holes(depth, valid_N), clipped
+
+
+def fill_holes(depth_N: np.ndarray, valid_N: np.ndarray) -> np.ndarray:
+    """Give each invalid pixel the mean of the valid pixels in the smallest aligned 2^k block around it that has any.
+
+    The pull-push scheme of Gortler et al., "The Lumigraph" (1996), with box kernels. Left as they are, holes would
+    read as the nearest possible depth and double the error of a linear code on the valid pixels.
+
+    Args:
+        depth_N: float32 [N, S, S], valid_N: bool [N, S, S]; S a power of two. An image without valid pixels becomes 0.
+    """
+    if valid_N.all():
+        return depth_N
+    size = depth_N.shape[-1]
+    if size == 1:
+        return np.where(valid_N, depth_N, np.float32(0))
+    counts, sums = _block_sums(valid_N.astype(np.float32)), _block_sums(np.where(valid_N, depth_N, np.float32(0)))
+    coarse = fill_holes(sums / np.maximum(counts, 1), counts > 0)
+    filled = depth_N.copy()
+    np.copyto(filled, coarse.repeat(2, axis=1).repeat(2, axis=2), where=~valid_N)
+    return filled
+
+
+def preprocess(raw_NHW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """Raw images to network input: `resize_depth` of each, then `normalize_counts`.
+
+    Args:
+        raw_NHW: uint16 [N, H, W], raw counts.
+
+    Returns:
+        depth float32 [N, 128, 128] in [-1, 1] with holes filled, valid bool [N, 128, 128].
+
+    Raises:
+        UserError: an image without a single valid pixel.
+    """
+    resized = [resize_depth(raw_HW, preprocessing) for raw_HW in raw_NHW]
+    counts, valid = np.stack([c for c, _ in resized]), np.stack([v for _, v in resized])
+    empty = np.flatnonzero(~valid.any(axis=(1, 2)))
+    if len(empty):
+        raise UserError(f"depth image {empty[0]}: no valid pixel (all {list(preprocessing.invalid)})")
+    return normalize_counts(counts, valid, preprocessing)[0], valid
+
+
+def _block_sums(x_NSS: np.ndarray) -> np.ndarray:
+    rows = x_NSS[:, ::2] + x_NSS[:, 1::2]
+    return rows[:, :, ::2] + rows[:, :, 1::2]
+
+
+def _is_valid(raw: np.ndarray, invalid: tuple[int, ...]) -> np.ndarray:
+    valid = np.ones(raw.shape, bool)
+    for code in invalid:
+        valid &= raw != code
+    return valid
+
+
+@lru_cache
+def _nearest(size: int) -> np.ndarray:
+    """Source index nearest to the centre of each of the 128 target pixels, int64 [128]."""
+    return ((2 * np.arange(IMAGE_SIZE) + 1) * size) // (2 * IMAGE_SIZE)
+
+
+@lru_cache
+def _footprint(size: int) -> np.ndarray:
+    """Share of each source pixel in each target pixel's footprint, for one period of the pattern.
+
+    128 targets over ``size`` sources repeat gcd(size, 128) times -> float32 [128 / gcd, size / gcd], rows sum to 1.
+    """
+    period = math.gcd(size, IMAGE_SIZE)
+    targets, sources = IMAGE_SIZE // period, size // period
+    edges, scale = np.arange(targets + 1) * sources / targets, sources / targets
+    pixel = np.arange(sources)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return (np.clip(overlap, 0, None) / scale).astype(np.float32)
+
+
+def _average_rows(x_CHW: np.ndarray) -> np.ndarray:
+    channels, height, width = x_CHW.shape
+    weights = _footprint(height)
+    blocks = x_CHW.reshape(channels, -1, weights.shape[1], width)
+    return (weights @ blocks).reshape(channels, IMAGE_SIZE, width)
+
+
+def _average_columns(x_CHW: np.ndarray) -> np.ndarray:
+    channels, height, width = x_CHW.shape
+    weights = _footprint(width)
+    blocks = x_CHW.reshape(channels, height, -1, weights.shape[1])
+    return (blocks @ weights.T).reshape(channels, height, IMAGE_SIZE)

@@ -1,0 +1,75 @@
+"""The file of normalised depth: HDF5, written by `normalize`, read by everything after it.
+
+    depth     float32 [N, 128, 128]   -1 = near end of the height range, +1 = far end, holes filled
+    valid     bool    [N, 128, 128]   True where the sensor measured
+    frame_id  int64   [N]             ascending
+    episode   int64   [N]             -1 for a bare folder of images
+    split     S5      [N]             train, val, test, or guard (left out between blocks of a bare folder)
+
+The root attribute ``preprocessing`` is the JSON of `sightline.depth.preprocessing.Preprocessing`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing
+from sightline.errors import UserError
+from sightline.hdf5 import create_contiguous, open_hdf5, open_rows
+
+
+@dataclass(frozen=True)
+class DepthStore:
+    """An opened file of normalised depth; images are memory-mapped, so its size does not matter."""
+
+    path: Path
+    depth: np.ndarray  # float32 [N, 128, 128], memory map
+    valid: np.ndarray  # bool [N, 128, 128], memory map
+    frame_id: np.ndarray  # int64 [N]
+    episode: np.ndarray  # int64 [N]
+    split: np.ndarray  # str [N]
+    preprocessing: Preprocessing
+
+    @classmethod
+    def open(cls, path: Path) -> "DepthStore":
+        """Open for reading. Raises `UserError` where ``path`` is not a file that `normalize` wrote."""
+        with open_hdf5(path) as file:
+            if not {"depth", "valid", "frame_id", "episode", "split"} <= set(file) or "preprocessing" not in file.attrs:
+                raise UserError(f"{path}: not a file of normalised depth; write one with stages/normalize.py")
+            frame_id, episode, split = file["frame_id"][:], file["episode"][:], file["split"][:].astype(str)
+            try:
+                preprocessing = Preprocessing.model_validate_json(file.attrs["preprocessing"])
+            except ValidationError as error:
+                raise UserError(f"{path}: attribute preprocessing: {error.errors()[0]['msg']}") from None
+        return cls(path, open_rows(path, "depth"), open_rows(path, "valid"), frame_id, episode, split, preprocessing)
+
+    def rows(self, *parts: str) -> np.ndarray:
+        """Row numbers of the frames in the given parts of the split, int64 [M], ascending."""
+        return np.flatnonzero(np.isin(self.split, parts))
+
+
+def create_depth_store(
+    path: Path, frame_id: np.ndarray, episode: np.ndarray, split: np.ndarray, preprocessing: Preprocessing
+) -> None:
+    """Create a file whose ``depth`` and ``valid`` are to be filled through `open_depth_rows`.
+
+    Args:
+        frame_id, episode: int64 [N]; split: str [N].
+    """
+    shape = (len(frame_id), IMAGE_SIZE, IMAGE_SIZE)
+    attributes: dict[str, Any] = {"preprocessing": json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True)}
+    create_contiguous(
+        path,
+        empty={"depth": (shape, np.float32), "valid": (shape, np.bool_)},
+        filled={"frame_id": frame_id, "episode": episode, "split": split.astype("S5")},
+        attributes=attributes,
+    )
+
+
+def open_depth_rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Writable memory maps of ``depth`` and ``valid``."""
+    return open_rows(path, "depth", "r+"), open_rows(path, "valid", "r+")

@@ -1,0 +1,1 @@
+"""What the trainings share: parameters, order of the data, precision, resuming."""

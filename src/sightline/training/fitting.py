@@ -1,0 +1,163 @@
+"""Fit a module with Lightning: precision, clipping, early stopping, curves, and resuming that changes nothing.
+
+State is saved after every epoch in a scratch folder whose name is a fingerprint of parameters, code and data. A killed
+run that is started again continues after its last whole epoch and, on one CPU machine, ends with the same weights, bit
+for bit, as a run that was never killed; a run with any other parameter never sees that state.
+"""
+
+import csv
+import logging
+import os
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder
+from sightline.params import Section
+from sightline.training.precision import Precision, use_bf16
+from sightline.training.processes import world_size
+
+
+class TrainerParams(Section):
+    """Parameters that every training has."""
+
+    epochs: int = Field(default=100, ge=1, description="passes over the training frames at most")
+    batch_size: int = Field(default=32, ge=2, description="frames in a step")
+    lr: float = Field(default=1e-4, gt=0, description="highest learning rate; cosine decay to 0 after a short warm-up")
+    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW weight decay")
+    gradient_clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
+    patience: int = Field(default=20, ge=1, description="epochs without a better validation loss before stopping")
+    precision: Precision = Field(default="auto", description="bf16, fp32, or auto: bf16 where the hardware has it")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit leaves behind."""
+
+    best_weights: dict[str, Tensor]  # state dict of the epoch with the lowest val_loss
+    best_epoch: int  # counted from 0
+    history: list[dict[str, float]]  # one row per epoch: epoch, lr and everything the module logged
+    scratch: Path  # to be deleted, through `finish`, when the outputs are written
+
+    def write_curves(self, path: Path) -> None:
+        """Write the history as CSV, one row per epoch."""
+        with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(self.history[0]))
+            writer.writeheader()
+            writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.history)
+
+    def finish(self) -> None:
+        """Delete the state that a resumed run would start from."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def fit(
+    module: lightning.LightningModule,
+    train: DataLoader,
+    val: DataLoader,
+    params: TrainerParams,
+    *,
+    stage: str,
+    identity: list[Any],
+) -> FitResult:
+    """Train ``module`` until ``params.epochs`` or early stopping, continuing an interrupted run of the same identity.
+
+    Args:
+        module: logs ``val_loss`` (and what else belongs in the curves) with ``on_epoch=True``.
+        train, val: loaders; the batch sampler of ``train`` has ``set_epoch``.
+        stage: name of the stage, for the scratch folder and the TensorBoard logs in ``runs/``.
+        identity: JSON-serialisable parameters and input hashes that decide the result; the code is added here.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    _quieten()
+    key = fingerprint(stage, identity, _code_identity())
+    scratch = scratch_folder(stage, key)
+    keeper = _Keeper(scratch)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, as torchrun says
+    trainer = lightning.Trainer(
+        max_epochs=params.epochs,
+        accelerator="auto",
+        devices=local,
+        num_nodes=world_size() // local,
+        precision="bf16-mixed" if use_bf16(params.precision) else "32-true",
+        gradient_clip_val=params.gradient_clip or None,
+        callbacks=[EarlyStopping("val_loss", patience=params.patience, check_finite=True), keeper, TQDMProgressBar()],
+        logger=TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
+        plugins=[_AtomicCheckpoints()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        deterministic="warn" if torch.cuda.is_available() else None,
+    )
+    resume = keeper.last if keeper.last.is_file() else None
+    if resume:
+        print(f"{stage}: continuing an interrupted run", file=sys.stderr)
+    trainer.fit(module, train, val, ckpt_path=resume, weights_only=True)
+    return keeper.result()
+
+
+class _Keeper(Callback):
+    """Keeps the history, the best weights and the state to resume from, after every epoch."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch, self.last, self.best = scratch, scratch / "last.ckpt", scratch / "best.pt"
+        self.history: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.history.append({"epoch": trainer.current_epoch, "lr": lr, **dict(sorted(metrics.items()))})
+        if trainer.is_global_zero and self._best_row() is self.history[-1]:
+            with atomic_output(self.best) as temporary:
+                torch.save(module.state_dict(), temporary)
+        trainer.save_checkpoint(self.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = state["history"]
+
+    def result(self) -> FitResult:
+        best = torch.load(self.best, map_location="cpu", weights_only=True)
+        return FitResult(best, int(self._best_row()["epoch"]), self.history, self.scratch)
+
+    def _best_row(self) -> dict[str, float]:
+        return min(self.history, key=lambda row: row["val_loss"])
+
+
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """A checkpoint that a kill cannot leave half-written."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with atomic_output(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+def _code_identity() -> list[str]:
+    """Hashes of the Sightline modules in use, and the version of torch: what besides parameters decides a result."""
+    files = (getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("sightline."))
+    return [*sorted(file_sha256(Path(file)) for file in files if file), torch.__version__]
+
+
+def _quieten() -> None:
+    """Keep Lightning to errors: its hints (more workers, logging intervals) are not the user's to act on here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", module=r"torch\..*", category=UserWarning)

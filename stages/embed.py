@@ -1,0 +1,28 @@
+"""Embed every depth image of a data set with the trained encoder."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sightline.cli import report, run_stage
+from sightline.depth.embedding import EmbedParams, embed_depth
+from sightline.params import Section
+
+
+class Params(Section):
+    embed: EmbedParams = EmbedParams()
+
+
+def main(args: Namespace, params: Params) -> None:
+    figures = embed_depth(args.encoder, args.data, args.output, params.embed)
+    if figures:  # of several processes, the first one reports
+        report(figures, args.metrics_dir)
+
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("encoder", type=Path, help="weights file written by stages/extract_encoder.py")
+parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
+parser.add_argument("output", type=Path, help="HDF5 file to write")
+parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)
