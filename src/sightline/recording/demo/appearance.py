@@ -80,8 +80,8 @@ def _draw_object_colour(kind: str, rng: np.random.Generator) -> tuple[float, flo
 def take_picture(world: World, look: Look, pose: Pose, sensor: Pinhole, split: int) -> tuple[np.ndarray, np.ndarray]:
     """A colour picture, and the geom at the middle of every pixel.
 
-    Pixels in which much changes are averaged over ``split`` by ``split`` rays: fewer than a fifth of them, so that
-    smooth edges cost little.
+    Pixels that differ from a neighbour, about one in eight, are averaged over ``split`` by ``split`` rays: smooth
+    edges for a fraction of what splitting all would cost.
 
     Returns:
         display values float [H, W, 3]; int32 [H, W], -1 where there is nothing.

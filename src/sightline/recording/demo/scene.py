@@ -83,15 +83,9 @@ def scene_xml(objects: list[SceneObject]) -> str:
     world = _add(root, "worldbody")
     _add(world, "geom", material="floor", type="plane", size=(4, 4, 0.1), pos=(0, 0, -0.75), **CONTACT_FREE)
     _add(
-        world,
-        "geom",
-        material="wall",
-        type="plane",
-        size=(4, 4, 0.1),
-        pos=(-1.5, 0, 0),
-        quat=(1, 0, 1, 0),
+        world, "geom", material="wall", type="plane", size=(4, 4, 0.1), pos=(-1.5, 0, 0), quat=(1, 0, 1, 0),
         **CONTACT_FREE,
-    )
+    )  # fmt: skip
     _add(
         world, "geom", material="table", type="box", size=(0.55, 0.75, 0.02), pos=(0.03, 0, -0.02),
         contype=2, conaffinity=2, friction=(1, 0.02, 0.002),
@@ -201,18 +195,11 @@ def _add_hand(wrist: Element, side: str) -> None:
             finger, "joint", name=f"{side}_finger_{number}", type="slide", axis=(0, 1, 0),
             range=(0, FINGER_TRAVEL_M), damping=12, armature=0.3,
         )  # fmt: skip
-        _add(
-            finger,
-            "geom",
-            class_="robot",
-            material="dark",
-            type="box",
-            size=(0.009, 0.006, 0.022),
-            pos=(0, 0.012, 0.022),
-        )
-        _add(
-            finger, "geom", class_="pad", material="pad", type="box", size=(0.0085, 0.004, 0.01), pos=(0, 0.004, 0.044)
-        )
+        for class_, material, size, pos in (
+            ("robot", "dark", (0.009, 0.006, 0.022), (0, 0.012, 0.022)),
+            ("pad", "pad", (0.0085, 0.004, 0.010), (0, 0.004, 0.044)),
+        ):
+            _add(finger, "geom", class_=class_, material=material, type="box", size=size, pos=pos)
 
 
 def _add_drives(equality: Element, actuators: Element, side: str) -> None:
@@ -238,18 +225,11 @@ def _add_object(world: Element, index: int, thing: SceneObject) -> None:
     elif thing.kind == "ball":
         _add(body, "geom", class_="object", material="ball", type="sphere", size=radius)
     else:
-        _add(
-            body,
-            "geom",
-            class_="object",
-            material="cylinder",
-            type="cylinder",
-            size=(radius, half_height),
-            **CONTACT_FREE,
-        )
+        size = (radius, half_height)
+        _add(body, "geom", class_="object", material="cylinder", type="cylinder", size=size, **CONTACT_FREE)
         # It touches through four invisible boxes, an octagon: contacts of boxes are analytic, while the iterative
         # contact of a cylinder magnifies last-bit differences between machines into other trajectories.
-        size = (0.924 * radius, 0.383 * radius, half_height)
+        slab = (0.924 * radius, 0.383 * radius, half_height)
         for quarter in range(4):
             turn = (0, 0, math.pi / 4 * quarter)
-            _add(body, "geom", class_="object", type="box", mass=0, group=HULL_GROUP, size=size, euler=turn)
+            _add(body, "geom", class_="object", type="box", mass=0, group=HULL_GROUP, size=slab, euler=turn)
