@@ -185,8 +185,8 @@ def _add_hand(wrist: Element, side: str) -> None:
     hand = _add(wrist, "body", name=f"{side}_hand", pos=(0, 0, 0.107), quat=(0.9238795, 0, 0, -0.3826834), gravcomp=1)
     _add(hand, "site", name=f"{side}_tcp", pos=(0, 0, 0.1034))  # tool centre point: between the finger tips
     for material, size, pos in (
-        ("shell", (0.028, 0.105, 0.026), (0, 0, 0.03)),
-        ("dark", (0.018, 0.03, 0.011), (0.046, 0, -0.008)),
+        ("shell", (0.028, 0.105, 0.026), (0.0, 0.0, 0.03)),
+        ("dark", (0.018, 0.03, 0.011), (0.046, 0.0, -0.008)),
     ):
         _add(hand, "geom", class_="robot", material=material, type="box", size=size, pos=pos)
     for number, quat in ((1, UPRIGHT), (2, (0, 0, 0, 1))):  # the second finger mirrors the first
@@ -196,8 +196,8 @@ def _add_hand(wrist: Element, side: str) -> None:
             range=(0, FINGER_TRAVEL_M), damping=12, armature=0.3,
         )  # fmt: skip
         for class_, material, size, pos in (
-            ("robot", "dark", (0.009, 0.006, 0.022), (0, 0.012, 0.022)),
-            ("pad", "pad", (0.0085, 0.004, 0.010), (0, 0.004, 0.044)),
+            ("robot", "dark", (0.009, 0.006, 0.022), (0.0, 0.012, 0.022)),
+            ("pad", "pad", (0.0085, 0.004, 0.010), (0.0, 0.004, 0.044)),
         ):
             _add(finger, "geom", class_=class_, material=material, type="box", size=size, pos=pos)
 
@@ -220,8 +220,8 @@ def _add_object(world: Element, index: int, thing: SceneObject) -> None:
     body = _add(world, "body", name=f"object{index}", pos=pos, euler=euler)
     _add(body, "freejoint")
     if thing.kind == "box":
-        size = (radius * 1.25, radius * 0.85, half_height)
-        _add(body, "geom", class_="object", material="box", type="box", size=size)
+        footprint = (radius * 1.25, radius * 0.85)
+        _add(body, "geom", class_="object", material="box", type="box", size=(*footprint, half_height))
     elif thing.kind == "ball":
         _add(body, "geom", class_="object", material="ball", type="sphere", size=radius)
     else:
