@@ -65,12 +65,25 @@ def test_the_split_of_a_seed_stays_as_published():
 
 @pytest.mark.parametrize("episodes", [[], [4], [4, 4, 7]])
 def test_fewer_than_three_episodes_are_refused(episodes):
-    with pytest.raises(UserError, match=rf"^{len(set(episodes))} episodes.*three are needed"):
+    with pytest.raises(UserError, match=rf"^{len(set(episodes))} episodes.*3 are needed"):
         split_episodes(episodes, SplitParams())
 
 
+def test_a_part_without_a_share_gets_nothing():
+    assert sorted(split_episodes([3, 8], SplitParams(test=0)).values()) == ["train", "val"]
+    assert split_episodes([3], SplitParams(val=0, test=0)) == {3: "train"}
+    assert split_blocks(6, SplitParams(val=0, guard=1)).tolist() == [
+        "train",
+        "train",
+        "train",
+        "guard",
+        "guard",
+        "test",
+    ]
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"val": 0.0}, {"test": 1.0}, {"val": 0.5, "test": 0.5}, {"guard": -1}, {"train": 0.7}]
+    "wrong", [{"val": -0.1}, {"test": 1.0}, {"val": 0.5, "test": 0.5}, {"guard": -1}, {"train": 0.7}]
 )
 def test_impossible_shares_are_refused(wrong):
     with pytest.raises(ValidationError):

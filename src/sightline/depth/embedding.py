@@ -76,7 +76,7 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
         "precision": precision,
         "preprocessing": json.dumps(header.preprocessing.model_dump(mode="json"), sort_keys=True),
         "network": json.dumps(header.network.model_dump(mode="json"), sort_keys=True),
-        "torch_version": torch.__version__,
+        "torch_version": str(torch.__version__),
     }
     with atomic_output(output) as temporary:
         shape = (len(keys), dim)

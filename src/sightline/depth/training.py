@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,8 +25,19 @@ class TrainParams(TrainerParams):
     """Section ``train``: the depth autoencoder."""
 
     latent_dim: int = Field(default=768, ge=1, description="numbers in the embedding of an image")
+    patch_path: bool = Field(default=True, description="linear path of 16x16 patches around the network")
     rotate: bool = Field(default=True, description="turn each training image by a random multiple of 90 degrees")
     l1_weight: float = Field(default=0.1, ge=0, description="weight of the absolute error beside the squared error")
+
+    @model_validator(mode="after")
+    def _is_a_network(self) -> "TrainParams":
+        assert self.network  # raises where there is no such network
+        return self
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The network that these parameters ask for."""
+        return NetworkConfig(latent_dim=self.latent_dim, patch_path=self.patch_path)
 
 
 class DepthImages(Dataset[dict[str, Tensor]]):
@@ -98,7 +109,7 @@ def train_autoencoder(data: Path, weights: Path, metrics_dir: Path, params: Trai
             f"{data}: {len(train_rows)} training and {len(val_rows)} validation frames; at least 2 and 1 are needed"
         )
     lightning.seed_everything(seed, verbose=False)
-    network = Autoencoder(NetworkConfig(latent_dim=params.latent_dim))
+    network = Autoencoder(params.network)
     result = fit(
         AutoencoderModule(network, params),
         _loader(store, params.rotate, EpochBatches(train_rows, params.batch_size, seed, rank(), world_size())),

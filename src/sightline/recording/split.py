@@ -22,8 +22,8 @@ class SplitParams(Section):
     """How much goes to each part; ``train`` is the rest."""
 
     seed: int = Field(default=0, ge=0, description="which episodes go where; a bare folder is split in order")
-    val: float = Field(default=0.15, gt=0, lt=1, description="share of the episodes (or frames of a bare folder)")
-    test: float = Field(default=0.15, gt=0, lt=1, description="share of the episodes (or frames of a bare folder)")
+    val: float = Field(default=0.15, ge=0, lt=1, description="share of the episodes (or frames of a bare folder)")
+    test: float = Field(default=0.15, ge=0, lt=1, description="share of the episodes (or frames); 0: no such part")
     guard: int = Field(default=10, ge=0, description="frames left out on each side of a border between blocks")
 
     @model_validator(mode="after")
@@ -31,6 +31,11 @@ class SplitParams(Section):
         if self.val + self.test >= 1:
             raise ValueError(f"val + test must be below 1, not {self.val:g} + {self.test:g}: the rest is for training")
         return self
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that get anything: train, and those with a share."""
+        return ("train", *(("val",) if self.val else ()), *(("test",) if self.test else ()))
 
 
 class DataPart(PartOfSection):
@@ -44,49 +49,54 @@ def split_episodes(episodes: Iterable[int] | np.ndarray, params: SplitParams) ->
     """Map each episode to ``train``, ``val`` or ``test``, sorted by episode.
 
     A pure function of the set of episode ids and ``params``: neither the order nor repetitions matter, and
-    no random generator whose stream might change with a version is asked. Every part gets at least one episode.
-    Episodes are ranked by a hash; the first are for testing, the last for validation. So a further episode moves at
-    most one other into or out of each of the two.
+    no random generator whose stream might change with a version is asked. Every part with a share gets at least one
+    episode. Episodes are ranked by a hash; the first are for testing, the last for validation. So a further episode
+    moves at most one other into or out of each of the two.
 
     Args:
         episodes: episode ids, one per frame or each once.
 
     Raises:
-        UserError: fewer than three episodes.
+        UserError: fewer episodes than parts.
     """
     unique = sorted({int(episode) for episode in episodes})
-    if len(unique) < 3:
+    if len(unique) < len(params.parts):
         names = f" ({', '.join(map(str, unique))})" if unique else ""
-        raise UserError(f"{len(unique)} episodes{names}; three are needed, one each to train, validate and test")
+        raise UserError(
+            f"{len(unique)} episodes{names} cannot be split into {', '.join(params.parts)}; {len(params.parts)} are "
+            "needed, or a share of 0, e.g. data.split.test=0"
+        )
     n_val, n_test = _counts(len(unique), params)
     ranked = sorted(unique, key=lambda episode: hashlib.sha256(f"{params.seed}:{episode}".encode()).digest())
-    test, val = set(ranked[:n_test]), set(ranked[-n_val:])
+    test, val = set(ranked[:n_test]), set(ranked[len(ranked) - n_val :])
     return {e: "test" if e in test else "val" if e in val else "train" for e in unique}
 
 
 def split_blocks(n: int, params: SplitParams) -> np.ndarray:
-    """Split ``n`` frames in recording order into one block each of train, val and test -> str [n].
+    """Split ``n`` frames in recording order into one block for each part, train before val before test -> str [n].
 
-    At each of the two borders ``2 * params.guard`` frames, half of them on each side, belong to no part (``guard``).
-    The shares are of the frames that remain, and every part gets at least one.
+    At each border ``2 * params.guard`` frames, half of them on each side, belong to no part (``guard``). The shares
+    are of the frames that remain, and every part with a share gets at least one.
 
     Raises:
-        UserError: too few frames for three blocks and the guards.
+        UserError: too few frames for the blocks and the guards.
     """
-    kept = n - 4 * params.guard
-    if kept < 3:
+    kept = n - 2 * params.guard * (len(params.parts) - 1)
+    if kept < len(params.parts):
         raise UserError(
-            f"{n} frames are too few to split into three blocks with {params.guard} frames left out on each side of a "
-            f"border; {3 + 4 * params.guard} are needed, or a smaller split.guard"
+            f"{n} frames are too few to split into {', '.join(params.parts)} with {params.guard} frames left out on "
+            f"each side of a border; {n - kept + len(params.parts)} are needed, or a smaller data.split.guard"
         )
     n_val, n_test = _counts(kept, params)
-    lengths = [kept - n_val - n_test, 2 * params.guard, n_val, 2 * params.guard, n_test]
-    return np.repeat(["train", GUARD, "val", GUARD, "test"], lengths)
+    blocks = [np.full(kept - n_val - n_test, "train")]
+    for part, length in (("val", n_val), ("test", n_test)):
+        blocks += [np.full(2 * params.guard, GUARD), np.full(length, part)] if part in params.parts else []
+    return np.concatenate(blocks)
 
 
 def _counts(n: int, params: SplitParams) -> tuple[int, int]:
-    """Of ``n >= 3`` things, how many go to val and to test: rounded shares, such that each part gets at least one."""
-    n_val, n_test = max(1, round(n * params.val)), max(1, round(n * params.test))
+    """Of ``n`` things, how many go to val and to test: rounded shares, such that each part with a share gets one."""
+    n_val, n_test = (max(share > 0, round(n * share)) for share in (params.val, params.test))
     while n_val + n_test > n - 1:
         n_val, n_test = (n_val - 1, n_test) if n_val > n_test else (n_val, n_test - 1)
-    return n_val, n_test
+    return int(n_val), int(n_test)

@@ -83,7 +83,7 @@ def check_frames(path: Path, info: RecordingInfo, params: SplitParams) -> tuple[
     """Check ``frames.parquet`` and split it by episode -> its rows with the column ``split``, metrics.
 
     Raises:
-        UserError: see `sightline.recording.frames.read_frames`; fewer than three episodes.
+        UserError: see `sightline.recording.frames.read_frames`; fewer episodes than parts of the split.
     """
     frames = read_frames(path, info)
     try:

@@ -1,0 +1,58 @@
+"""What tests share: a scratch folder of their own, tiny depth images, and stage scripts run as commands."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def scratch_root(tmp_path, monkeypatch) -> Path:
+    """Scratch state goes to ``tmp_path/.scratch``."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    return tmp_path / ".scratch"
+
+
+def save_depth(path: Path, raw_HW: np.ndarray) -> None:
+    """Write uint16 [H, W] as a PNG or TIFF image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(raw_HW.astype(np.uint16)).save(path)
+
+
+def depth_folder(folder: Path, count: int, size: tuple[int, int] = (24, 32), seed: int = 0) -> Path:
+    """Write ``count`` smooth depth images of 600..1400 counts with a hole in each."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+        raw = 1000 + 400 * np.sin(rows / rng.uniform(4, 9) + rng.uniform(0, 6)) * np.cos(columns / rng.uniform(4, 9))
+        raw[5:9, 6:11] = 0
+        save_depth(folder / f"{i:06d}.png", raw)
+    return folder
+
+
+@pytest.fixture
+def stage(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run a stage script as a command in ``tmp_path``: ``stage("normalize", folder, output, ...)``."""
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / f"stages/{name}.py"), *map(str, arguments)]
+        environment = os.environ | {"DVC_ROOT": str(tmp_path)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def only_error_line(result: subprocess.CompletedProcess) -> str:
+    """The error line of a failed stage, after checking that there is no traceback."""
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    (line,) = (line for line in result.stderr.splitlines() if ": error: " in line)
+    return line
