@@ -1,0 +1,133 @@
+"""The pipeline's definition tells the truth: declared code, parameters and data are what the stages use."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from closure import ROOT, import_closure
+from pydantic import BaseModel
+
+from sightline.params import load_params, parse_yaml
+
+PARAMS = parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml")
+
+
+def _lookup(name: str) -> Any:
+    value = PARAMS
+    for key in name.split("."):
+        value = value[key]
+    return value
+
+
+def _resolve(text: str, item: dict[str, str]) -> str:
+    return re.sub(
+        r"(?<!\\)\$\{([\w.]+)\}", lambda m: str(item[m[1][5:]] if m[1].startswith("item.") else _lookup(m[1])), text
+    )
+
+
+def _stages() -> dict[str, dict[str, Any]]:
+    """Every stage of both files with templates filled in, matrix stages once for each value."""
+    stages = {}
+    for file in ("dvc.yaml", "demo/dvc.yaml"):
+        for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():
+            ((key, values),) = stage.get("matrix", {"": "${}"}).items()
+            for value in _lookup(values[2:-1]) if key else [None]:
+                filled = {
+                    part: [_resolve(path, {key: value}) for path in stage.get(part, [])] for part in ("deps", "outs")
+                }
+                filled |= {
+                    "cmd": _resolve(stage["cmd"], {key: value}),
+                    "params": stage.get("params", []),
+                    "desc": stage["desc"],
+                }
+                stages[f"{name}@{value}" if key else name] = filled
+    return stages
+
+
+STAGES = _stages()
+SCRIPTS = {name: re.search(r"stages/\w+\.py", stage["cmd"])[0] for name, stage in STAGES.items()}
+OUTS = [out for stage in STAGES.values() for out in stage["outs"]]
+is_code = re.compile(r"(stages|src)/.*\.py").fullmatch
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_declared_code_is_the_import_closure(name):
+    declared = [dep for dep in STAGES[name]["deps"] if is_code(dep)]
+    assert sorted(declared) == sorted(import_closure(ROOT / SCRIPTS[name]))
+
+
+def _leaves(value: Any, prefix: str) -> set[str]:
+    if isinstance(value, BaseModel):
+        value = {key: getattr(value, key) for key in type(value).model_fields}
+    if isinstance(value, dict):
+        return {leaf for key, child in value.items() for leaf in _leaves(child, f"{prefix}.{key}" if prefix else key)}
+    return {prefix}
+
+
+def _params_class(script: str) -> type:
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Params
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_declared_params_are_the_fields_of_the_params_class(name):
+    declared = {leaf for param in STAGES[name]["params"] for leaf in _leaves(_lookup(param), param)}
+    params = load_params(_params_class(SCRIPTS[name]), ROOT / "params.yaml")
+    assert declared == _leaves(params, "")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_data_dependencies_are_outs_or_tracked_files(name):
+    for dep in STAGES[name]["deps"]:
+        assert is_code(dep) or dep in OUTS or (ROOT / f"{dep}.dvc").is_file(), dep
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_commands_use_what_is_declared(name):
+    stage = STAGES[name]
+    paths = [word for word in stage["cmd"].split() if re.match(r"(data|models|metrics)/", word)]
+    for path in paths:
+        declared = [known for known in stage["deps"] + stage["outs"] if known.startswith(path)]
+        assert declared, f"{path} is neither a dep nor an out, nor a folder of one"
+    for path in stage["deps"] + stage["outs"]:
+        assert is_code(path) or any(path.startswith(word) for word in paths), f"{path} is declared, but not used"
+
+
+def test_no_out_switches_the_run_cache_off():
+    text = (ROOT / "dvc.yaml").read_text() + (ROOT / "demo/dvc.yaml").read_text()
+    assert not re.search(r"persist|cache:|always_changed|frozen", text)
+
+
+def test_metrics_and_plots_lie_in_cached_outs():
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    files = [
+        *pipeline["metrics"],
+        *(file for plot in pipeline["plots"] for entry in plot.values() for file in entry["y"]),
+    ]
+    for file in files:
+        assert any(file.startswith(f"{out}/") for out in OUTS), file
+
+
+def test_trainings_and_extractions_can_be_launched_on_many_gpus():
+    for name in ("train_autoencoder@depth", "embed@depth"):
+        assert STAGES[name]["cmd"].startswith("\\${SIGHTLINE_LAUNCHER:-python} stages/")
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "stages").glob("*.py")), ids=lambda path: path.name)
+def test_stage_scripts_are_thin_and_used(script):
+    assert len(script.read_text().splitlines()) <= 40
+    assert f"stages/{script.name}" in SCRIPTS.values()
+
+
+def test_every_stage_is_described():
+    assert all(stage["desc"] for stage in STAGES.values())
+
+
+def test_every_parameter_has_a_comment():
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        assert re.fullmatch(r"\s*(#.*)?|[\w ]+:|.*\S\s+# .+", line), line

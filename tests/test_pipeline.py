@@ -1,0 +1,145 @@
+"""The whole pipeline at small size, in a clone of its own, through DVC."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+from closure import ROOT
+
+SMALL = {
+    "demo.simulate.episodes": 2, "demo.simulate.steps": 4, "demo.render.global_size": 48, "demo.render.wrist_size": 24,
+    "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 64,
+}  # fmt: skip
+DEPTH_CHAIN = ["train_autoencoder@depth", "extract_encoder@depth", "embed@depth"]
+
+
+class Clone:
+    """A copy of the project as git would give it, small parameters committed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        listed = self._run(
+            ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z"], Path.cwd()
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file() and not name.endswith("dvc.lock"):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, root / name)
+        self.set(SMALL)
+        self.run("git", "init", "-q")
+        self.commit()
+
+    def set(self, values: dict[str, object]) -> None:
+        """Change values in params.yaml, as a person would in an editor."""
+        import ruamel.yaml
+
+        yaml = ruamel.yaml.YAML()
+        tree = yaml.load((self.root / "params.yaml").read_text())
+        for key, value in values.items():
+            *sections, last = key.split(".")
+            place = tree
+            for section in sections:
+                place = place[section]
+            place[last] = value
+        with open(self.root / "params.yaml", "w") as file:
+            yaml.dump(tree, file)
+
+    def commit(self) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "small")
+
+    def run(self, *command: str, ok: bool = True) -> subprocess.CompletedProcess:
+        """Run a command in the clone, with the clone's own library."""
+        result = self._run(command, self.root)
+        assert (result.returncode == 0) == ok, result.stdout + result.stderr
+        return result
+
+    def ran(self, *command: str) -> list[str]:
+        """Run DVC, and return the stages that it ran."""
+        return re.findall(r"Running stage '(.+)':", self.run("dvc", *command).stdout)
+
+    def _run(self, command, cwd: Path) -> subprocess.CompletedProcess:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
+        environment = inherited | {"PATH": path, "PYTHONPATH": str(self.root / "src")}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Clone:
+    clone = Clone(tmp_path_factory.mktemp("clone"))
+    ran = clone.ran("repro")
+    assert ran[:2] == ["demo/dvc.yaml:simulate", "demo/dvc.yaml:render"]  # pulled in because data.root points there
+    assert ran[-4:] == ["normalize@depth", *DEPTH_CHAIN]
+    clone.commit()
+    return clone
+
+
+def test_it_ends_in_embeddings_of_every_frame(clone):
+    with h5py.File(clone.root / "data/embeddings/depth.hdf5") as file:
+        assert file["embeddings"].shape == (8, 64)
+        assert file["frame_id"][:].tolist() == list(range(8))
+    shown = json.loads(clone.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert shown["metrics/embed/depth/metrics.json"]["data"]["images"] == 8
+    assert shown["metrics/validate/metrics.json"]["data"]["frames"]["train"]["episodes"] == 1
+
+
+def test_a_second_repro_runs_nothing_and_leaves_git_clean(clone):
+    assert clone.ran("repro") == []
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_workspace(clone):
+    assert clone.ran("exp", "run", "-S", "train.lr=3e-4") == DEPTH_CHAIN
+    assert "lr: 0.0003" in (clone.root / "params.yaml").read_text()
+    assert (clone.root / "data/demo/depth/000000.png").is_file()
+    clone.run("git", "checkout", "-q", ".")
+    clone.run("dvc", "checkout")
+    assert clone.ran("repro") == []
+
+
+def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
+    ran = clone.ran("exp", "run", "-S", "demo.render.rgb_noise=2.0")
+    assert ran[0] == "demo/dvc.yaml:render"
+    assert set(ran[1:]) == {f"validate_images@rgb/{camera}" for camera in ("left_wrist", "right_wrist", "global")}
+    clone.run("git", "checkout", "-q", ".")
+    clone.run("dvc", "checkout")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.epochs=many", r"params.yaml .*train.epochs: .*integer, got 'many'"),
+        ("train.lr=-1", r"train.lr: .*greater than 0, got -1"),
+        ("+train.epoch=1", r"train.epoch: unknown key; known here: epochs, "),
+        ("trian.lr=1", r"Key 'trian' is not in struct"),
+    ],
+)
+def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, change, message):
+    result = clone.run("dvc", "exp", "run", "-S", change, ok=False)
+    assert re.search(message, result.stdout + result.stderr)
+    assert "Traceback" not in result.stderr
+    clone.run("git", "checkout", "-q", ".")
+    clone.run("dvc", "checkout")
+    assert clone.ran("repro") == []
+
+
+def test_a_recording_without_depth_runs_only_what_it_can(clone):
+    values = {"data.depth": [], "data.images": ["rgb/global"]}
+    clone.set(values)
+    assert clone.ran("repro") == []
+    listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
+    assert listed == ["validate", "validate_images@rgb/global"]
+    clone.run("git", "checkout", "-q", ".")
+
+
+def test_the_graph_is_drawn(clone):
+    graph = clone.run("dvc", "dag", "--mermaid").stdout
+    assert "train_autoencoder@depth" in graph
+    assert "demo/dvc.yaml:render" in graph

@@ -1,0 +1,171 @@
+"""Training the autoencoder: a killed run ends as one never killed, the order of data, bad input, and what it learns."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, depth_folder, only_error_line
+from pydantic import ValidationError
+
+from sightline.depth.network import Autoencoder, NetworkConfig
+from sightline.depth.normalize import NormalizeParams, normalize_depth
+from sightline.depth.store import DepthStore
+from sightline.depth.training import DepthImages, TrainParams
+from sightline.depth.weights import load_weights
+from sightline.recording.split import SplitParams
+from sightline.training.order import EpochBatches
+
+FAST = {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "latent_dim": 64}
+SETTINGS = [part for key, value in FAST.items() for part in ("--set", f"train.{key}={value}")]
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = depth_folder(tmp_path / "in", 12)
+    params = NormalizeParams(height_range=(500, 1500))
+    normalize_depth(folder, tmp_path / "depth.hdf5", params, split=SplitParams(guard=0), processes=1)
+    return tmp_path / "depth.hdf5"
+
+
+def test_a_killed_training_ends_with_the_weights_of_one_never_killed(data, stage, tmp_path, scratch_root):
+    whole = stage("train_autoencoder", data, "whole.safetensors", "--metrics-dir", "whole", *SETTINGS)
+    assert whole.returncode == 0, whole.stderr
+    assert list((scratch_root / "train_autoencoder").iterdir()) == []  # nothing is left of a success
+
+    command = [
+        sys.executable,
+        ROOT / "stages/train_autoencoder.py",
+        data,
+        "killed.safetensors",
+        "--metrics-dir",
+        "killed",
+    ]
+    process = subprocess.Popen([*command, *SETTINGS], cwd=tmp_path, env=os.environ, stderr=subprocess.DEVNULL)
+    while not list((scratch_root / "train_autoencoder").glob("*/last.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.safetensors").exists()
+
+    other = stage(
+        "train_autoencoder", data, "other.safetensors", "--metrics-dir", "other", *SETTINGS, "--set", "seed=1"
+    )
+    assert "continuing" not in other.stderr  # another seed never sees the killed run
+    resumed = stage("train_autoencoder", data, "killed.safetensors", "--metrics-dir", "killed", *SETTINGS)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continuing an interrupted run" in resumed.stderr
+    for name in (".safetensors", "/metrics.json", "/curves.csv"):
+        assert (tmp_path / f"killed{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
+    assert (tmp_path / "other.safetensors").read_bytes() != (tmp_path / "whole.safetensors").read_bytes()
+    assert len((tmp_path / "whole/curves.csv").read_text().splitlines()) == 1 + FAST["epochs"]
+    metrics = json.loads((tmp_path / "whole/metrics.json").read_text())
+    assert metrics["val"]["rmse"] < metrics["val_mean_image"]["rmse"]
+    assert metrics["val"]["rmse_mm"] == pytest.approx(500 * metrics["val"]["rmse"], rel=1e-4)
+
+
+def test_processes_started_by_a_launcher_train_together(data, tmp_path):
+    options = [
+        "--nproc-per-node=2",
+        ROOT / "stages/train_autoencoder.py",
+        data,
+        "two.safetensors",
+        "--metrics-dir",
+        "two",
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *SETTINGS, "--set", "train.epochs=1"]
+    result = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert load_weights(tmp_path / "two.safetensors", "autoencoder").header.kind == "autoencoder"
+
+
+def test_early_stopping_ends_a_training_that_gets_no_better(data, stage, tmp_path):
+    options = ["--set", "train.lr=1e-12", "--set", "train.patience=1", "--set", "train.epochs=50"]
+    result = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "m", *SETTINGS, *options)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "m/metrics.json").read_text())["epochs"] < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.hdf5", "w.safetensors"], "none.hdf5: no such file"),
+        (["in/000001.png", "w.safetensors"], "not a readable HDF5 file"),
+        (["depth.hdf5", "w.safetensors", "--set", "train.lr=fast"], "train.lr: .*number, got 'fast'"),
+        (["depth.hdf5", "w.safetensors", "--set", "train.latent_dim=100"], "latent_dim must be a multiple of 64"),
+        (["no_val.hdf5", "w.safetensors"], "12 training and 0 validation frames"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(data, stage, tmp_path, arguments, message):
+    params = NormalizeParams(height_range=(500, 1500))
+    split = SplitParams(val=0, test=0)
+    normalize_depth(tmp_path / "in", tmp_path / "no_val.hdf5", params, split=split, processes=1)
+    line = only_error_line(stage("train_autoencoder", *arguments, "--metrics-dir", "m"))
+    assert re.search(message, line)
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_and_covers_every_row():
+    batches = EpochBatches(np.arange(100, 130), batch_size=8, seed=5)
+
+    def epoch(number: int) -> list[list[list[int]]]:
+        batches.set_epoch(number)
+        return [batch.tolist() for batch in batches]
+
+    third = epoch(3)
+    assert epoch(4) != third == epoch(3)
+    assert [len(batch) for batch in third] == [8, 8, 8, 6]
+    assert len(batches) == 4
+    assert sorted(row for batch in third for row, _ in batch) == list(range(100, 130))
+    assert {turns for batch in third for _, turns in batch} == {0, 1, 2, 3}
+
+
+def test_processes_share_an_epoch_without_overlap():
+    shares = [EpochBatches(np.arange(21), 4, 0, rank, 2) for rank in (0, 1)]
+    seen = [[int(row) for batch in share for row, _ in batch] for share in shares]
+    assert len(seen[0]) == len(seen[1]) == 10  # as many steps in each, or they would wait for each other
+    assert not set(seen[0]) & set(seen[1])
+
+
+def test_a_batch_of_one_is_left_out():
+    assert [len(batch) for batch in EpochBatches(np.arange(9), 4, 0)] == [4, 4]
+
+
+def test_the_network_starts_as_the_cosine_code_and_loses_nothing_of_a_smooth_image():
+    network = Autoencoder(NetworkConfig()).eval()
+    ramp = torch.linspace(-0.9, 0.9, 128).expand(1, 1, 128, 128).contiguous()
+    with torch.inference_mode():
+        reconstruction, latent = network(ramp)
+    assert latent.shape == (1, 768)
+    assert (reconstruction - ramp).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("config", [NetworkConfig(), NetworkConfig(input_channels=3, latent_dim=64, patch_path=False)])
+def test_shapes_and_range(config):
+    network = Autoencoder(config)
+    reconstruction, latent = network(torch.randn(2, config.input_channels, 128, 128))
+    assert reconstruction.shape == (2, config.input_channels, 128, 128)
+    assert latent.shape == (2, config.latent_dim)
+    assert reconstruction.abs().max() <= 1
+    assert (sum(p.numel() for p in network.encoder.parameters()) > 12e6) or config.latent_dim == 64
+
+
+def test_the_range_of_parameters_is_checked():
+    for wrong in ({"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"patience": 0}, {"precision": "fp8"}):
+        with pytest.raises(ValidationError):
+            TrainParams(**wrong)
+
+
+def test_rotation_turns_image_and_mask_together(data):
+    store = DepthStore.open(data)
+    batch = DepthImages(store, rotate=True)[np.array([[3, 0], [3, 1], [3, 2], [3, 3]])]
+    for turns in range(4):
+        assert (batch["depth"][turns, 0].numpy() == np.rot90(store.depth[3], turns)).all()
+        assert (batch["valid"][turns, 0].numpy() == np.rot90(store.valid[3], turns)).all()
