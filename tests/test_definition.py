@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from closure import ROOT, import_closure
+from dvc.utils.hydra import apply_overrides
 from pydantic import BaseModel
 
 from sightline.params import load_params, parse_yaml
@@ -128,6 +129,19 @@ def test_every_stage_is_described():
     assert all(stage["desc"] for stage in STAGES.values())
 
 
-def test_every_parameter_has_a_comment():
-    for line in (ROOT / "params.yaml").read_text().splitlines():
-        assert re.fullmatch(r"\s*(#.*)?|[\w ]+:|.*\S\s+# .+", line), line
+@pytest.mark.parametrize("leaf", sorted(_leaves(PARAMS, "")))
+def test_every_parameter_has_a_comment(leaf):
+    name = leaf.split(".")[-1]
+    assert re.search(rf"^ *{name}: .*# \w|# .*\b{name}: \w", (ROOT / "params.yaml").read_text(), re.MULTILINE)
+
+
+def test_the_parameters_survive_an_override(tmp_path):
+    """DVC rewrites params.yaml for `-S`; a comment behind the key of a list would break the file."""
+    text = (ROOT / "params.yaml").read_text()
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    for overrides in (["data.depth=[]", "data.images=[]"], ["normalize.height_range=[1,2]"], ["normalize.invalid=[]"]):
+        apply_overrides(path, overrides)
+    changed = parse_yaml(path.read_text(), "params.yaml")
+    assert (changed["data"]["depth"], changed["normalize"]["height_range"]) == ([], [1, 2])
+    assert changed["train"] == PARAMS["train"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import pytest
 from closure import ROOT
+from dvc.utils.hydra import apply_overrides
 
 SMALL = {
     "demo.simulate.episodes": 2, "demo.simulate.steps": 4, "demo.render.global_size": 48, "demo.render.wrist_size": 24,
@@ -24,31 +25,15 @@ class Clone:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        listed = self._run(
-            ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z"], Path.cwd()
-        )
+        listing = ["git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        listed = self._run(listing, Path.cwd())
         for name in filter(None, listed.stdout.split("\0")):
             if (ROOT / name).is_file() and not name.endswith("dvc.lock"):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, root / name)
-        self.set(SMALL)
+        apply_overrides(root / "params.yaml", [f"{key}={value}" for key, value in SMALL.items()])
         self.run("git", "init", "-q")
         self.commit()
-
-    def set(self, values: dict[str, object]) -> None:
-        """Change values in params.yaml, as a person would in an editor."""
-        import ruamel.yaml
-
-        yaml = ruamel.yaml.YAML()
-        tree = yaml.load((self.root / "params.yaml").read_text())
-        for key, value in values.items():
-            *sections, last = key.split(".")
-            place = tree
-            for section in sections:
-                place = place[section]
-            place[last] = value
-        with open(self.root / "params.yaml", "w") as file:
-            yaml.dump(tree, file)
 
     def commit(self) -> None:
         self.run("git", "add", "-A")
@@ -131,12 +116,11 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 
 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
-    values = {"data.depth": [], "data.images": ["rgb/global"]}
-    clone.set(values)
-    assert clone.ran("repro") == []
+    assert clone.ran("exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]") == []
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
     assert listed == ["validate", "validate_images@rgb/global"]
     clone.run("git", "checkout", "-q", ".")
+    clone.run("dvc", "checkout")
 
 
 def test_the_graph_is_drawn(clone):

@@ -22,6 +22,7 @@ from sightline.depth.weights import load_weights
 from sightline.recording.split import SplitParams
 from sightline.training.order import EpochBatches
 
+SCRIPT = ROOT / "stages/train_autoencoder.py"
 FAST = {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "latent_dim": 64}
 SETTINGS = [part for key, value in FAST.items() for part in ("--set", f"train.{key}={value}")]
 
@@ -41,7 +42,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(data, stage
 
     command = [
         sys.executable,
-        ROOT / "stages/train_autoencoder.py",
+        SCRIPT,
         data,
         "killed.safetensors",
         "--metrics-dir",
@@ -74,7 +75,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(data, stage
 def test_processes_started_by_a_launcher_train_together(data, tmp_path):
     options = [
         "--nproc-per-node=2",
-        ROOT / "stages/train_autoencoder.py",
+        SCRIPT,
         data,
         "two.safetensors",
         "--metrics-dir",
@@ -84,6 +85,30 @@ def test_processes_started_by_a_launcher_train_together(data, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert load_weights(tmp_path / "two.safetensors", "autoencoder").header.kind == "autoencoder"
+
+
+def test_ctrl_c_ends_a_training_without_output_or_traceback(data, tmp_path, scratch_root):
+    command = [
+        sys.executable,
+        SCRIPT,
+        data,
+        "a.safetensors",
+        "--metrics-dir",
+        "m",
+        *SETTINGS,
+        "--set",
+        "train.epochs=99",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, text=True)
+    while not list((scratch_root / "train_autoencoder").glob("*/last.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "train_autoencoder.py: interrupted; run it again to continue"
+    assert "Traceback" not in errors
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_early_stopping_ends_a_training_that_gets_no_better(data, stage, tmp_path):
@@ -100,6 +125,7 @@ def test_early_stopping_ends_a_training_that_gets_no_better(data, stage, tmp_pat
         (["in/000001.png", "w.safetensors"], "not a readable HDF5 file"),
         (["depth.hdf5", "w.safetensors", "--set", "train.lr=fast"], "train.lr: .*number, got 'fast'"),
         (["depth.hdf5", "w.safetensors", "--set", "train.latent_dim=100"], "latent_dim must be a multiple of 64"),
+        (["depth.hdf5", "w.safetensors", *SETTINGS, "--set", "train.lr=1e30"], "loss is nan in epoch 0; lower the lr"),
         (["no_val.hdf5", "w.safetensors"], "12 training and 0 validation frames"),
     ],
 )

@@ -40,7 +40,7 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        print(f"{parser.prog}: interrupted; run it again to continue", file=sys.stderr)
         raise SystemExit(130) from None
 
 

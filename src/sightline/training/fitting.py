@@ -7,6 +7,7 @@ for bit, as a run that was never killed; a run with any other parameter never se
 
 import csv
 import logging
+import math
 import os
 import shutil
 import sys
@@ -24,6 +25,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sightline.errors import UserError
 from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder
 from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
@@ -95,7 +97,7 @@ def fit(
         num_nodes=world_size() // local,
         precision="bf16-mixed" if use_bf16(params.precision) else "32-true",
         gradient_clip_val=params.gradient_clip or None,
-        callbacks=[EarlyStopping("val_loss", patience=params.patience, check_finite=True), keeper, TQDMProgressBar()],
+        callbacks=[EarlyStopping("val_loss", patience=params.patience, check_finite=False), keeper, _ProgressBar()],
         logger=TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
         plugins=[_AtomicCheckpoints()],
         enable_checkpointing=False,
@@ -108,7 +110,10 @@ def fit(
     resume = keeper.last if keeper.last.is_file() else None
     if resume:
         print(f"{stage}: continuing an interrupted run", file=sys.stderr)
-    trainer.fit(module, train, val, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, train, val, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
     return keeper.result()
 
 
@@ -121,6 +126,10 @@ class _Keeper(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not math.isfinite(metrics["val_loss"]):
+            raise UserError(
+                f"the validation loss is {metrics['val_loss']} in epoch {trainer.current_epoch}; lower the lr"
+            )
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         self.history.append({"epoch": trainer.current_epoch, "lr": lr, **dict(sorted(metrics.items()))})
         if trainer.is_global_zero and self._best_row() is self.history[-1]:
@@ -140,6 +149,13 @@ class _Keeper(Callback):
 
     def _best_row(self) -> dict[str, float]:
         return min(self.history, key=lambda row: row["val_loss"])
+
+
+class _ProgressBar(TQDMProgressBar):
+    """Without the version number that the logger adds."""
+
+    def get_metrics(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):
