@@ -21,17 +21,16 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
     Adds ``--params FILE`` and ``--set section.key=value`` to ``parser``. A `UserError` becomes one line on standard
     error and exit status 1; Ctrl-C becomes exit status 130.
     """
-    group = parser.add_argument_group("parameters (outside DVC)")
-    group.add_argument(
-        "--params",
-        type=Path,
-        metavar="FILE",
-        help="YAML file with sections (default: ./params.yaml where there is one)",
-    )
-    group.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-        help=f"wins over the file, may be repeated; sections: {', '.join(params.model_fields)}",
-    )  # fmt: skip
+    if params.model_fields:
+        group = parser.add_argument_group("parameters (outside DVC)")
+        sections = ", ".join(params.model_fields)
+        group.add_argument(
+            "--params", type=Path, metavar="FILE", help="YAML file (default: ./params.yaml, if it exists)"
+        )
+        group.add_argument(
+            "--set", action="append", metavar="SECTION.KEY=VALUE", help=f"wins over the file; sections: {sections}"
+        )
+    parser.set_defaults(params=None, set=[])
     args = parser.parse_args()
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
