@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import h5py
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from sightline.depth import normalize
 from sightline.depth.normalize import NormalizeParams, normalize_depth
-from sightline.depth.preprocessing import Preprocessing, fill_holes, normalize_counts, preprocess, resize_depth
+from sightline.depth.preprocessing import Preprocessing, decode, fill_holes, normalize_counts, preprocess, resize_depth
 from sightline.depth.store import DepthStore
 from sightline.errors import UserError
 from sightline.recording.images import read_depth
@@ -104,6 +105,71 @@ def test_filling_keeps_what_was_measured_and_stays_within_its_range(seed, share)
 def test_an_image_without_a_reading_is_refused():
     with pytest.raises(UserError, match="depth image 1: no valid pixel"):
         preprocess(np.array([[[5]], [[0]]], np.uint16), Preprocessing())
+
+
+def test_rotated_bits_and_swapped_bytes_are_decoded():
+    counts = np.arange(0, 65536, 7, dtype=np.uint16)
+    rotated = (counts << 3) | (counts >> 13)
+    assert (decode(rotated, "rotr3") == counts).all()
+    assert (decode(counts.byteswap(), "byteswap") == counts).all()
+    codes = np.array([0, 65535], np.uint16)
+    assert (decode(codes, "rotr3") == codes).all()
+
+
+@pytest.mark.parametrize("resize", ["nearest", "area"])
+@pytest.mark.parametrize("shape", [(96, 160), (160, 96), (97, 160), (128, 128)])
+def test_crop_takes_the_central_square_and_pad_adds_invalid_margins(shape, resize):
+    raw = np.random.default_rng(0).integers(1, 60000, shape).astype(np.uint16)
+    height, width = shape
+    small, large = min(shape), max(shape)
+    top, left = (height - small) // 2, (width - small) // 2
+    expected = resize_depth(raw[top : top + small, left : left + small], Preprocessing(resize=resize))
+    cropped = resize_depth(raw, Preprocessing(resize=resize, fit="crop"))
+    assert all((a == b).all() for a, b in zip(cropped, expected, strict=True))
+
+    square = np.zeros((large, large), np.uint16)  # 0 is invalid
+    top, left = (large - height) // 2, (large - width) // 2
+    square[top : top + height, left : left + width] = raw
+    padded = resize_depth(raw, Preprocessing(resize=resize, fit="pad"))
+    expected = resize_depth(square, Preprocessing(resize=resize))
+    assert all((a == b).all() for a, b in zip(padded, expected, strict=True))
+    without_codes = resize_depth(raw, Preprocessing(resize=resize, fit="pad", invalid=()))
+    assert (without_codes[1] == expected[1]).all()  # margins are invalid even where no code is
+
+
+@pytest.mark.parametrize(
+    ("factor", "remedy"), [(8, "normalize.depth_encoding=rotr3"), (5, "normalize.unit_mm=0.2"), (1, None)]
+)
+def test_values_that_are_not_millimetres_are_recognised_by_their_multiples(tmp_path, factor, remedy):
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        save_depth(tmp_path / f"in/{i}.png", rng.integers(600, 800, (40, 40)) * factor)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(tmp_path / "in", tmp_path / "out", NormalizeParams(height_range=(500, 7000)))
+    told = [str(warning.message) for warning in caught if "multiples" in str(warning.message)]
+    assert len(told) == (remedy is not None)
+    assert all(remedy in text for text in told)
+
+
+def test_a_frame_that_the_sensor_repeated_is_never_on_both_sides_of_the_split(tmp_path):
+    folder = depth_folder(tmp_path / "in", 40)
+    for copy, original in ((3, 30), (5, 37), (29, 38), (10, 11)):  # train-val, train-test, val-test, train-train
+        (folder / f"{copy:06d}.png").write_bytes((folder / f"{original:06d}.png").read_bytes())
+    figures = run(folder, tmp_path / "out")
+    store = DepthStore.open(tmp_path / "out")
+    assert figures["duplicates_left_out"] == 3
+    assert np.flatnonzero(store.split == "guard").tolist() == [3, 5, 29]
+    assert store.split[[10, 11, 30, 37, 38]].tolist() == ["train", "train", "val", "test", "test"]
+
+
+def test_a_16_bit_pgm_is_read_as_it_is(tmp_path):
+    raw = np.array([[1, 2, 300], [40000, 65535, 0]], np.uint16)
+    (tmp_path / "1.pgm").write_bytes(b"P5\n3 2\n65535\n" + raw.astype(">u2").tobytes())
+    assert (read_depth(tmp_path / "1.pgm") == raw).all()
+    (tmp_path / "2.pgm").write_bytes(b"P5\n3 2\n4095\n" + (raw // 16).astype(">u2").tobytes())
+    with pytest.raises(UserError, match="not a uint16 depth image"):
+        read_depth(tmp_path / "2.pgm")
 
 
 def test_a_folder_becomes_one_file(tmp_path):
@@ -203,7 +269,7 @@ def test_nothing_but_broken_images_is_an_error_even_with_skip(tmp_path):
 
 def test_ids_are_the_trailing_integers_in_their_natural_order(tmp_path):
     for name in ("frame-9.depth.png", "frame-10.depth.png", "b_0100.png", "7.tiff"):
-        save_depth(tmp_path / "in" / name, np.full((3, 5), 1000))
+        save_depth(tmp_path / "in" / name, np.full((3, 5), 1001))
     run(tmp_path / "in", tmp_path / "out")
     assert DepthStore.open(tmp_path / "out").frame_id.tolist() == [7, 9, 10, 100]
 

@@ -104,3 +104,34 @@ def test_blocks_are_contiguous_with_guards_between(n, params):
     assert val[0] - train[-1] == test[0] - val[-1] == 2 * params.guard + 1
     assert (parts == "guard").sum() == 4 * params.guard
     assert (train[0], test[-1]) == (0, n - 1)
+
+
+@given(st.integers(120, 700), st.integers(2, 6), st.data())
+def test_folds_test_every_frame_once_and_keep_their_distance(n, folds, data):
+    guard = data.draw(st.integers(0, 4))
+    tested = []
+    for fold in range(folds):
+        parts = split_blocks(n, SplitParams(folds=folds, fold=fold, guard=guard, val=0.1))
+        train, val, test = (np.flatnonzero(parts == part) for part in PARTS)
+        tested += test.tolist()
+        assert (np.diff(test) == 1).all()
+        assert (np.diff(val) == 1).all()
+        for one, other in ((train, val), (train, test), (val, test)):
+            assert np.abs(one[:, None] - other[None]).min() > guard
+    assert tested == list(range(n))
+
+
+def test_a_fold_holds_out_its_block_whole():
+    parts = split_blocks(600, SplitParams(folds=5, fold=2))
+    assert np.flatnonzero(parts == "test").tolist() == list(range(240, 360))
+    assert (parts[230:240] == "guard").all()
+    assert (parts[360:370] == "guard").all()
+    assert (parts[[229, 370]] == "train").all()
+
+
+def test_impossible_folds_are_refused():
+    with pytest.raises(UserError, match="20 frames are too few for 5 folds"):
+        split_blocks(20, SplitParams(folds=5))
+    for wrong in ({"folds": 1}, {"folds": 3, "fold": 3}):
+        with pytest.raises(ValidationError):
+            SplitParams(**wrong)

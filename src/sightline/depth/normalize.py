@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import h5py
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from sightline.cache import digest
 from sightline.depth.preprocessing import Count, Preprocessing, check_height_range, normalize_counts, resize_depth
+from sightline.depth.screening import multiples, repeated_across_parts, warn_of_encoding
 from sightline.depth.store import create_depth_store, open_depth_rows
 from sightline.errors import UserError
 from sightline.files import atomic_output, fingerprint, scratch_folder
@@ -20,7 +23,7 @@ from sightline.params import Section
 from sightline.recording.frames import read_index
 from sightline.recording.images import list_images, read_depth
 from sightline.recording.layout import read_recording_info
-from sightline.recording.split import SplitParams, split_blocks
+from sightline.recording.split import GUARD, SplitParams, split_blocks
 
 BLOCK = 32  # images a worker takes at a time
 
@@ -33,6 +36,15 @@ class NormalizeParams(Section):
     )
     invalid: tuple[Count, ...] | None = Field(
         default=None, description="raw counts that mean 'no reading'; null: recording.json's, else [0, 65535]"
+    )
+    unit_mm: float | None = Field(
+        default=None, gt=0, description="millimetres per count; null: recording.json's, else 1"
+    )
+    depth_encoding: Literal["raw", "rotr3", "byteswap"] = Field(
+        default="raw", description="how files hold a count: as it is, rotated by three bits (SUN RGB-D), bytes swapped"
+    )
+    fit: Literal["squash", "crop", "pad"] = Field(
+        default="squash", description="how an oblong image becomes square: aspect ratio, central part, invalid margins"
     )
     resize: Literal["nearest", "area"] = Field(
         default="nearest", description="nearest pixel, or mean over the valid part of each target pixel's footprint"
@@ -93,6 +105,12 @@ def normalize_depth(
     if failures and (on_error == "fail" or len(failures) == len(frames.paths)):
         shutil.rmtree(scratch)  # the images will be mended, so nothing of this run can be used again
         raise UserError(_list_failures(failures, len(frames.paths)))
+    warn_of_encoding([pair for report in reports for pair in report["multiples"]], preprocessing)
+    digests = {row: key for report in reports for row, key in zip(report["rows"], report["digests"], strict=True)}
+    duplicates = repeated_across_parts(digests, frames.split)
+    frames.split[duplicates] = GUARD
+    with h5py.File(partial, "r+") as file:
+        file["split"][...] = frames.split.astype("S5")
     with atomic_output(output) as temporary:
         if failures:
             warnings.warn(f"{len(failures)} of {len(frames.paths)} depth images are broken and left out", stacklevel=2)
@@ -101,7 +119,7 @@ def normalize_depth(
         else:
             shutil.move(partial, temporary)
     shutil.rmtree(scratch)
-    return _figures(frames, reports, preprocessing)
+    return _figures(frames, reports, preprocessing) | {"duplicates_left_out": len(duplicates)}
 
 
 def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Preprocessing:
@@ -109,9 +127,9 @@ def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Pr
     info = read_recording_info(recording).depth if recording else None
     if recording and info is None:
         raise UserError(f"{recording}: has no depth entry, so its depth images cannot be normalised")
-    known: dict[str, Any] = {"resize": params.resize}
+    known: dict[str, Any] = {name: getattr(params, name) for name in ("depth_encoding", "fit", "resize")}
     known |= {"height_range": info.height_range, "invalid": info.invalid, "unit_mm": info.unit_mm} if info else {}
-    given = {"height_range": params.height_range, "invalid": params.invalid}
+    given = {name: getattr(params, name) for name in ("height_range", "invalid", "unit_mm")}
     known |= {name: value for name, value in given.items() if value is not None}
     if "height_range" not in known:
         warnings.warn(
@@ -166,23 +184,28 @@ def _process_blocks(
 def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing]) -> dict[str, Any]:
     """Normalise one block of images into its rows of the partial file; report failures and counts."""
     partial, start, paths, preprocessing = job
-    resized, failures = {}, []
+    resized: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    failures: list[tuple[int, str]] = []
+    report: dict[str, Any] = {"start": start, "failures": failures, "rows": [], "valid": [], "clipped": 0}
+    report |= {"digests": [], "multiples": []}
     for row, path in enumerate(paths, start):
         try:
-            counts, valid = resize_depth(read_depth(path), preprocessing)
+            raw = read_depth(path)
+            counts, valid = resize_depth(raw, preprocessing)
             if not valid.any():
                 raise UserError(f"{path}: no valid pixel (every one is {' or '.join(map(str, preprocessing.invalid))})")
             resized[row] = counts, valid
+            report["multiples"].append(multiples(raw, preprocessing.invalid))
         except UserError as error:
             failures.append((row, str(error)))
-    report: dict[str, Any] = {"start": start, "failures": failures, "valid": [], "clipped": 0}
     if resized:
         rows = np.array(list(resized))
         valid_N = np.stack([valid for _, valid in resized.values()])
         depth_N, clipped = normalize_counts(np.stack([c for c, _ in resized.values()]), valid_N, preprocessing)
         depth_rows, valid_rows = open_depth_rows(partial)
         depth_rows[rows], valid_rows[rows] = depth_N, valid_N
-        report["valid"], report["clipped"] = valid_N.sum(axis=(1, 2)).tolist(), int(clipped.sum())
+        report |= {"rows": rows.tolist(), "valid": valid_N.sum(axis=(1, 2)).tolist(), "clipped": int(clipped.sum())}
+        report["digests"] = [digest(image).hex() for image in depth_N]
     return report
 
 

@@ -30,6 +30,8 @@ class Preprocessing(Section):
 
     height_range: tuple[Count, Count] = (0, 65535)  # raw counts that map to -1 and +1; values beyond are clipped
     invalid: tuple[Count, ...] = (0, 65535)  # raw counts that mean "no reading"
+    depth_encoding: Literal["raw", "rotr3", "byteswap"] = "raw"  # how the file holds a count, see `decode`
+    fit: Literal["squash", "crop", "pad"] = "squash"  # how an oblong image becomes square
     resize: Literal["nearest", "area"] = "nearest"
     unit_mm: float = Field(default=1.0, gt=0)  # millimetres per raw count, to report errors in millimetres
 
@@ -44,8 +46,21 @@ class Preprocessing(Section):
         return (self.height_range[1] - self.height_range[0]) / 2 * self.unit_mm
 
 
+def decode(raw: np.ndarray, encoding: str) -> np.ndarray:
+    """Counts behind the values of a file, uint16 of any shape.
+
+    ``rotr3`` undoes the rotation of bits of SUN RGB-D and SUN3D (a file's value is the count, rotated left by three),
+    ``byteswap`` the byte order of NYU Depth v2's raw frames; both codes 0 and 65535 stay what they are.
+    """
+    if encoding == "rotr3":
+        return (raw >> 3) | (raw << 13)
+    return raw.byteswap() if encoding == "byteswap" else raw
+
+
 def resize_depth(raw_HW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Resize one raw image to 128x128 without ever mixing an invalid code into a depth.
+    """Decode one raw image, make it square, and resize it to 128x128, never mixing an invalid code into a depth.
+
+    ``squash`` changes the aspect ratio, ``crop`` takes the central square, ``pad`` adds invalid pixels on both sides.
 
     ``nearest`` takes the pixel whose centre is nearest to the target's centre; ``area`` is the mean over the valid part
     of each target pixel's exact footprint, valid where at least half of the footprint is.
@@ -56,6 +71,7 @@ def resize_depth(raw_HW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.n
     Returns:
         counts float32 [128, 128] (0 where invalid) and valid bool [128, 128].
     """
+    raw_HW = _make_square(decode(raw_HW, preprocessing.depth_encoding), preprocessing.fit)
     height, width = raw_HW.shape
     if preprocessing.resize == "nearest":
         rows, columns = _nearest(height), _nearest(width)
@@ -130,13 +146,26 @@ def preprocess(raw_NHW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.nd
     return normalize_counts(counts, valid, preprocessing)[0], valid
 
 
+def _make_square(raw_HW: np.ndarray, fit: str) -> np.ndarray:
+    height, width = raw_HW.shape
+    if fit == "squash" or height == width:
+        return raw_HW
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return raw_HW[top : top + side, left : left + side]
+    rows, columns = max(0, width - height), max(0, height - width)  # to add
+    around = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2))
+    return np.pad(raw_HW.astype(np.int32), around, constant_values=-1)  # no count is negative
+
+
 def _block_sums(x_NSS: np.ndarray) -> np.ndarray:
     rows = x_NSS[:, ::2] + x_NSS[:, 1::2]
     return rows[:, :, ::2] + rows[:, :, 1::2]
 
 
 def _is_valid(raw: np.ndarray, invalid: tuple[int, ...]) -> np.ndarray:
-    valid = np.ones(raw.shape, bool)
+    valid = np.ones(raw.shape, bool) if raw.dtype.kind == "u" else raw >= 0
     for code in invalid:
         valid &= raw != code
     return valid

@@ -40,7 +40,7 @@ def list_images(folder: Path) -> dict[int, Path]:
 
 
 def read_depth(path: Path) -> np.ndarray:
-    """Read a single-channel uint16 image (PNG, TIFF) -> uint16 [H, W], raw counts in native byte order.
+    """Read a single-channel uint16 image (PNG, TIFF, PGM) -> uint16 [H, W], raw counts in native byte order.
 
     Raises:
         UserError: missing or broken file, or anything that is not one channel of 16 bits (8-bit, RGB, palette, JPEG):
@@ -48,7 +48,8 @@ def read_depth(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in _DEPTH_MODES:
+            pgm = image.format == "PPM" and image.mode == "I" and image.tile[0][0] == "raw"  # else Pillow rescales it
+            if image.mode not in _DEPTH_MODES and not pgm:
                 raise UserError(
                     f"{path}: not a uint16 depth image ({image.format} of mode {image.mode}); "
                     "export depth as single-channel 16-bit PNG or TIFF"

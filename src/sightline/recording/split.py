@@ -25,11 +25,17 @@ class SplitParams(Section):
     val: float = Field(default=0.15, ge=0, lt=1, description="share of the episodes (or frames of a bare folder)")
     test: float = Field(default=0.15, ge=0, lt=1, description="share of the episodes (or frames); 0: no such part")
     guard: int = Field(default=10, ge=0, description="frames left out on each side of a border between blocks")
+    folds: int = Field(
+        default=0, ge=0, description="0, or a bare folder is cut into so many blocks, one of them to test"
+    )
+    fold: int = Field(default=0, ge=0, description="which of the folds is for testing, from 0")
 
     @model_validator(mode="after")
     def _leaves_train(self) -> "SplitParams":
         if self.val + self.test >= 1:
             raise ValueError(f"val + test must be below 1, not {self.val:g} + {self.test:g}: the rest is for training")
+        if self.folds == 1 or (self.folds and self.fold >= self.folds):
+            raise ValueError(f"folds must be 0 or at least 2, and fold below it, not {self.folds} and {self.fold}")
         return self
 
     @property
@@ -78,9 +84,14 @@ def split_blocks(n: int, params: SplitParams) -> np.ndarray:
     At each border ``2 * params.guard`` frames, half of them on each side, belong to no part (``guard``). The shares
     are of the frames that remain, and every part with a share gets at least one.
 
+    With ``params.folds``, block ``params.fold`` of that many equal ones is for testing, whole; of the rest, the end
+    of the sequence that is farther from it is for validation, and at each border ``guard`` frames are left out.
+
     Raises:
         UserError: too few frames for the blocks and the guards.
     """
+    if params.folds:
+        return _split_fold(n, params)
     kept = n - 2 * params.guard * (len(params.parts) - 1)
     if kept < len(params.parts):
         raise UserError(
@@ -92,6 +103,25 @@ def split_blocks(n: int, params: SplitParams) -> np.ndarray:
     for part, length in (("val", n_val), ("test", n_test)):
         blocks += [np.full(2 * params.guard, GUARD), np.full(length, part)] if part in params.parts else []
     return np.concatenate(blocks)
+
+
+def _split_fold(n: int, params: SplitParams) -> np.ndarray:
+    start, end = (n * k // params.folds for k in (params.fold, params.fold + 1))
+    n_val = round((n - (end - start)) * params.val)
+    parts = np.full(n, "train")
+    at_end = n - end >= start  # more frames lie behind the test block than before it
+    border = n - n_val if at_end else n_val
+    parts[max(0, border - params.guard) : border + params.guard] = GUARD if n_val else "train"
+    parts[max(0, start - params.guard) : end + params.guard] = GUARD
+    parts[slice(border, n) if at_end else slice(0, border)] = "val"
+    parts[start:end] = "test"
+    wanted = {"train", "test"} | ({"val"} if params.val else set())
+    if n_val > max(start, n - end) - 2 * params.guard or not wanted <= set(parts.tolist()):
+        raise UserError(
+            f"{n} frames are too few for {params.folds} folds with {params.guard} frames left out on each side of a "
+            "border; take fewer data.split.folds or a smaller data.split.guard"
+        )
+    return parts
 
 
 def _counts(n: int, params: SplitParams) -> tuple[int, int]:
