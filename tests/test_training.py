@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.store import DepthStore
-from sightline.depth.training import DepthImages, TrainParams
+from sightline.depth.training import DepthImages, TrainParams, gradient_difference
 from sightline.depth.weights import load_weights
 from sightline.recording.split import SplitParams
+from sightline.training.fitting import configure_optimizer
 from sightline.training.order import EpochBatches
 
 SCRIPT = ROOT / "stages/train_autoencoder.py"
@@ -173,14 +174,65 @@ def test_the_network_starts_as_the_cosine_code_and_loses_nothing_of_a_smooth_ima
     assert (reconstruction - ramp).abs().max() < 0.01
 
 
-@pytest.mark.parametrize("config", [NetworkConfig(), NetworkConfig(input_channels=3, latent_dim=64, patch_path=False)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        NetworkConfig(),
+        NetworkConfig(input_channels=3, latent_dim=64, patch_path=False),
+        NetworkConfig(latent_dim=128, head="flat"),
+        NetworkConfig(latent_dim=100, patch_path=False),
+    ],
+)
 def test_shapes_and_range(config):
     network = Autoencoder(config)
     reconstruction, latent = network(torch.randn(2, config.input_channels, 128, 128))
     assert reconstruction.shape == (2, config.input_channels, 128, 128)
     assert latent.shape == (2, config.latent_dim)
     assert reconstruction.abs().max() <= 1
-    assert (sum(p.numel() for p in network.encoder.parameters()) > 12e6) or config.latent_dim == 64
+    reconstruction.square().mean().backward()
+    if not config.patch_path:  # with it the ends start at zero, and what lies before them gets its gradient later
+        assert all(parameter.grad.abs().sum() > 0 for parameter in network.encoder.layer4.parameters())
+
+
+def test_a_head_that_keeps_positions_needs_as_many_numbers():
+    with pytest.raises(ValidationError, match="multiple of 64 with head flat, not 100"):
+        TrainParams(latent_dim=100, head="flat", patch_path=False)
+
+
+def test_the_gradient_difference_sees_slopes_between_valid_neighbours_only():
+    error = torch.zeros(1, 1, 4, 4)
+    error[..., 2:] = 0.5  # one step of 0.5 in each row: 4 of 12 + 12 neighbours
+    everywhere = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    assert gradient_difference(error, everywhere) == pytest.approx(4 * 0.5 / 24)
+    valid = everywhere.clone()
+    valid[..., 2] = False
+    assert gradient_difference(error, valid) == 0
+    assert gradient_difference(error, ~everywhere) == 0
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGD"])
+@pytest.mark.parametrize("scheduler", ["CosineAnnealingLR", "constant"])
+def test_the_learning_rate_rises_then_takes_its_course(optimizer, scheduler):
+    params = TrainParams(optimizer=optimizer, scheduler=scheduler, lr=0.1)
+    weight = torch.nn.Parameter(torch.ones(1))
+    configured = configure_optimizer([weight], params, steps=100)
+    assert type(configured["optimizer"]).__name__ == optimizer
+    rates = []
+    for _ in range(100):
+        rates.append(configured["optimizer"].param_groups[0]["lr"])
+        configured["optimizer"].step()
+        configured["lr_scheduler"]["scheduler"].step()
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert rates[50] == pytest.approx(0.1 if scheduler == "constant" else 0.0541, abs=1e-3)
+    assert rates[-1] == pytest.approx(0.1 if scheduler == "constant" else 0, abs=1e-3)
+
+
+def test_other_ways_of_training_run(data, stage, tmp_path):
+    ways = ["optimizer=SGD", "scheduler=constant", "accumulate=2", "head=flat", "gradient_weight=0.5", "precision=bf16"]
+    options = [part for way in (*ways, "epochs=1") for part in ("--set", f"train.{way}")]
+    result = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "m", *SETTINGS, *options)
+    assert result.returncode == 0, result.stderr
+    assert load_weights(tmp_path / "a.safetensors", "autoencoder").header.network.head == "flat"
 
 
 def test_the_range_of_parameters_is_checked():

@@ -9,6 +9,7 @@ latent, and a plain cosine transform of the same size reconstructs better.
 """
 
 import itertools
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,7 +20,8 @@ from sightline.params import Section
 
 WIDTHS = (64, 128, 256, 512)  # channels of layer1..layer4, at 64, 32, 16 and 8 pixels
 PATCH = 16  # pixels on an edge of a patch of the linear path
-PATCHES = (128 // PATCH) ** 2
+GRID = 8  # positions on an edge of the lowest resolution, and patches on an edge of the image
+POSITIONS = GRID * GRID
 
 
 class NetworkConfig(Section):
@@ -27,12 +29,14 @@ class NetworkConfig(Section):
 
     input_channels: int = Field(default=1, ge=1)
     latent_dim: int = Field(default=768, ge=1)
+    head: Literal["gap", "flat"] = "gap"  # average over positions and project, or keep the 8x8 positions
     patch_path: bool = True  # the linear path around the network
 
     @model_validator(mode="after")
     def _divisible(self) -> "NetworkConfig":
-        if self.patch_path and self.latent_dim % PATCHES:
-            raise ValueError(f"latent_dim must be a multiple of {PATCHES} with patch_path, not {self.latent_dim}")
+        if (self.patch_path or self.head == "flat") and self.latent_dim % POSITIONS:
+            which = "patch_path" if self.patch_path else "head flat"
+            raise ValueError(f"latent_dim must be a multiple of {POSITIONS} with {which}, not {self.latent_dim}")
         return self
 
 
@@ -74,6 +78,46 @@ class SelfAttention2d(nn.Module):
         return x + self.project(y.transpose(-1, -2).reshape(B, C, H, W))
 
 
+class PooledHead(nn.Linear):
+    """Average over the positions, and project: [B, 512, 8, 8] -> [B, D], of rank 512 at most. Knows no position."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(WIDTHS[3], latent_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mean(dim=(2, 3)))
+
+
+class FlatHead(nn.Conv2d):
+    """Some channels for each position: [B, 512, 8, 8] -> [B, D]."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(WIDTHS[3], latent_dim // POSITIONS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).flatten(1)
+
+
+class PooledStart(nn.Linear):
+    """The decoder's counterpart of `PooledHead`: [B, D] -> [B, 512, 8, 8]."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim, WIDTHS[3] * POSITIONS)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z).reshape(-1, WIDTHS[3], GRID, GRID)
+
+
+class FlatStart(nn.Conv2d):
+    """The decoder's counterpart of `FlatHead`: [B, D] -> [B, 512, 8, 8]."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim // POSITIONS, WIDTHS[3], 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z.reshape(len(z), -1, GRID, GRID))
+
+
 class Encoder(nn.Module):
     """Depth image [B, C, 128, 128] in [-1, 1] -> latent [B, latent_dim]."""
 
@@ -88,15 +132,16 @@ class Encoder(nn.Module):
         self.layer3 = _stage(WIDTHS[1], WIDTHS[2], stride=2)
         self.layer4 = _stage(WIDTHS[2], WIDTHS[3], stride=2)  # (B, 512, 8, 8)
         self.attention = SelfAttention2d(WIDTHS[3])
-        self.head = nn.Linear(WIDTHS[3], config.latent_dim)
+        self.head = (PooledHead if config.head == "gap" else FlatHead)(config.latent_dim)
         if config.patch_path:
-            self.patch_path = nn.Conv2d(config.input_channels, config.latent_dim // PATCHES, PATCH, PATCH, bias=False)
+            channels = config.latent_dim // POSITIONS
+            self.patch_path = nn.Conv2d(config.input_channels, channels, PATCH, PATCH, bias=False)
             self.patch_path.weight.data = cosine_basis(config)
             _zero(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
-        z = self.head(self.attention(y).mean(dim=(2, 3)))
+        z = self.head(self.attention(y))
         if self.config.patch_path:
             z = z + self.patch_path(x).flatten(1)  # (B, D / 64, 8, 8) -> (B, D)
         return z
@@ -108,22 +153,22 @@ class Decoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.expand = nn.Linear(config.latent_dim, WIDTHS[3] * 8 * 8)
+        self.expand = (PooledStart if config.head == "gap" else FlatStart)(config.latent_dim)
         widths = (WIDTHS[3], 256, 128, 64, 32)
         self.upsample = nn.Sequential(*(_up(a, b) for a, b in itertools.pairwise(widths)))
         self.output = nn.Conv2d(widths[-1], config.input_channels, 3, 1, 1)
         if config.patch_path:
-            patch_channels = config.latent_dim // PATCHES
-            self.patch_path = nn.ConvTranspose2d(patch_channels, config.input_channels, PATCH, PATCH, bias=False)
+            channels = config.latent_dim // POSITIONS
+            self.patch_path = nn.ConvTranspose2d(channels, config.input_channels, PATCH, PATCH, bias=False)
             self.patch_path.weight.data = cosine_basis(config)
             _zero(self.output)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.upsample(self.expand(z).reshape(-1, WIDTHS[3], 8, 8))  # (B, 32, 128, 128)
+        x = self.upsample(self.expand(z))  # (B, 32, 128, 128)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 resolves 4 mm of 4000 mm here: too coarse
             y = self.output(x.float())
             if self.config.patch_path:
-                linear = self.patch_path(z.float().reshape(len(z), -1, 128 // PATCH, 128 // PATCH))
+                linear = self.patch_path(z.float().reshape(len(z), -1, GRID, GRID))
                 y = y + torch.atanh(linear.clamp(-0.999, 0.999))  # tanh gives the linear part back unchanged
             return torch.tanh(y)
 
@@ -151,7 +196,7 @@ def cosine_basis(config: NetworkConfig) -> Tensor:
     waves = torch.cos(torch.pi / PATCH * frequency[:, None] * (position + 0.5)) * (2 / PATCH) ** 0.5
     waves[0] /= 2**0.5
     order = sorted(itertools.product(range(PATCH), repeat=2), key=lambda uv: (sum(uv), uv))
-    basis = torch.zeros(config.latent_dim // PATCHES, config.input_channels, PATCH, PATCH)
+    basis = torch.zeros(config.latent_dim // POSITIONS, config.input_channels, PATCH, PATCH)
     for k in range(len(basis)):
         u, v = order[k // config.input_channels]
         basis[k, k % config.input_channels] = torch.outer(waves[u], waves[v])

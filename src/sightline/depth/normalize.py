@@ -20,7 +20,6 @@ from sightline.errors import UserError
 from sightline.files import atomic_output, fingerprint, scratch_folder
 from sightline.parallel import unordered_map
 from sightline.params import Section
-from sightline.recording.frames import read_index
 from sightline.recording.images import list_images, read_depth
 from sightline.recording.layout import read_recording_info
 from sightline.recording.split import GUARD, SplitParams, split_blocks
@@ -141,6 +140,8 @@ def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Pr
 
 
 def _frames_of_index(folder: Path, index: Path) -> Frames:
+    from sightline.recording.frames import read_index  # imports pandas: twice as long as all the rest, in each worker
+
     table, images = read_index(index), list_images(folder)
     absent = [str(i) for i in table["frame_id"] if i not in images]
     if absent:

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
@@ -16,7 +16,7 @@ from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
 from sightline.errors import UserError
 from sightline.files import file_sha256, write_json
-from sightline.training.fitting import TrainerParams, fit
+from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import EpochBatches
 from sightline.training.processes import rank, world_size
 
@@ -25,9 +25,13 @@ class TrainParams(TrainerParams):
     """Section ``train``: the depth autoencoder."""
 
     latent_dim: int = Field(default=768, ge=1, description="numbers in the embedding of an image")
+    head: Literal["gap", "flat"] = Field(
+        default="gap", description="global average pooling (rank 512 at most), or channels for each of 8x8 positions"
+    )
     patch_path: bool = Field(default=True, description="linear path of 16x16 patches around the network")
     rotate: bool = Field(default=True, description="turn each training image by a random multiple of 90 degrees")
     l1_weight: float = Field(default=0.1, ge=0, description="weight of the absolute error beside the squared error")
+    gradient_weight: float = Field(default=0.0, ge=0, description="weight of the error of differences of neighbours")
 
     @model_validator(mode="after")
     def _is_a_network(self) -> "TrainParams":
@@ -37,7 +41,7 @@ class TrainParams(TrainerParams):
     @property
     def network(self) -> NetworkConfig:
         """The network that these parameters ask for."""
-        return NetworkConfig(latent_dim=self.latent_dim, patch_path=self.patch_path)
+        return NetworkConfig(latent_dim=self.latent_dim, head=self.head, patch_path=self.patch_path)
 
 
 class DepthImages(Dataset[dict[str, Tensor]]):
@@ -55,7 +59,7 @@ class DepthImages(Dataset[dict[str, Tensor]]):
 
 
 class AutoencoderModule(lightning.LightningModule):
-    """The loss and the schedule around `Autoencoder`; loss = MSE + l1_weight * MAE over the valid pixels."""
+    """The loss around `Autoencoder`: MSE + l1_weight * MAE + gradient_weight * `gradient_difference`."""
 
     def __init__(self, network: Autoencoder, params: TrainParams) -> None:
         super().__init__()
@@ -70,27 +74,31 @@ class AutoencoderModule(lightning.LightningModule):
 
     def _step(self, batch: dict[str, Tensor], part: str) -> Tensor:
         depth, valid = batch["depth"], batch["valid"]
-        error = (self.network(depth.contiguous(memory_format=torch.channels_last))[0] - depth)[valid]
-        mse, l1 = error.square().mean(), error.abs().mean()
+        error = self.network(depth.contiguous(memory_format=torch.channels_last))[0] - depth
+        mse, l1 = error[valid].square().mean(), error[valid].abs().mean()
         loss = mse + self.params_.l1_weight * l1
+        if self.params_.gradient_weight:
+            loss = loss + self.params_.gradient_weight * gradient_difference(error, valid)
         values = {f"{part}_loss": loss, f"{part}_mse": mse, f"{part}_l1": l1}
         weight = int(valid.sum()) if part == "val" else len(depth)  # pooled over pixels where it is reported
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, prog_bar=part == "val", sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:
-        params = self.params_
-        optimizer = torch.optim.AdamW(self.parameters(), lr=params.lr, weight_decay=params.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        warm_up = max(1, steps // 20)
+        return configure_optimizer(self.parameters(), self.params_, int(self.trainer.estimated_stepping_batches))
 
-        def factor(step: int) -> float:
-            if step < warm_up:
-                return (step + 1) / warm_up
-            return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+def gradient_difference(error: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute difference of the error between valid neighbours: how badly edges and slopes are rendered.
+
+    The gradient loss of Hu et al., "Revisiting Single Image Depth Estimation" (2019), without its logarithm.
+
+    Args:
+        error: prediction - target [B, 1, S, S]; valid: bool [B, 1, S, S].
+    """
+    across, both = error.diff(dim=3).abs(), valid[..., 1:] & valid[..., :-1]
+    down, two = error.diff(dim=2).abs(), valid[:, :, 1:] & valid[:, :, :-1]
+    return (across[both].sum() + down[two].sum()) / (both.sum() + two.sum()).clamp(min=1)
 
 
 def train_autoencoder(data: Path, weights: Path, metrics_dir: Path, params: TrainParams, seed: int) -> None:

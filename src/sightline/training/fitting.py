@@ -12,9 +12,10 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -22,7 +23,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sightline.errors import UserError
@@ -31,17 +32,49 @@ from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import world_size
 
+WARM_UP = 0.05  # share of the steps in which the learning rate rises
+
 
 class TrainerParams(Section):
     """Parameters that every training has."""
 
     epochs: int = Field(default=100, ge=1, description="passes over the training frames at most")
     batch_size: int = Field(default=32, ge=2, description="frames in a step")
-    lr: float = Field(default=1e-4, gt=0, description="highest learning rate; cosine decay to 0 after a short warm-up")
-    weight_decay: float = Field(default=1e-4, ge=0, description="AdamW weight decay")
+    accumulate: int = Field(default=1, ge=1, description="batches whose gradients are summed up for one step")
+    optimizer: Literal["AdamW", "Adam", "SGD"] = Field(default="AdamW", description="SGD has a momentum of 0.9")
+    scheduler: Literal["CosineAnnealingLR", "constant"] = Field(
+        default="CosineAnnealingLR", description="course of the learning rate, after a warm-up over 5 % of the steps"
+    )
+    lr: float = Field(default=1e-4, gt=0, description="highest learning rate")
+    weight_decay: float = Field(default=1e-4, ge=0, description="weight decay (AdamW) or L2 penalty (Adam, SGD)")
     gradient_clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
     patience: int = Field(default=20, ge=1, description="epochs without a better validation loss before stopping")
     precision: Precision = Field(default="auto", description="bf16, fp32, or auto: bf16 where the hardware has it")
+
+
+def configure_optimizer(parameters: Iterable[nn.Parameter], params: TrainerParams, steps: int) -> dict[str, Any]:
+    """Optimizer and course of the learning rate, as Lightning takes them from ``configure_optimizers``.
+
+    Args:
+        steps: optimizer steps of the whole training (``trainer.estimated_stepping_batches``).
+    """
+    optimizer: torch.optim.Optimizer
+    if params.optimizer == "SGD":
+        optimizer = torch.optim.SGD(parameters, params.lr, momentum=0.9, weight_decay=params.weight_decay)
+    else:
+        kind = torch.optim.AdamW if params.optimizer == "AdamW" else torch.optim.Adam
+        optimizer = kind(parameters, params.lr, weight_decay=params.weight_decay)
+    rise = max(1, round(steps * WARM_UP))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        if params.scheduler == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @dataclass(frozen=True)
@@ -97,6 +130,7 @@ def fit(
         num_nodes=world_size() // local,
         precision="bf16-mixed" if use_bf16(params.precision) else "32-true",
         gradient_clip_val=params.gradient_clip or None,
+        accumulate_grad_batches=params.accumulate,
         callbacks=[EarlyStopping("val_loss", patience=params.patience, check_finite=False), keeper, _ProgressBar()],
         logger=TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
         plugins=[_AtomicCheckpoints()],
@@ -131,6 +165,7 @@ class _Keeper(Callback):
                 f"the validation loss is {metrics['val_loss']} in epoch {trainer.current_epoch}; lower the lr"
             )
         lr = trainer.optimizers[0].param_groups[0]["lr"]
+        trainer.logger.log_metrics({"lr": lr}, step=trainer.global_step)  # type: ignore[union-attr]
         self.history.append({"epoch": trainer.current_epoch, "lr": lr, **dict(sorted(metrics.items()))})
         if trainer.is_global_zero and self._best_row() is self.history[-1]:
             with atomic_output(self.best) as temporary:
