@@ -3,9 +3,17 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import run_stage
+from sightline.cli import add_shorthands, run_stage
 from sightline.depth.training import TrainParams, train_autoencoder
 from sightline.params import Section
+
+SHORTHANDS = {
+    "num_epochs": "train.epochs", "learning_rate": "train.lr", "augment": "train.rotate=true",
+    "no_augment": "train.rotate=false",
+} | {
+    name: f"train.{name}"
+    for name in ("batch_size", "latent_dim", "optimizer", "scheduler", "gradient_clip", "weight_decay", "patience")
+}  # fmt: skip
 
 
 class Params(Section):
@@ -14,13 +22,17 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
-    train_autoencoder(args.data, args.weights, args.metrics_dir, params.train, params.seed)
+    places = args.data, args.weights, args.metrics_dir
+    train_autoencoder(*places, params.train, params.seed, args.output_dir, args.resume)
 
 
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
 parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
+parser.add_argument("--output-dir", "--output_dir", type=Path, help="folder for checkpoints and TensorBoard logs")
+parser.add_argument("--resume", type=Path, help="checkpoint of another run with an output folder to start from")
+add_shorthands(parser, SHORTHANDS)
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

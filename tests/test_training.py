@@ -235,6 +235,38 @@ def test_other_ways_of_training_run(data, stage, tmp_path):
     assert load_weights(tmp_path / "a.safetensors", "autoencoder").header.network.head == "flat"
 
 
+def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, stage, tmp_path):
+    flags = ["--num_epochs", 2, "--batch-size", 4, "--latent_dim", 64, "--no-augment", "--learning_rate", "1e-3"]
+    first = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "a", *flags, "--output_dir", "out",
+                  "--set", "train.checkpoint_every=1", "--set", "train.precision=fp32")  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    names = {"config.json", "best_model.pth", "best_model_weights.pth", "latest_checkpoint.pth", "tensorboard"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {
+        "checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth"
+    }  # fmt: skip
+    train = json.loads((tmp_path / "out/config.json").read_text())["identity"][0]
+    assert (train["epochs"], train["rotate"], train["lr"], train["latent_dim"]) == (2, False, 1e-3, 64)
+    checkpoint = torch.load(tmp_path / "out/best_model.pth", weights_only=True)
+    assert checkpoint["model_config"]["latent_dim"] == 64
+    assert checkpoint["preprocessing"]["height_range"] == [500, 1500]
+    weights = torch.load(tmp_path / "out/best_model_weights.pth", weights_only=True)
+    assert torch.equal(weights["network.decoder.output.bias"], checkpoint["state_dict"]["network.decoder.output.bias"])
+
+    again = ["--set", "train.precision=fp32", "--resume", "out/latest_checkpoint.pth"]
+    longer = stage("train_autoencoder", data, "b.safetensors", "--metrics-dir", "b", *flags, "--num-epochs", 3, *again)
+    assert longer.returncode == 0, longer.stderr
+    metrics = json.loads((tmp_path / "b/metrics.json").read_text())
+    assert (metrics["epochs"], metrics["best_epoch"]) == (3, 2)
+    for resume, more, message in (
+        ("out/latest_checkpoint.pth", [], "has 2 epochs already"),
+        ("out/best_model_weights.pth", [], "not a whole checkpoint"),
+        ("out/latest_checkpoint.pth", ["--latent-dim", 128], "a checkpoint of another network"),
+        ("depth.hdf5", [], "not a checkpoint that can be loaded safely"),
+    ):
+        options = [*flags, "--set", "train.precision=fp32", "--resume", resume, *more]
+        assert message in only_error_line(stage("train_autoencoder", data, "c", "--metrics-dir", "c", *options))
+
+
 def test_the_range_of_parameters_is_checked():
     for wrong in ({"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"patience": 0}, {"precision": "fp8"}):
         with pytest.raises(ValidationError):

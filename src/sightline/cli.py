@@ -15,6 +15,25 @@ from sightline.params import Section, load_params
 P = TypeVar("P", bound=Section)
 
 
+class Shorthand(argparse.Action):
+    """An option that stands for ``--set KEY=VALUE``; ``const`` is the key, or the whole assignment with ``nargs=0``."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        assignment = f"{self.const}={values}" if self.nargs != 0 else self.const
+        namespace.set = [*(namespace.set or []), assignment]
+
+
+def add_shorthands(parser: argparse.ArgumentParser, keys: dict[str, str]) -> None:
+    """Let ``--name`` (with underscores or hyphens) stand for ``--set key=...``, for each name -> key."""
+    group = parser.add_argument_group("shorthands for --set")
+    for name, key in keys.items():
+        options = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        if "=" in key:
+            group.add_argument(*options, action=Shorthand, const=key, nargs=0, help=key)
+        else:
+            group.add_argument(*options, action=Shorthand, const=key, metavar="VALUE", help=key)
+
+
 def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[argparse.Namespace, P], None]) -> None:
     """Run ``main(args, params)`` as a command.
 

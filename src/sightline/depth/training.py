@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.depth.network import Autoencoder, NetworkConfig
+from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
 from sightline.errors import UserError
@@ -61,8 +62,9 @@ class DepthImages(Dataset[dict[str, Tensor]]):
 class AutoencoderModule(lightning.LightningModule):
     """The loss around `Autoencoder`: MSE + l1_weight * MAE + gradient_weight * `gradient_difference`."""
 
-    def __init__(self, network: Autoencoder, params: TrainParams) -> None:
+    def __init__(self, network: Autoencoder, params: TrainParams, preprocessing: Preprocessing) -> None:
         super().__init__()
+        self.preprocessing = preprocessing
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.params_ = params
 
@@ -84,6 +86,10 @@ class AutoencoderModule(lightning.LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, prog_bar=part == "val", sync_dist=True)
         return loss
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["model_config"] = self.network.config.model_dump(mode="json")
+        checkpoint["preprocessing"] = self.preprocessing.model_dump(mode="json")
+
     def configure_optimizers(self) -> Any:
         return configure_optimizer(self.parameters(), self.params_, int(self.trainer.estimated_stepping_batches))
 
@@ -101,11 +107,23 @@ def gradient_difference(error: Tensor, valid: Tensor) -> Tensor:
     return (across[both].sum() + down[two].sum()) / (both.sum() + two.sum()).clamp(min=1)
 
 
-def train_autoencoder(data: Path, weights: Path, metrics_dir: Path, params: TrainParams, seed: int) -> None:
+def train_autoencoder(
+    data: Path,
+    weights: Path,
+    metrics_dir: Path,
+    params: TrainParams,
+    seed: int,
+    output_dir: Path | None = None,
+    resume: Path | None = None,
+) -> None:
     """Train on the ``train`` part of ``data``, keep the epoch that is best on ``val``, write weights and metrics.
 
     Writes ``weights`` (safetensors, see `sightline.depth.weights`), ``metrics_dir/metrics.json`` and
     ``metrics_dir/curves.csv``. The ``test`` part is not touched. An interrupted run continues where it was.
+
+    Args:
+        data: file of normalised depth.
+        output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
 
     Raises:
         UserError: a file that is not normalised depth, or one without training or validation frames.
@@ -119,12 +137,14 @@ def train_autoencoder(data: Path, weights: Path, metrics_dir: Path, params: Trai
     lightning.seed_everything(seed, verbose=False)
     network = Autoencoder(params.network)
     result = fit(
-        AutoencoderModule(network, params),
+        AutoencoderModule(network, params, store.preprocessing),
         _loader(store, params.rotate, EpochBatches(train_rows, params.batch_size, seed, rank(), world_size())),
         _loader(store, False, _in_order(val_rows[rank() :: world_size()], params.batch_size)),
         params,
         stage="train_autoencoder",
-        identity=[params.model_dump(mode="json"), seed, file_sha256(data)],
+        identity=[params.model_dump(mode="json"), seed, file_sha256(data), file_sha256(resume) if resume else None],
+        output_dir=output_dir,
+        resume=resume,
     )
     if rank() != 0:
         return
@@ -132,12 +152,12 @@ def train_autoencoder(data: Path, weights: Path, metrics_dir: Path, params: Trai
     save_weights(
         weights, network, Header(kind="autoencoder", network=network.config, preprocessing=store.preprocessing)
     )
-    best = result.history[result.best_epoch]
+    best = result.best
     write_json(
         metrics_dir / "metrics.json",
         {
             "epochs": len(result.history),
-            "best_epoch": result.best_epoch,
+            "best_epoch": int(best["epoch"]),
             "parameters": sum(p.numel() for p in network.parameters()),
             "val": _errors(best["val_mse"], best["val_l1"], store.preprocessing.mm_per_unit),
             "val_mean_image": _errors(

@@ -9,6 +9,7 @@ import csv
 import logging
 import math
 import os
+import pickle
 import shutil
 import sys
 import warnings
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder
+from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder, write_json
 from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import world_size
@@ -49,6 +50,7 @@ class TrainerParams(Section):
     weight_decay: float = Field(default=1e-4, ge=0, description="weight decay (AdamW) or L2 penalty (Adam, SGD)")
     gradient_clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
     patience: int = Field(default=20, ge=1, description="epochs without a better validation loss before stopping")
+    checkpoint_every: int = Field(default=10, ge=1, description="epochs between checkpoints kept in an output folder")
     precision: Precision = Field(default="auto", description="bf16, fp32, or auto: bf16 where the hardware has it")
 
 
@@ -82,7 +84,7 @@ class FitResult:
     """What a fit leaves behind."""
 
     best_weights: dict[str, Tensor]  # state dict of the epoch with the lowest val_loss
-    best_epoch: int  # counted from 0
+    best: dict[str, float]  # that epoch's row of the history
     history: list[dict[str, float]]  # one row per epoch: epoch, lr and everything the module logged
     scratch: Path  # to be deleted, through `finish`, when the outputs are written
 
@@ -106,6 +108,8 @@ def fit(
     *,
     stage: str,
     identity: list[Any],
+    output_dir: Path | None = None,
+    resume: Path | None = None,
 ) -> FitResult:
     """Train ``module`` until ``params.epochs`` or early stopping, continuing an interrupted run of the same identity.
 
@@ -114,14 +118,20 @@ def fit(
         train, val: loaders; the batch sampler of ``train`` has ``set_epoch``.
         stage: name of the stage, for the scratch folder and the TensorBoard logs in ``runs/``.
         identity: JSON-serialisable parameters and input hashes that decide the result; the code is added here.
+        output_dir: folder for a run by hand: ``config.json``, ``latest_checkpoint.pth``, ``best_model.pth`` (whole
+            checkpoints), ``best_model_weights.pth`` (the state dict alone), ``checkpoint_epoch_<n>.pth`` every
+            ``params.checkpoint_every`` epochs, and the TensorBoard logs.
+        resume: whole checkpoint of another run by hand to start from.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or ``resume`` is not a checkpoint of this network.
     """
     _quieten()
     key = fingerprint(stage, identity, _code_identity())
     scratch = scratch_folder(stage, key)
-    keeper = _Keeper(scratch)
+    keeper = _Keeper(scratch, output_dir, params.checkpoint_every)
+    if output_dir:
+        write_json(output_dir / "config.json", {"stage": stage, "identity": identity})
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, as torchrun says
     trainer = lightning.Trainer(
         max_epochs=params.epochs,
@@ -132,7 +142,9 @@ def fit(
         gradient_clip_val=params.gradient_clip or None,
         accumulate_grad_batches=params.accumulate,
         callbacks=[EarlyStopping("val_loss", patience=params.patience, check_finite=False), keeper, _ProgressBar()],
-        logger=TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
+        logger=TensorBoardLogger(output_dir, name="tensorboard", version="")
+        if output_dir
+        else TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
         plugins=[_AtomicCheckpoints()],
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -141,9 +153,11 @@ def fit(
         log_every_n_steps=1,
         deterministic="warn" if torch.cuda.is_available() else None,
     )
-    resume = keeper.last if keeper.last.is_file() else None
-    if resume:
+    if keeper.last.is_file():
+        resume = keeper.last
         print(f"{stage}: continuing an interrupted run", file=sys.stderr)
+    elif resume:
+        _check_resumable(resume, module)
     try:
         trainer.fit(module, train, val, ckpt_path=resume, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
@@ -154,9 +168,11 @@ def fit(
 class _Keeper(Callback):
     """Keeps the history, the best weights and the state to resume from, after every epoch."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, output_dir: Path | None, every: int) -> None:
         self.scratch, self.last, self.best = scratch, scratch / "last.ckpt", scratch / "best.pt"
+        self.output_dir, self.every = output_dir, every
         self.history: list[dict[str, float]] = []
+        self.start = 0  # rows of the history before this belong to the run that was resumed by hand
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -167,23 +183,35 @@ class _Keeper(Callback):
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         trainer.logger.log_metrics({"lr": lr}, step=trainer.global_step)  # type: ignore[union-attr]
         self.history.append({"epoch": trainer.current_epoch, "lr": lr, **dict(sorted(metrics.items()))})
-        if trainer.is_global_zero and self._best_row() is self.history[-1]:
+        is_best = self._best_row() is self.history[-1]
+        if trainer.is_global_zero and is_best:
             with atomic_output(self.best) as temporary:
                 torch.save(module.state_dict(), temporary)
         trainer.save_checkpoint(self.last)
+        if trainer.is_global_zero and self.output_dir:
+            epoch = trainer.current_epoch + 1
+            copies = {"latest_checkpoint.pth": self.last}
+            copies |= {"best_model.pth": self.last, "best_model_weights.pth": self.best} if is_best else {}
+            copies |= {f"checkpoint_epoch_{epoch}.pth": self.last} if epoch % self.every == 0 else {}
+            for name, source in copies.items():
+                with atomic_output(self.output_dir / name) as temporary:
+                    shutil.copyfile(source, temporary)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "start": self.start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = state["history"]
+        self.start = state["start"] if self.last.is_file() else len(self.history)
 
     def result(self) -> FitResult:
+        if len(self.history) == self.start:
+            raise UserError(f"the checkpoint has {self.start} epochs already; raise the number of epochs to go on")
         best = torch.load(self.best, map_location="cpu", weights_only=True)
-        return FitResult(best, int(self._best_row()["epoch"]), self.history, self.scratch)
+        return FitResult(best, self._best_row(), self.history, self.scratch)
 
     def _best_row(self) -> dict[str, float]:
-        return min(self.history, key=lambda row: row["val_loss"])
+        return min(self.history[self.start :], key=lambda row: row["val_loss"])
 
 
 class _ProgressBar(TQDMProgressBar):
@@ -199,6 +227,23 @@ class _AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with atomic_output(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
+
+
+def _check_resumable(path: Path, module: lightning.LightningModule) -> None:
+    """Raise `UserError` unless ``path`` is a whole checkpoint of a module with the same weights."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError):
+        raise UserError(f"{path}: not a checkpoint that can be loaded safely") from None
+    if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states"} <= set(checkpoint):
+        raise UserError(
+            f"{path}: not a whole checkpoint; give latest_checkpoint.pth, or best_model.pth of an earlier run"
+        )
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in checkpoint["state_dict"].items()}:
+        raise UserError(f"{path}: a checkpoint of another network; train with the parameters in its config.json")
 
 
 def _code_identity() -> list[str]:
