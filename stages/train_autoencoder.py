@@ -9,7 +9,7 @@ from sightline.params import Section
 
 SHORTHANDS = {
     "num_epochs": "train.epochs", "learning_rate": "train.lr", "augment": "train.rotate=true",
-    "no_augment": "train.rotate=false",
+    "no_augment": "train.rotate=false", "use_perceptual_loss": "train.perceptual_weight=0.1",
 } | {
     name: f"train.{name}"
     for name in ("batch_size", "latent_dim", "optimizer", "scheduler", "gradient_clip", "weight_decay", "patience")
@@ -23,7 +23,8 @@ class Params(Section):
 
 def main(args: Namespace, params: Params) -> None:
     places = args.data, args.weights, args.metrics_dir
-    train_autoencoder(*places, params.train, params.seed, args.output_dir, args.resume)
+    by_hand = args.output_dir, args.resume, args.perceptual_weights
+    train_autoencoder(*places, params.train, params.seed, *by_hand)
 
 
 parser = ArgumentParser(description=__doc__)
@@ -32,6 +33,7 @@ parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
 parser.add_argument("--output-dir", "--output_dir", type=Path, help="folder for checkpoints and TensorBoard logs")
 parser.add_argument("--resume", type=Path, help="checkpoint of another run with an output folder to start from")
+parser.add_argument("--perceptual-weights", type=Path, help="state dict of torchvision's VGG-16")
 add_shorthands(parser, SHORTHANDS)
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import pytest
 import torch
 from conftest import ROOT, depth_folder, only_error_line
 from pydantic import ValidationError
+from torchvision.models import vgg16
 
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
+from sightline.depth.perceptual import PerceptualLoss
 from sightline.depth.store import DepthStore
 from sightline.depth.training import DepthImages, TrainParams, gradient_difference
 from sightline.depth.weights import load_weights
@@ -265,6 +267,32 @@ def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, s
     ):
         options = [*flags, "--set", "train.precision=fp32", "--resume", resume, *more]
         assert message in only_error_line(stage("train_autoencoder", data, "c", "--metrics-dir", "c", *options))
+
+
+def test_the_perceptual_loss_compares_features_and_ignores_holes(data, stage, tmp_path):
+    torch.manual_seed(0)
+    torch.save({f"features.{k}": v for k, v in vgg16().features[:16].state_dict().items()}, tmp_path / "vgg.pth")
+    loss = PerceptualLoss(tmp_path / "vgg.pth")
+    target = torch.rand(2, 1, 32, 32) * 2 - 1
+    valid = torch.ones(2, 1, 32, 32, dtype=torch.bool)
+    assert loss(target, target, valid) == 0
+    near, far = (loss(target + scale * torch.randn_like(target), target, valid) for scale in (0.05, 0.5))
+    assert 0 < near < far
+    damaged = target.clone()
+    damaged[..., :16] = -1
+    valid[..., :16] = False
+    assert loss(damaged, target, valid) == 0
+
+    options = ["--use_perceptual_loss", "--set", "train.epochs=1"]
+    line = only_error_line(stage("train_autoencoder", data, "a", "--metrics-dir", "m", *SETTINGS, *options))
+    assert "train.perceptual_weight needs --perceptual-weights FILE" in line
+    options += ["--perceptual-weights", "vgg.pth"]
+    result = stage("train_autoencoder", data, "a", "--metrics-dir", "m", *SETTINGS, *options)
+    assert result.returncode == 0, result.stderr
+    assert not any("perceptual" in name for name in load_weights(tmp_path / "a", "autoencoder").tensors)
+    options[-1] = "depth.hdf5"
+    line = only_error_line(stage("train_autoencoder", data, "b", "--metrics-dir", "m", *SETTINGS, *options))
+    assert "depth.hdf5: not a state dict of torchvision's VGG-16" in line
 
 
 def test_the_range_of_parameters_is_checked():

@@ -8,10 +8,11 @@ import lightning
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.depth.network import Autoencoder, NetworkConfig
+from sightline.depth.perceptual import PerceptualLoss
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
@@ -33,6 +34,7 @@ class TrainParams(TrainerParams):
     rotate: bool = Field(default=True, description="turn each training image by a random multiple of 90 degrees")
     l1_weight: float = Field(default=0.1, ge=0, description="weight of the absolute error beside the squared error")
     gradient_weight: float = Field(default=0.0, ge=0, description="weight of the error of differences of neighbours")
+    perceptual_weight: float = Field(default=0.0, ge=0, description="weight of the perceptual loss, which needs a file")
 
     @model_validator(mode="after")
     def _is_a_network(self) -> "TrainParams":
@@ -62,9 +64,12 @@ class DepthImages(Dataset[dict[str, Tensor]]):
 class AutoencoderModule(lightning.LightningModule):
     """The loss around `Autoencoder`: MSE + l1_weight * MAE + gradient_weight * `gradient_difference`."""
 
-    def __init__(self, network: Autoencoder, params: TrainParams, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, network: Autoencoder, params: TrainParams, preprocessing: Preprocessing, perceptual: nn.Module | None
+    ) -> None:
         super().__init__()
         self.preprocessing = preprocessing
+        self.perceptual = [perceptual] if perceptual else []  # a list hides its weights from the checkpoints
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.params_ = params
 
@@ -76,11 +81,14 @@ class AutoencoderModule(lightning.LightningModule):
 
     def _step(self, batch: dict[str, Tensor], part: str) -> Tensor:
         depth, valid = batch["depth"], batch["valid"]
-        error = self.network(depth.contiguous(memory_format=torch.channels_last))[0] - depth
+        prediction = self.network(depth.contiguous(memory_format=torch.channels_last))[0]
+        error = prediction - depth
         mse, l1 = error[valid].square().mean(), error[valid].abs().mean()
         loss = mse + self.params_.l1_weight * l1
         if self.params_.gradient_weight:
             loss = loss + self.params_.gradient_weight * gradient_difference(error, valid)
+        for perceptual in self.perceptual:
+            loss = loss + self.params_.perceptual_weight * perceptual.to(depth.device)(prediction, depth, valid)
         values = {f"{part}_loss": loss, f"{part}_mse": mse, f"{part}_l1": l1}
         weight = int(valid.sum()) if part == "val" else len(depth)  # pooled over pixels where it is reported
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, prog_bar=part == "val", sync_dist=True)
@@ -115,6 +123,7 @@ def train_autoencoder(
     seed: int,
     output_dir: Path | None = None,
     resume: Path | None = None,
+    perceptual_weights: Path | None = None,
 ) -> None:
     """Train on the ``train`` part of ``data``, keep the epoch that is best on ``val``, write weights and metrics.
 
@@ -124,6 +133,8 @@ def train_autoencoder(
     Args:
         data: file of normalised depth.
         output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
+        perceptual_weights: weights of VGG-16, see `sightline.depth.perceptual`; needed where params.perceptual_weight
+            is not 0.
 
     Raises:
         UserError: a file that is not normalised depth, or one without training or validation frames.
@@ -134,15 +145,23 @@ def train_autoencoder(
         raise UserError(
             f"{data}: {len(train_rows)} training and {len(val_rows)} validation frames; at least 2 and 1 are needed"
         )
+    perceptual = None
+    if params.perceptual_weight:
+        if perceptual_weights is None:
+            raise UserError(
+                "train.perceptual_weight needs --perceptual-weights FILE, the weights of torchvision's VGG-16"
+            )
+        perceptual = PerceptualLoss(perceptual_weights)
     lightning.seed_everything(seed, verbose=False)
     network = Autoencoder(params.network)
+    inputs = [file_sha256(path) if path else None for path in (data, resume, perceptual and perceptual_weights)]
     result = fit(
-        AutoencoderModule(network, params, store.preprocessing),
+        AutoencoderModule(network, params, store.preprocessing, perceptual),
         _loader(store, params.rotate, EpochBatches(train_rows, params.batch_size, seed, rank(), world_size())),
         _loader(store, False, _in_order(val_rows[rank() :: world_size()], params.batch_size)),
         params,
         stage="train_autoencoder",
-        identity=[params.model_dump(mode="json"), seed, file_sha256(data), file_sha256(resume) if resume else None],
+        identity=[params.model_dump(mode="json"), seed, *inputs],
         output_dir=output_dir,
         resume=resume,
     )
