@@ -1,6 +1,8 @@
 """Image files of a recording: which there are, and strict reading of depth."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,21 +48,14 @@ def read_depth(path: Path) -> np.ndarray:
         UserError: missing or broken file, or anything that is not one channel of 16 bits (8-bit, RGB, palette, JPEG):
             such files have already lost the depth, and reading them as if they had not would train on rubbish.
     """
-    try:
-        with Image.open(path) as image:
-            pgm = image.format == "PPM" and image.mode == "I" and image.tile[0][0] == "raw"  # else Pillow rescales it
-            if image.mode not in _DEPTH_MODES and not pgm:
-                raise UserError(
-                    f"{path}: not a uint16 depth image ({image.format} of mode {image.mode}); "
-                    "export depth as single-channel 16-bit PNG or TIFF"
-                )
-            return np.asarray(image).astype(np.uint16, copy=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path}: broken image ({str(error).replace(str(path), path.name)}); record or copy it again"
-        ) from None
+    with _opened(path) as image:
+        pgm = image.format == "PPM" and image.mode == "I" and image.tile[0][0] == "raw"  # else Pillow rescales it
+        if image.mode not in _DEPTH_MODES and not pgm:
+            raise UserError(
+                f"{path}: not a uint16 depth image ({image.format} of mode {image.mode}); "
+                "export depth as single-channel 16-bit PNG or TIFF"
+            )
+        return np.asarray(image).astype(np.uint16, copy=False)
 
 
 def read_pixels(path: Path, modes: tuple[str, ...]) -> np.ndarray:
@@ -69,14 +64,20 @@ def read_pixels(path: Path, modes: tuple[str, ...]) -> np.ndarray:
     Raises:
         UserError: missing or broken file, another mode.
     """
+    with _opened(path) as image:
+        if image.mode not in modes:
+            raise UserError(f"{path}: image mode {image.mode}, expected {' or '.join(modes)}; convert it")
+        return np.asarray(image)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file whose faults, also those found while decoding, are errors a user can read."""
     try:
         with Image.open(path) as image:
-            if image.mode not in modes:
-                raise UserError(f"{path}: image mode {image.mode}, expected {' or '.join(modes)}; convert it")
-            return np.asarray(image)
+            yield image
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path}: broken image ({str(error).replace(str(path), path.name)}); record or copy it again"
-        ) from None
+        reason = str(error).replace(str(path), path.name)
+        raise UserError(f"{path}: broken image ({reason}); record or copy it again") from None
