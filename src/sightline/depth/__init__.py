@@ -1,1 +1,20 @@
-"""Depth images: normalisation, autoencoder, encoder, embeddings."""
+"""Depth images: normalisation, autoencoder, encoder, embeddings.
+
+The public names load their module when they are first used, so that what needs no network does not load torch.
+"""
+
+import importlib
+from typing import Any
+
+_MODULES = {"SemanticEncoder": "semantic_encoder", "create_semantic_encoder": "semantic_encoder"}
+__all__ = ["SemanticEncoder", "create_semantic_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,30 +1,50 @@
-"""Weights files of the depth branch: safetensors, whose header carries the network's shape and the preprocessing.
+"""Weights files of the depth branch, which carry the network's shape and the preprocessing.
 
-The header is one JSON entry, ``sightline``: {"kind": "autoencoder" | "encoder", "network": ..., "preprocessing": ...}.
+Sightline writes safetensors, whose header is one JSON entry, ``sightline``:
+{"kind": "autoencoder" | "encoder", "network": ..., "preprocessing": ...}.
+
+An encoder can also be written as a torch file (``.pth``), for codes that read this dictionary:
+
+    encoder_state_dict  {name: tensor}
+    model_config        {input_channels: int, latent_dim: int, model_type: str, network: dict, preprocessing: dict}
+    extracted_from      str, name of the file that it was extracted from
+    extraction_info     {total_params: int, trainable_params: int, num_weights: int}
+
+Torch files are read too, only ever with ``weights_only=True``: that dictionary, a training's checkpoint
+(``state_dict`` or ``model_state_dict``, with ``model_config`` and ``preprocessing`` beside it), or a state dict alone.
+Their tensors may have the prefixes that wrappers leave behind (``module.``, ``_orig_mod.``, ``network.``, ``model.``),
+and say themselves what the file leaves out of the network's shape.
 """
 
+import io
 import json
+import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sightline.depth.network import Autoencoder, Encoder, NetworkConfig
-from sightline.depth.preprocessing import Preprocessing
+from sightline.depth.network import POSITIONS, Autoencoder, Encoder, NetworkConfig
+from sightline.depth.preprocessing import Preprocessing, preprocess
 from sightline.errors import UserError
 from sightline.files import atomic_output
 from sightline.params import Section
+
+Kind = Literal["autoencoder", "encoder"]
+TORCH_SUFFIXES = (".pth", ".pt")
 
 
 class Header(Section):
     """What a weights file says of itself."""
 
-    kind: Literal["autoencoder", "encoder"]
+    kind: Kind
     network: NetworkConfig
     preprocessing: Preprocessing
 
@@ -39,58 +59,257 @@ class Weights:
     def build(self, path: Path) -> Autoencoder | Encoder:
         """The network with these weights, in eval mode. Raises `UserError` naming ``path`` where they do not fit."""
         network = (Autoencoder if self.header.kind == "autoencoder" else Encoder)(self.header.network)
+        self.load_into(network, path)
+        return network.eval()
+
+    def load_into(self, network: nn.Module, path: Path) -> None:
+        """Copy the weights into ``network``. Raises `UserError` naming ``path`` where they do not fit."""
         try:
             network.load_state_dict(self.tensors)
         except RuntimeError as error:
             raise UserError(
                 f"{path}: the weights do not fit the network: {' '.join(str(error).split())[:300]}"
             ) from None
-        return network.eval()
 
 
 def save_weights(path: Path, network: nn.Module, header: Header) -> None:
     """Write the weights of ``network`` with ``header``, atomically and with the same bytes for the same values."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_output(path) as temporary:
-        save_file(tensors, temporary, {"sightline": json.dumps(header.model_dump(mode="json"), sort_keys=True)})
-        temporary.chmod(0o644)  # save_file leaves 0600, which a shared cache could not read
+        _write_safetensors(temporary, network, header)
 
 
-def load_weights(path: Path, kind: Literal["autoencoder", "encoder"]) -> Weights:
-    """Read a weights file onto the CPU.
+def save_encoder(path: Path, encoder: nn.Module, header: Header, extracted_from: str) -> None:
+    """Write the weights of an encoder: the documented dictionary where ``path`` ends in .pth or .pt, else safetensors.
+
+    Atomically, and with the same bytes for the same values. ``extracted_from`` goes into the dictionary.
+    """
+    with atomic_output(path) as temporary:
+        _write_encoder(temporary, path.suffix, encoder, header, extracted_from)
+
+
+def load_weights(path: Path, kind: Kind) -> Weights:
+    """Read a weights file, safetensors or torch, onto the CPU.
+
+    Warns where a torch file does not tell the preprocessing, and takes the default for it.
 
     Raises:
-        UserError: no such file, not safetensors, not written by Sightline, or of the other kind.
+        UserError: no such file, not such a file, one that holds more than data, or one of the other kind.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = Header.model_validate_json((file.metadata() or {})["sightline"])
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from None
-    except (KeyError, ValidationError):
-        raise UserError(f"{path}: a safetensors file, but not weights of a depth {kind} written by Sightline") from None
-    if header.kind != kind:
+    with open(path, "rb") as file:
+        start = file.read(9)  # of safetensors, eight bytes of length and the brace of a JSON header
+    is_torch = start.startswith((b"PK", b"\x80")) and not start.endswith(b"{")  # a zip archive, or an old pickle
+    weights = _read_torch(path) if is_torch else _read_safetensors(path, kind)
+    if weights.header.kind != kind:
         made_by = {"autoencoder": "train_autoencoder.py", "encoder": "extract_encoder.py"}
-        raise UserError(f"{path}: holds an {header.kind}, not an {kind}; give a file written by stages/{made_by[kind]}")
-    return Weights(header, tensors)
+        raise UserError(
+            f"{path}: holds an {weights.header.kind}, not an {kind}; give a file written by stages/{made_by[kind]}"
+        )
+    return weights
 
 
-def extract_encoder(checkpoint: Path, output: Path) -> dict[str, int]:
-    """Write the encoder of an autoencoder's weights file to its own file, and return its number of parameters.
+def extract_encoder(
+    checkpoint: Path,
+    output: Path,
+    *,
+    input_channels: int | None = None,
+    latent_dim: int | None = None,
+    verify: bool = False,
+) -> dict[str, Any]:
+    """Write the encoder of an autoencoder's weights file to its own file.
 
-    A stage of its own: what needs the encoder does not depend on the four times larger autoencoder.
+    A stage of its own: what needs the encoder does not depend on the three times larger autoencoder.
+
+    Args:
+        checkpoint: weights file written by ``stages/train_autoencoder.py``, or a torch checkpoint of an autoencoder.
+        output: .safetensors, or .pth for the documented dictionary.
+        input_channels, latent_dim: what the checkpoint is expected to hold; None takes it as it is.
+        verify: compare the file with the autoencoder before it appears, see `verify_encoder`.
+
+    Returns:
+        ``parameters`` of the encoder, and with ``verify`` the figures of `verify_encoder`.
+
+    Raises:
+        UserError: not an autoencoder, not the expected one, or a verification that fails; nothing is written.
     """
     weights = load_weights(checkpoint, "autoencoder")
+    if output.resolve() == checkpoint.resolve():
+        raise UserError(f"{output}: is the checkpoint itself; choose another output")
+    check_shape(checkpoint, weights.header.network, input_channels, latent_dim)
     autoencoder = weights.build(checkpoint)
     assert isinstance(autoencoder, Autoencoder)
     header = weights.header.model_copy(update={"kind": "encoder"})
-    save_weights(output, autoencoder.encoder, header)
-    return {"parameters": sum(p.numel() for p in autoencoder.encoder.parameters())}
+    figures: dict[str, Any] = {"parameters": sum(p.numel() for p in autoencoder.encoder.parameters())}
+    with atomic_output(output) as temporary:
+        _write_encoder(temporary, output.suffix, autoencoder.encoder, header, checkpoint.name)
+        if verify:
+            figures |= verify_encoder(autoencoder, header.preprocessing, temporary)
+    return figures
+
+
+def verify_encoder(autoencoder: Autoencoder, preprocessing: Preprocessing, encoder: Path) -> dict[str, Any]:
+    """Compare the file ``encoder`` with the autoencoder that it was extracted from, on `synthetic_depth`.
+
+    Returns:
+        ``weights``, how many names both have, and ``max_difference`` = max |z_autoencoder - z_extracted| = 0.0.
+
+    Raises:
+        UserError: names that only one of them has, or latents that differ at all.
+    """
+    weights = load_weights(encoder, "encoder")
+    expected = {name.removeprefix("encoder.") for name in autoencoder.state_dict() if name.startswith("encoder.")}
+    differing = sorted(expected ^ set(weights.tensors))
+    if differing:
+        raise UserError(f"verification failed: {len(differing)} names of weights differ, first {differing[0]}")
+    channels = weights.header.network.input_channels
+    raw_NHW = synthetic_depth(4 * channels, preprocessing)
+    images = torch.from_numpy(preprocess(raw_NHW, preprocessing.model_copy(update={"depth_encoding": "raw"}))[0])
+    images = images.reshape(4, channels, *images.shape[1:])
+    with torch.inference_mode():
+        difference = float((autoencoder.eval()(images)[1] - weights.build(encoder)(images)).abs().max())
+    if difference != 0:  # also where it is not a number
+        raise UserError(f"verification failed: the latents differ by up to {difference:g}")
+    return {"weights": len(expected), "max_difference": difference}
+
+
+def synthetic_depth(count: int, preprocessing: Preprocessing) -> np.ndarray:
+    """Raw depth like a sensor's, the same every time: a tilted floor, two boxes, noise, holes of code 0.
+
+    Returns:
+        uint16 [count, 120, 160], raw counts within the height range.
+    """
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:1:120j, 0:1:160j]
+    depth_NHW = np.stack([0.9 - a * rows - b * columns for a, b in rng.uniform(0, 0.3, (count, 2))])
+    for depth_HW in depth_NHW:
+        for top, left in rng.integers(0, 80, (2, 2)):
+            depth_HW[top : top + 40, left : left + 60] = rng.uniform(0.1, 0.4)
+    depth_NHW += rng.normal(0, 0.005, depth_NHW.shape)
+    near, far = preprocessing.height_range
+    raw_NHW = np.round(near + (far - near) * depth_NHW.clip(0, 1)).astype(np.uint16)
+    raw_NHW[:, 50:70, 70:95] = 0
+    return raw_NHW
+
+
+def check_shape(path: Path, network: NetworkConfig, input_channels: int | None, latent_dim: int | None) -> None:
+    """Raise `UserError` where the network in ``path`` has other numbers than those given."""
+    for name, given in (("input_channels", input_channels), ("latent_dim", latent_dim)):
+        held = getattr(network, name)
+        if given not in (None, held):
+            raise UserError(
+                f"{path}: {name} is {held} in the file, but {given} was asked for; leave it out or say {held}"
+            )
 
 
 def pick_device() -> torch.device:
     """CUDA where there is a GPU, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _write_encoder(path: Path, suffix: str, encoder: nn.Module, header: Header, extracted_from: str) -> None:
+    if suffix.lower() not in TORCH_SUFFIXES:
+        _write_safetensors(path, encoder, header)
+        return
+    tensors = _tensors(encoder)
+    counts = [(p.numel(), p.requires_grad) for p in encoder.parameters()]
+    content = {
+        "encoder_state_dict": tensors,
+        "model_config": {
+            "input_channels": header.network.input_channels,
+            "latent_dim": header.network.latent_dim,
+            "model_type": "SemanticEncoder",
+            "network": header.network.model_dump(mode="json"),
+            "preprocessing": header.preprocessing.model_dump(mode="json"),
+        },
+        "extracted_from": extracted_from,
+        "extraction_info": {
+            "total_params": sum(count for count, _ in counts),
+            "trainable_params": sum(count for count, trainable in counts if trainable),
+            "num_weights": len(tensors),
+        },
+    }
+    archive = io.BytesIO()  # to a path, torch.save would put the temporary file's name inside
+    torch.save(content, archive)
+    path.write_bytes(archive.getvalue())
+
+
+def _write_safetensors(path: Path, network: nn.Module, header: Header) -> None:
+    save_file(_tensors(network), path, {"sightline": json.dumps(header.model_dump(mode="json"), sort_keys=True)})
+    path.chmod(0o644)  # save_file leaves 0600, which a shared cache could not read
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def _read_safetensors(path: Path, kind: Kind) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = Header.model_validate_json((file.metadata() or {})["sightline"])
+            return Weights(header, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file, nor one of torch ({error})") from None
+    except (KeyError, ValidationError):
+        raise UserError(f"{path}: a safetensors file, but not weights of a depth {kind} written by Sightline") from None
+
+
+def _read_torch(path: Path) -> Weights:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: holds more than tensors, numbers and texts, and is not loaded, because it could run code"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path}: not a readable torch file ({' '.join(str(error).split())[:100]})") from None
+    content = content if isinstance(content, dict) else {}
+    names = ("encoder_state_dict", "model_state_dict", "state_dict")
+    state = next((content[name] for name in names if isinstance(content.get(name), dict)), content)
+    tensors = {_plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    kind: Kind = "autoencoder" if any(name.startswith("decoder.") for name in tensors) else "encoder"
+    encoder = {
+        name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if not name.startswith("decoder.")
+    }
+    if [encoder[name].ndim for name in ("stem.0.weight", "head.weight") if name in encoder] not in ([4, 2], [4, 4]):
+        raise UserError(f"{path}: a torch file, but without the weights of a depth encoder")
+    config = content.get("model_config")
+    config = config if isinstance(config, dict) else {}
+    stated = {name: value for name, value in config.items() if name in NetworkConfig.model_fields}
+    stated |= config["network"] if isinstance(config.get("network"), dict) else {}
+    preprocessing = content.get("preprocessing") or config.get("preprocessing")
+    if preprocessing is None:
+        warnings.warn(
+            f"{path}: does not tell how its depth was normalised; taken as raw counts 0..65535 mapped to [-1, 1]",
+            stacklevel=3,
+        )
+    try:
+        header = Header.model_validate_json(
+            json.dumps(
+                {"kind": kind, "network": _shape_of(encoder) | stated, "preprocessing": preprocessing or {}},
+                default=str,
+            )
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return Weights(header, tensors if kind == "autoencoder" else encoder)
+
+
+def _plain_name(name: str) -> str:
+    """The name of a weight without what `DataParallel`, `torch.compile` and modules around the network put into it."""
+    plain = ".".join(part for part in str(name).split(".") if part not in {"module", "_orig_mod"})
+    while plain.startswith(("network.", "model.")):
+        plain = plain.partition(".")[2]
+    return plain
+
+
+def _shape_of(encoder: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of `NetworkConfig` that the weights of an encoder tell."""
+    head, flat = encoder["head.weight"], encoder["head.weight"].ndim == 4
+    return {
+        "input_channels": encoder["stem.0.weight"].shape[1],
+        "latent_dim": len(head) * (POSITIONS if flat else 1),
+        "head": "flat" if flat else "gap",
+        "patch_path": "patch_path.weight" in encoder,
+    }
