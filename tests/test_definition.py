@@ -108,7 +108,8 @@ def test_metrics_and_plots_lie_in_cached_outs():
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     files = [
         *pipeline["metrics"],
-        *(file for plot in pipeline["plots"] for entry in plot.values() for file in entry["y"]),
+        *(plot for plot in pipeline["plots"] if isinstance(plot, str)),
+        *(file for plot in pipeline["plots"] if isinstance(plot, dict) for e in plot.values() for file in e["y"]),
     ]
     for file in files:
         assert any(file.startswith(f"{out}/") for out in OUTS), file

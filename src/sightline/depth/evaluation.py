@@ -1,0 +1,289 @@
+"""Evaluate a trained depth autoencoder on frames that it has not seen, beside simple codes of the same size.
+
+`evaluate_autoencoder` writes four files. ``evaluation_results.json``:
+
+    part, frames, duplicates_left_out   which held-out frames; those whose pixels equal a training frame do not count
+    train_frames, pca_frames, probe_frames   training frames; those that PCA, and that probe and centring are fitted on
+    height_range_mm, resize, edge_mm    what the figures refer to: another target resize alone moves the RMSE a lot
+    codes                               autoencoder and baselines: ``numbers`` and `sightline.depth.accuracy` figures
+    embedding                           ``retrieval``, ``probe`` and ``effective_rank`` of the codes that are vectors
+
+and the pictures of `sightline.depth.pictures`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from sightline.cache import digest
+from sightline.depth import pictures, probing
+from sightline.depth.accuracy import Accuracy, near_edges
+from sightline.depth.baselines import BaselineName, Code, fit_baseline
+from sightline.depth.evaluator import ModelEvaluator
+from sightline.depth.store import DepthStore
+from sightline.errors import UserError
+from sightline.files import write_json
+from sightline.params import Section
+from sightline.recording.frames import read_frames
+
+AUTOENCODER = "autoencoder"
+
+
+class EvaluateParams(Section):
+    """Section ``evaluate``."""
+
+    part: Literal["val", "test"] = Field(default="test", description="part of the split to evaluate on")
+    baselines: tuple[BaselineName, ...] = Field(
+        default=("mean_image", "nearest_train_frame", "pca", "grid", "dct"), description="codes to compare with"
+    )
+    rotate_pca: bool = Field(default=True, description="fit PCA on the training frames in all four orientations")
+    pca_frames: int = Field(
+        default=1000, ge=2, le=8000, description="training frames at most, evenly spaced, that PCA is fitted on"
+    )
+    probe_frames: int = Field(
+        default=300, ge=2, description="training frames at most, evenly spaced, that probe and centring are fitted on"
+    )
+    edge_mm: float = Field(default=50.0, gt=0, description="step between neighbouring pixels that is a depth edge")
+    batch_size: int = Field(default=16, ge=1, description="images encoded at a time")
+
+
+class AutoencoderCode:
+    """The autoencoder as one `Code` among the others."""
+
+    def __init__(self, evaluator: ModelEvaluator) -> None:
+        self._evaluator, self.numbers = evaluator, evaluator.header.network.latent_dim
+
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        return self._evaluator.encode_image(images_BHW[:, None])
+
+    def decode(self, code_BD: Tensor) -> Tensor:
+        return self._evaluator.decode_latent(code_BD)[:, 0]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the store, int64, ascending."""
+
+    held_out: np.ndarray  # without those that are also in train
+    duplicates: int  # how many that were
+    train: np.ndarray
+    pca: np.ndarray  # evenly spaced in train
+    probe: np.ndarray  # evenly spaced in train
+    choose: np.ndarray  # for the penalty of the probe: evenly spaced in val, or else the last fifth of probe
+
+
+def evaluate_autoencoder(
+    weights: Path,
+    data: Path,
+    output: Path,
+    params: EvaluateParams,
+    *,
+    metrics_dir: Path | None = None,
+    frames: Path | None = None,
+) -> dict[str, Any]:
+    """Write ``evaluation_results.json`` to ``metrics_dir`` and the pictures to ``output``; return what the JSON holds.
+
+    Args:
+        weights: weights file of a trained autoencoder.
+        data: file of normalised depth with its split.
+        output: folder of the pictures.
+        metrics_dir: None takes ``output``.
+        frames: frames.parquet of the recording; with its joints, the linear probe is run.
+
+    Raises:
+        UserError: files of another kind, weights that were trained on other preprocessing, no held-out frames.
+    """
+    evaluator, store = ModelEvaluator(weights), DepthStore.open(data)
+    if evaluator.header.preprocessing != store.preprocessing:
+        raise UserError(
+            f"{data}: normalised with {store.preprocessing.model_dump(mode='json')}, but {weights} was trained on "
+            f"{evaluator.header.preprocessing.model_dump(mode='json')}; normalise the data in the same way"
+        )
+    if evaluator.header.network.input_channels != 1:
+        raise UserError(f"{weights}: takes {evaluator.header.network.input_channels} channels; depth images have one")
+    joints = _read_joints(frames, store) if frames else None
+    rows = _choose_rows(store, params)
+    codes: dict[str, Code] = {AUTOENCODER: AutoencoderCode(evaluator)}
+    for name in tqdm(params.baselines, desc="fit baselines", mininterval=0.5):
+        numbers = evaluator.header.network.latent_dim
+        codes[name] = fit_baseline(name, store, rows.train, rows.pca, numbers, params.rotate_pca, evaluator.device)
+    accuracies, vectors = _reconstruct(store, rows.held_out, codes, params, evaluator.device)
+    near, far = store.preprocessing.height_range
+    results = {
+        "part": params.part,
+        "frames": len(rows.held_out),
+        "duplicates_left_out": rows.duplicates,
+        "train_frames": len(rows.train),
+        "pca_frames": len(rows.pca),
+        "probe_frames": len(rows.probe),
+        "height_range_mm": [near * store.preprocessing.unit_mm, far * store.preprocessing.unit_mm],
+        "resize": store.preprocessing.resize,
+        "edge_mm": params.edge_mm,
+        "codes": {
+            name: {"numbers": codes[name].numbers, **accuracy.figures()} for name, accuracy in accuracies.items()
+        },
+        "embedding": _judge_embeddings(store, rows, codes, vectors, joints, params, evaluator.device),
+    }
+    results = _rounded(results)
+    write_json((metrics_dir or output) / "evaluation_results.json", results)
+    _draw(store, rows.held_out, codes, accuracies, vectors[AUTOENCODER], output, evaluator.device)
+    return results
+
+
+def _choose_rows(store: DepthStore, params: EvaluateParams) -> Rows:
+    held_out, train = store.rows(params.part), store.rows("train")
+    if not len(held_out):
+        raise UserError(
+            f"{store.path}: no frames in part {params.part}; set evaluate.part to the other one, or data.split so that "
+            "there are some"
+        )
+    if len(train) < 2:
+        raise UserError(f"{store.path}: {len(train)} training frames; at least 2 are needed to compare with")
+    progress = {"desc": "find duplicates", "unit": "img", "mininterval": 0.5}
+    wanted = {digest(store.depth[row]): row for row in held_out}
+    known = {key for key in (digest(store.depth[row]) for row in tqdm(train, **progress)) if key in wanted}
+    kept = np.array([row for row in held_out if digest(store.depth[row]) not in known], np.int64)
+    if not len(kept):
+        raise UserError(f"{store.path}: every frame of part {params.part} is also a training frame")
+    probe, choose = _spaced(train, params.probe_frames), _spaced(store.rows("val"), params.probe_frames)
+    if params.part == "val" or not len(choose):
+        probe, choose = np.split(probe, [max(1, len(probe) * 4 // 5)])  # mostly episodes of their own
+    return Rows(kept, len(held_out) - len(kept), train, _spaced(train, params.pca_frames), probe, choose)
+
+
+def _spaced(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` of ``rows``, evenly spaced, the first and the last among them."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+
+
+def _reconstruct(
+    store: DepthStore, rows: np.ndarray, codes: dict[str, Code], params: EvaluateParams, device: torch.device
+) -> tuple[dict[str, Accuracy], dict[str, np.ndarray]]:
+    """Errors of every code on the frames at ``rows``, and their codes, float32 [M, D]."""
+    accuracies = {name: Accuracy(store.preprocessing) for name in codes}
+    vectors: dict[str, list[Tensor]] = {name: [] for name in codes}
+    threshold = params.edge_mm / store.preprocessing.mm_per_unit
+    with tqdm(desc="reconstruct", total=len(rows), unit="img", mininterval=0.5) as bar:
+        for start in range(0, len(rows), params.batch_size):
+            batch = rows[start : start + params.batch_size]
+            depth, valid = (torch.from_numpy(values[batch]).to(device) for values in (store.depth, store.valid))
+            edges = near_edges(depth, valid, threshold)
+            for name, code in codes.items():
+                numbers = code.encode(depth)
+                accuracies[name].update(code.decode(numbers), depth, valid, edges)
+                vectors[name].append(numbers.cpu())
+            bar.update(len(batch))
+    return accuracies, {name: torch.cat(parts).numpy() for name, parts in vectors.items()}
+
+
+def _encode(
+    store: DepthStore, rows: np.ndarray, code: Code, name: str, params: EvaluateParams, device: torch.device
+) -> np.ndarray:
+    """Codes of the frames at ``rows``, float32 [M, D]."""
+    parts = [np.zeros((0, code.numbers), np.float32)]
+    starts = range(0, len(rows), params.batch_size)
+    for start in tqdm(starts, desc=f"encode for {name}", unit="batch", mininterval=0.5, leave=False):
+        images = torch.from_numpy(store.depth[rows[start : start + params.batch_size]]).to(device)
+        parts.append(code.encode(images).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _judge_embeddings(
+    store: DepthStore,
+    rows: Rows,
+    codes: dict[str, Code],
+    vectors: dict[str, np.ndarray],
+    joints: np.ndarray | None,
+    params: EvaluateParams,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Retrieval, effective rank and probe of each code that is a vector."""
+    steps = probing.steps_in_episodes(store.episode)
+    judged: dict[str, dict[str, Any]] = {"retrieval": {}, "effective_rank": {}}
+    for name, code in codes.items():
+        if code.numbers < 2:
+            continue
+        probe, held_out = _encode(store, rows.probe, code, name, params, device), vectors[name]
+        centre = probe.mean(axis=0, dtype=np.float64)
+        judged["retrieval"][name] = probing.retrieval(
+            held_out, centre, store.episode[rows.held_out], steps[rows.held_out]
+        )
+        judged["effective_rank"][name] = probing.effective_rank(held_out)[0]
+        if joints is not None:
+            choose = _encode(store, rows.choose, code, name, params, device)
+            judged.setdefault("probe", {})[name] = probing.linear_probe(
+                (probe, joints[rows.probe]), (choose, joints[rows.choose]), (held_out, joints[rows.held_out])
+            )
+    return judged
+
+
+def _read_joints(frames: Path, store: DepthStore) -> np.ndarray | None:
+    """Joints of every frame of the store, float64 [N, J]; None where the recording has none."""
+    table = read_frames(frames).set_index("frame_id")
+    if "joints" not in table:
+        return None
+    missing = np.setdiff1d(store.frame_id, table.index)
+    if len(missing):
+        raise UserError(f"{frames}: lacks {len(missing)} frames of {store.path} (first {missing[0]})")
+    return np.array(table["joints"].loc[store.frame_id].tolist(), np.float64)
+
+
+def _draw(
+    store: DepthStore,
+    rows: np.ndarray,
+    codes: dict[str, Code],
+    accuracies: dict[str, Accuracy],
+    latents_MD: np.ndarray,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """Write the three pictures: the autoencoder beside the baseline with the lowest RMSE."""
+    by_error = np.argsort(accuracies[AUTOENCODER].rmse_of_images_mm().numpy(), kind="stable")
+    shown = rows[_spaced(by_error, 5)]
+    rmse = {name: accuracy.figures()["rmse"] or 0.0 for name, accuracy in accuracies.items() if name != AUTOENCODER}
+    names = [AUTOENCODER, *sorted(rmse, key=lambda name: rmse[name])[:1]]
+    images = torch.from_numpy(store.depth[shown]).to(device)
+    reconstructions = {
+        name: codes[name].decode(codes[name].encode(images)).clamp(-1, 1).cpu().numpy() for name in names
+    }
+    pictures.draw_reconstructions(
+        output / "reconstruction_results.png", store.depth[shown], store.valid[shown], store.frame_id[shown],
+        reconstructions, store.preprocessing,
+    )  # fmt: skip
+    steps = probing.steps_in_episodes(store.episode)[rows]
+    pictures.draw_latents(output / "latent_analysis.png", latents_MD, store.episode[rows], steps)
+    ends = _pairs(store.episode[rows])  # (K, 2), into rows
+    latents = torch.from_numpy(latents_MD[ends]).to(device)
+    weights = torch.linspace(0, 1, pictures.INTERPOLATED, device=device)[None, :, None]
+    between = latents[:, :1] * (1 - weights) + latents[:, 1:] * weights  # (K, INTERPOLATED, D)
+    decoded = codes[AUTOENCODER].decode(between.flatten(0, 1)).unflatten(0, (len(ends), -1))
+    pictures.draw_interpolation(
+        output / "interpolation.png", store.depth[rows[ends]], store.valid[rows[ends]], store.frame_id[rows[ends]],
+        decoded.cpu().numpy(), store.preprocessing,
+    )  # fmt: skip
+
+
+def _pairs(episode_M: np.ndarray) -> np.ndarray:
+    """Up to three pairs of held-out frames, int64 [K, 2], to interpolate between.
+
+    The first and the last frame of an episode; frames of different episodes (of a bare folder: far apart in order).
+    """
+    last, first_episode = len(episode_M) - 1, np.flatnonzero(episode_M == episode_M[0])
+    pairs = [(0, first_episode[-1]), (first_episode[len(first_episode) // 2], last), ((last + 1) // 2, 0)]
+    different = [pair for pair in pairs if pair[0] != pair[1]]
+    return np.array(different or [(0, 0)])
+
+
+def _rounded(value: Any) -> Any:
+    """``value`` with every float at six significant digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_rounded(child) for child in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

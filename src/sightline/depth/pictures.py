@@ -1,0 +1,169 @@
+"""Pictures of an evaluated depth autoencoder: reconstructions, the latent space, interpolations.
+
+The same input gives the same bytes: nothing is read from the user's matplotlib settings, and no version is written.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from sightline.depth.preprocessing import Preprocessing
+from sightline.depth.probing import effective_rank
+from sightline.files import atomic_output
+
+INTERPOLATED = 6  # decoded images of an interpolation, both ends included
+INVALID = "#ff00c8"  # where the sensor has no reading: a colour of none of the maps
+DPI = 100
+
+
+def draw_reconstructions(
+    path: Path,
+    depth_KHW: np.ndarray,
+    valid_KHW: np.ndarray,
+    frame_id_K: np.ndarray,
+    reconstructions: dict[str, np.ndarray],
+    preprocessing: Preprocessing,
+) -> None:
+    """Rows of input, and of reconstruction and error by each code.
+
+    Args:
+        depth_KHW, valid_KHW: frames in the order of the autoencoder's error, best first.
+        reconstructions: name of the code -> float32 [K, 128, 128] in [-1, 1].
+    """
+    depth_mm = _to_mm(depth_KHW, preprocessing)
+    limits = _limits(depth_mm[valid_KHW])
+    error_mm = {name: _to_mm(y, preprocessing) - depth_mm for name, y in reconstructions.items()}
+    largest = float(np.quantile(np.abs(np.stack(list(error_mm.values()))[:, valid_KHW]), 0.99)) or 1.0
+    with _figure(path, 1 + 2 * len(error_mm), len(depth_KHW), "Held-out frames, from best to worst") as (figure, axes):
+        depth_map, error_map = _map("viridis", limits), _map("RdBu", (-largest, largest))
+        for k, row in enumerate(axes):
+            _show(row[0], np.ma.array(depth_mm[k], mask=~valid_KHW[k]), depth_map)
+            row[0].set_title(f"frame {frame_id_K[k]}: measured")
+            for i, (name, error) in enumerate(error_mm.items()):
+                rmse = np.sqrt(np.square(error[k][valid_KHW[k]]).mean())
+                _show(row[1 + 2 * i], depth_mm[k] + error[k], depth_map)
+                row[1 + 2 * i].set_title(name)
+                _show(row[2 + 2 * i], np.ma.array(error[k], mask=~valid_KHW[k]), error_map)
+                row[2 + 2 * i].set_title(f"error, RMSE {rmse:.1f} mm")
+        figure.colorbar(depth_map, ax=axes[-1, :2], location="bottom", aspect=30, label="depth, mm")
+        label = "reconstructed - measured, mm (pink: not measured)"
+        figure.colorbar(error_map, ax=axes[-1, 2:], location="bottom", aspect=30, extend="both", label=label)
+
+
+def draw_interpolation(
+    path: Path,
+    depth_K2HW: np.ndarray,
+    valid_K2HW: np.ndarray,
+    frame_id_K2: np.ndarray,
+    decoded_KIHW: np.ndarray,
+    preprocessing: Preprocessing,
+) -> None:
+    """Rows of: a frame, what is decoded on the straight line between its latent and another's, the other frame."""
+    depth_mm, decoded_mm = _to_mm(depth_K2HW, preprocessing), _to_mm(decoded_KIHW, preprocessing)
+    count = decoded_KIHW.shape[1]
+    title = "Between two held-out frames: decoded from (1 - t) z0 + t z1"
+    with _figure(path, count + 2, len(depth_mm), title) as (figure, axes):
+        depth_map = _map("viridis", _limits(depth_mm[valid_K2HW]))
+        for k, row in enumerate(axes):
+            for end, axis in ((0, row[0]), (1, row[-1])):
+                _show(axis, np.ma.array(depth_mm[k, end], mask=~valid_K2HW[k, end]), depth_map)
+                axis.set_title(f"frame {frame_id_K2[k, end]}: measured")
+            for i in range(count):
+                _show(row[1 + i], decoded_mm[k, i], depth_map)
+                row[1 + i].set_title(f"t = {i / (count - 1):.1f}")
+        figure.colorbar(
+            depth_map, ax=axes, location="bottom", shrink=0.4, aspect=40, label="depth, mm (pink: not measured)"
+        )
+
+
+def draw_latents(path: Path, latents_ND: np.ndarray, episode_N: np.ndarray, step_N: np.ndarray) -> None:
+    """Variance along the principal axes of the latents, its cumulative share, and their projection on the first two.
+
+    Args:
+        latents_ND: latents of the held-out frames.
+        episode_N, step_N: coloured by episode, or by step where all frames are of one.
+    """
+    rank, variances = effective_rank(latents_ND)
+    share = variances / max(variances.sum(), 1e-30)
+    numbers = np.arange(1, len(share) + 1)
+    centred = latents_ND.astype(np.float64) - latents_ND.mean(axis=0, dtype=np.float64)
+    points = _first_two(centred)
+    title = f"Latents of {len(latents_ND)} held-out frames: {len(share)} numbers, effective rank {rank:.1f}"
+    with _figure(path, 3, 1, title, size=(5.0, 4.6)) as (figure, axes):
+        spectrum, cumulative, plane = axes[0]
+        used = share > 1e-9  # beyond it is rounding; n frames span n - 1 directions
+        spectrum.semilogy(numbers[used], share[used])
+        spectrum.set(title="Variance along principal axes", xlabel="axis", ylabel="share of the variance")
+        cumulative.plot(numbers[used], np.cumsum(share)[used])
+        cumulative.axvline(rank, color="tab:red", linestyle="--", label=f"effective rank {rank:.1f}")
+        cumulative.set(title="Cumulative", xlabel="axes", ylabel="share of the variance", xscale="log", ylim=(0, 1.02))
+        cumulative.legend(loc="lower right")
+        for axis in (spectrum, cumulative):
+            axis.grid(alpha=0.3)
+        episodes = np.unique(episode_N)
+        if len(episodes) == 1:
+            drawn = plane.scatter(*points.T, c=step_N, s=14, cmap="viridis")
+            figure.colorbar(drawn, ax=plane, label="frame, in order")
+        elif len(episodes) <= 10:
+            for i, episode in enumerate(episodes):
+                plane.plot(*points[episode_N == episode].T, ".-", color=f"C{i}", linewidth=0.6, label=f"{episode}")
+            plane.legend(title="episode", fontsize="small")
+        else:
+            drawn = plane.scatter(*points.T, c=np.searchsorted(episodes, episode_N), s=10, cmap="turbo")
+            figure.colorbar(drawn, ax=plane, label="episode, in order")
+        labels = [f"axis {i + 1} ({value:.0%} of the variance)" for i, value in enumerate(share[:2])]
+        plane.set(title="Projection on two axes", xlabel=labels[0], ylabel=labels[-1])
+
+
+def _first_two(centred_ND: np.ndarray) -> np.ndarray:
+    """Coordinates [N, 2] along the first two principal axes; the sign is that of the largest coordinate."""
+    u, s, _ = np.linalg.svd(centred_ND, full_matrices=False)
+    points = np.zeros((len(centred_ND), 2))
+    points[:, : min(2, len(s))] = (u * s)[:, :2]
+    return points * np.where(points[np.abs(points).argmax(axis=0), [0, 1]] < 0, -1, 1)
+
+
+def _to_mm(depth: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    near, far = preprocessing.height_range
+    return ((depth.astype(np.float64) + 1) / 2 * (far - near) + near) * preprocessing.unit_mm
+
+
+def _limits(values_mm: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values_mm, (0.005, 0.995))
+    return float(low), float(max(high, low + 1))
+
+
+def _map(name: str, limits: tuple[float, float]) -> ScalarMappable:
+    """The colours for values within ``limits``, and for invalid pixels."""
+    return ScalarMappable(Normalize(*limits), matplotlib.colormaps[name].with_extremes(bad=INVALID))
+
+
+def _show(axis: Axes, image_HW: np.ndarray, colours: ScalarMappable) -> None:
+    low, high = colours.get_clim()
+    axis.imshow(image_HW, vmin=low, vmax=high, cmap=colours.cmap, interpolation="nearest")
+    axis.set_axis_off()
+
+
+@contextmanager
+def _figure(
+    path: Path, columns: int, rows: int, title: str, size: tuple[float, float] = (2.1, 2.3)
+) -> Iterator[tuple[Figure, Any]]:
+    """A figure with axes [rows, columns] of ``size`` inches each, saved to ``path`` when the block ends."""
+    with style.context("default"), matplotlib.rc_context({"axes.titlesize": "medium"}):
+        figure = Figure((columns * size[0], rows * size[1] + 1.0), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        figure.suptitle(title)
+        yield figure, axes
+        with atomic_output(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
