@@ -30,7 +30,7 @@ def main(autoencoder: Path | None, folder: Path) -> None:
         save_untrained(autoencoder)
         print(f"no weights given: {autoencoder.name} is untrained, only its linear path knows something\n")
     weights = folder / "encoder.safetensors"
-    depth_NHW, labels_N = make_depth(16)
+    depth_NHW, labels_N = make_depth(8)
 
     print("1. extract the encoder (stages/extract_encoder.py CHECKPOINT --verify does the same)")
     figures = extract_encoder(autoencoder, weights, verify=True)
@@ -41,11 +41,11 @@ def main(autoencoder: Path | None, folder: Path) -> None:
     print(encoder, "\n")
 
     print("3. embed raw images, normalised tensors, and large batches")
-    embeddings = encoder.encode_numpy(depth_NHW, batch_size=8)
+    embeddings = encoder.encode_numpy(depth_NHW, batch_size=4)
     print(f"   encode_numpy: {depth_NHW.dtype} {depth_NHW.shape} -> {embeddings.dtype} {embeddings.shape}")
     images = torch.from_numpy(preprocess(depth_NHW, encoder.preprocessing)[0]).unsqueeze(1)  # (16, 1, 128, 128)
     print(f"   encode: {list(images[:4].shape)} -> {list(encoder.encode(images[:4]).shape)}, with gradients")
-    in_batches = encoder.encode_batch(images, batch_size=8).cpu().numpy()
+    in_batches = encoder.encode_batch(images, batch_size=4).cpu().numpy()
     print(
         f"   encode_batch: {list(images.shape)} -> {in_batches.shape}, equal: {np.array_equal(in_batches, embeddings)}"
     )
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         return self.head(self.backbone.encode(images))
 
 
-def train(model: Classifier, images: Tensor, labels: Tensor, steps: int = 6) -> list[float]:
+def train(model: Classifier, images: Tensor, labels: Tensor, steps: int = 5) -> list[float]:
     """A few steps on all images; the frozen layers stay as they are, though the model is in train mode."""
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
