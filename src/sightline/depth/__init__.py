@@ -6,8 +6,12 @@ The public names load their module when they are first used, so that what needs 
 import importlib
 from typing import Any
 
-_MODULES = {"SemanticEncoder": "semantic_encoder", "create_semantic_encoder": "semantic_encoder"}
-__all__ = ["SemanticEncoder", "create_semantic_encoder"]
+_MODULES = {
+    "ModelEvaluator": "evaluator",
+    "SemanticEncoder": "semantic_encoder",
+    "create_semantic_encoder": "semantic_encoder",
+}
+__all__ = ["ModelEvaluator", "SemanticEncoder", "create_semantic_encoder"]
 
 
 def __getattr__(name: str) -> Any:

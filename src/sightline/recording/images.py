@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from sightline.errors import UserError
 
@@ -71,7 +71,7 @@ def read_pixels(path: Path, modes: tuple[str, ...]) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """An image file whose faults, also those found while decoding, are errors a user can read."""
     try:
         with Image.open(path) as image:
