@@ -1,10 +1,15 @@
 """Encoder weights and embeddings: the same numbers from the whole autoencoder, the file, the cache, any batch."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import depth_folder, only_error_line
+from conftest import ROOT, depth_folder, only_error_line
 
 from sightline.cache import VectorCache, digest
 from sightline.depth import embedding
@@ -87,6 +92,19 @@ def test_what_was_computed_once_is_not_computed_again_and_the_bytes_stay(files, 
     assert (files / "first.hdf5").read_bytes() == (files / "second.hdf5").read_bytes()
     with h5py.File(files / "first.hdf5") as first, h5py.File(files / "third.hdf5") as third:
         assert (first["embeddings"][:] == third["embeddings"][:11]).all()
+
+
+def test_processes_started_by_a_launcher_share_the_images_and_write_the_same_bytes(files):
+    options = ["encoder.safetensors", "depth.hdf5", "two.hdf5", "--set", "embed.batch_size=4"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", ROOT / "stages/embed.py"]
+    result = subprocess.run(
+        [*launcher, *options], cwd=files, env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('"images": 11') == 1  # one process reports
+    shutil.rmtree(files / ".scratch")
+    embed(files, "one.hdf5")
+    assert (files / "two.hdf5").read_bytes() == (files / "one.hdf5").read_bytes()
 
 
 def test_an_interrupted_embedding_continues_and_ends_with_the_same_bytes(files, monkeypatch, scratch_root):

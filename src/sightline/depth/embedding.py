@@ -57,16 +57,16 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
     encoder_sha256 = file_sha256(encoder)
     cache = VectorCache(fingerprint(encoder_sha256, precision, params.batch_size, device.type, torch.__version__), dim)
     keys = [digest(image) for image in tqdm(store.depth, desc="hash images", unit="img", mininterval=0.5)]
-    missing = [row for row, key in enumerate(keys) if key not in cache]
-    mine = missing[rank() :: world_size()]
+    mine = range(rank(), len(keys), world_size())  # not a share of what is missing: that changes as others append
+    missing = [row for row in mine if keys[row] not in cache]
     network = weights.build(encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with tqdm(desc="embed", total=len(keys), initial=len(keys) - len(missing), unit="img", mininterval=0.5) as bar:
-        for start in range(0, len(mine), params.batch_size):
-            rows = mine[start : start + params.batch_size]
+    with tqdm(desc="embed", total=len(mine), initial=len(mine) - len(missing), unit="img", mininterval=0.5) as bar:
+        for start in range(0, len(missing), params.batch_size):
+            rows = missing[start : start + params.batch_size]
             cache.append(
                 [keys[row] for row in rows], encode_batch(network, store.depth[rows], params.batch_size, device, bf16)
             )
-            bar.update(len(rows) * world_size())
+            bar.update(len(rows))
     wait_for_all()
     if rank() != 0:
         return None

@@ -1,6 +1,7 @@
 """This process among those that a launcher (torchrun) started for one command."""
 
 import os
+from datetime import timedelta
 
 import torch.distributed
 
@@ -16,8 +17,9 @@ def world_size() -> int:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Return when every process has come here, however long the slowest takes."""
     if world_size() > 1:
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
-        torch.distributed.barrier()
+        patience = timedelta(days=30)
+        torch.distributed.init_process_group("gloo", timeout=patience)
+        torch.distributed.monitored_barrier(timeout=patience)  # after it, none needs another to be alive
+        torch.distributed.destroy_process_group()
