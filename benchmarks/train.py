@@ -26,7 +26,7 @@ from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.preprocessing import Preprocessing, preprocess
 from sightline.depth.store import DepthStore
-from sightline.depth.training import DepthImages
+from sightline.depth.training import DepthImages, resident_images
 from sightline.depth.weights import pick_device
 from sightline.recording.images import list_images, read_depth
 from sightline.recording.split import SplitParams
@@ -99,7 +99,9 @@ def main() -> None:
     images = DecodedImages(args.folder, store.preprocessing)
     plain_loader = DataLoader(images, args.batch_size, shuffle=True, drop_last=True, num_workers=os.cpu_count() or 1)
     order = EpochBatches(store.rows("train"), args.batch_size, seed=0)
-    our_loader = DataLoader(DepthImages(store, rotate=True), sampler=order, batch_size=None)
+    our_loader = DataLoader(
+        DepthImages(store, "full", resident_images(store, pick_device())), sampler=order, batch_size=None
+    )
     plain, ours = [], []
     for _ in range(args.repeats):  # in turn, so that a busy minute hits both
         plain.append(rate((batch for loader in cycle([plain_loader]) for batch in loader), False, args.steps))

@@ -8,8 +8,8 @@ from sightline.depth.training import TrainParams, train_autoencoder
 from sightline.params import Section
 
 SHORTHANDS = {
-    "num_epochs": "train.epochs", "learning_rate": "train.lr", "augment": "train.rotate=true",
-    "no_augment": "train.rotate=false", "use_perceptual_loss": "train.perceptual_weight=0.1",
+    "num_epochs": "train.epochs", "learning_rate": "train.lr", "augment": "train.augment=full",
+    "no_augment": "train.augment=none", "use_perceptual_loss": "train.perceptual_weight=0.1",
 } | {
     name: f"train.{name}"
     for name in ("batch_size", "latent_dim", "optimizer", "scheduler", "gradient_clip", "weight_decay", "patience")

@@ -335,10 +335,10 @@ def test_loading_keeps_mode_and_freezing_and_takes_network_and_preprocessing(fil
     assert other.preprocessing == RANGE
     assert (other.training, other.frozen_layers) == (True, ["stem", "patch_path"])
     assert torch.equal(other.encode_batch(images()), encoder.encode_batch(images()))
-    save_autoencoder(tmp_path / "flat.safetensors", head="flat", patch_path=False)
+    save_autoencoder(tmp_path / "flat.safetensors", head="flat", patch_path="none")
     extract_encoder(tmp_path / "flat.safetensors", tmp_path / "encoder.pth")
     other.load_pretrained_weights(tmp_path / "encoder.pth")
-    assert (other.config.head, other.config.patch_path, other.frozen_layers) == ("flat", False, ["stem"])
+    assert (other.config.head, other.config.patch_path, other.frozen_layers) == ("flat", "none", ["stem"])
     assert not other.stem[0].weight.requires_grad
     assert not any(modes(other.stem))
     assert torch.equal(

@@ -15,6 +15,7 @@ from conftest import ROOT, depth_folder, only_error_line
 from pydantic import ValidationError
 from torchvision.models import vgg16
 
+from sightline.depth.augmentation import CHANCES, augment_images
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.perceptual import PerceptualLoss
@@ -23,7 +24,7 @@ from sightline.depth.training import DepthImages, TrainParams, gradient_differen
 from sightline.depth.weights import load_weights
 from sightline.recording.split import SplitParams
 from sightline.training.fitting import configure_optimizer
-from sightline.training.order import EpochBatches
+from sightline.training.order import Draw, EpochBatches
 
 SCRIPT = ROOT / "stages/train_autoencoder.py"
 FAST = {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "latent_dim": 64}
@@ -142,29 +143,33 @@ def test_mistakes_are_refused_in_one_line(data, stage, tmp_path, arguments, mess
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_and_covers_every_row():
-    batches = EpochBatches(np.arange(100, 130), batch_size=8, seed=5)
+    batches = EpochBatches(np.arange(100, 130), batch_size=8, seed=5, chances=3)
 
-    def epoch(number: int) -> list[list[list[int]]]:
+    def epoch(number: int) -> list[tuple[list[int], list[list[float]]]]:
         batches.set_epoch(number)
-        return [batch.tolist() for batch in batches]
+        return [(draw.rows.tolist(), draw.chances.tolist()) for draw in batches]
 
     third = epoch(3)
     assert epoch(4) != third == epoch(3)
-    assert [len(batch) for batch in third] == [8, 8, 8, 6]
+    assert [len(rows) for rows, _ in third] == [8, 8, 8, 6]
     assert len(batches) == 4
-    assert sorted(row for batch in third for row, _ in batch) == list(range(100, 130))
-    assert {turns for batch in third for _, turns in batch} == {0, 1, 2, 3}
+    assert sorted(row for rows, _ in third for row in rows) == list(range(100, 130))
+    chances = np.concatenate([chances for _, chances in third])
+    assert chances.shape == (30, 3)
+    assert len(np.unique(chances)) == 90
+    assert chances.min() >= 0
+    assert chances.max() < 1
 
 
 def test_processes_share_an_epoch_without_overlap():
     shares = [EpochBatches(np.arange(21), 4, 0, rank, 2) for rank in (0, 1)]
-    seen = [[int(row) for batch in share for row, _ in batch] for share in shares]
+    seen = [[int(row) for draw in share for row in draw.rows] for share in shares]
     assert len(seen[0]) == len(seen[1]) == 10  # as many steps in each, or they would wait for each other
     assert not set(seen[0]) & set(seen[1])
 
 
 def test_a_batch_of_one_is_left_out():
-    assert [len(batch) for batch in EpochBatches(np.arange(9), 4, 0)] == [4, 4]
+    assert [len(draw.rows) for draw in EpochBatches(np.arange(9), 4, 0)] == [4, 4]
 
 
 def test_the_network_starts_as_the_cosine_code_and_loses_nothing_of_a_smooth_image():
@@ -180,9 +185,10 @@ def test_the_network_starts_as_the_cosine_code_and_loses_nothing_of_a_smooth_ima
     "config",
     [
         NetworkConfig(),
-        NetworkConfig(input_channels=3, latent_dim=64, patch_path=False),
-        NetworkConfig(latent_dim=128, head="flat"),
-        NetworkConfig(latent_dim=100, patch_path=False),
+        NetworkConfig(input_channels=3, latent_dim=64, patch_path="none"),
+        NetworkConfig(latent_dim=128, head="flat", patch_path="linear"),
+        NetworkConfig(input_channels=3, latent_dim=192),
+        NetworkConfig(latent_dim=100, patch_path="none"),
     ],
 )
 def test_shapes_and_range(config):
@@ -192,13 +198,13 @@ def test_shapes_and_range(config):
     assert latent.shape == (2, config.latent_dim)
     assert reconstruction.abs().max() <= 1
     reconstruction.square().mean().backward()
-    if not config.patch_path:  # with it the ends start at zero, and what lies before them gets its gradient later
+    if config.patch_path == "none":  # with it the ends start at zero, and what lies before them gets its gradient later
         assert all(parameter.grad.abs().sum() > 0 for parameter in network.encoder.layer4.parameters())
 
 
 def test_a_head_that_keeps_positions_needs_as_many_numbers():
     with pytest.raises(ValidationError, match="multiple of 64 with head flat, not 100"):
-        TrainParams(latent_dim=100, head="flat", patch_path=False)
+        TrainParams(latent_dim=100, head="flat", patch_path="none")
 
 
 def test_the_gradient_difference_sees_slopes_between_valid_neighbours_only():
@@ -247,7 +253,7 @@ def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, s
         "checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth"
     }  # fmt: skip
     train = json.loads((tmp_path / "out/config.json").read_text())["identity"][0]
-    assert (train["epochs"], train["rotate"], train["lr"], train["latent_dim"]) == (2, False, 1e-3, 64)
+    assert (train["epochs"], train["augment"], train["lr"], train["latent_dim"]) == (2, "none", 1e-3, 64)
     checkpoint = torch.load(tmp_path / "out/best_model.pth", weights_only=True)
     assert checkpoint["model_config"]["latent_dim"] == 64
     assert checkpoint["preprocessing"]["height_range"] == [500, 1500]
@@ -301,9 +307,63 @@ def test_the_range_of_parameters_is_checked():
             TrainParams(**wrong)
 
 
+def test_batches_hold_the_rows_asked_for(data):
+    store = DepthStore.open(data)
+    batch = DepthImages(store)[Draw(np.array([3, 1]), np.empty((2, 0), np.float32))]
+    assert (batch["depth"][:, 0].numpy() == store.depth[[3, 1]]).all()
+    assert (batch["valid"][:, 0].numpy() == store.valid[[3, 1]]).all()
+    resident = DepthImages(store, resident=tuple(map(torch.from_numpy, (store.depth[:][:, None], store.valid[:]))))
+    other = resident[Draw(np.array([3, 1]), np.empty((2, 0), np.float32))]
+    assert all(torch.equal(other[name], batch[name]) for name in batch)
+
+
 def test_rotation_turns_image_and_mask_together(data):
     store = DepthStore.open(data)
-    batch = DepthImages(store, rotate=True)[np.array([[3, 0], [3, 1], [3, 2], [3, 3]])]
+    chances = np.zeros((4, CHANCES), np.float32)
+    chances[:, 0] = (0.0, 0.3, 0.6, 0.9)
+    batch = DepthImages(store, "rotate")[Draw(np.full(4, 3), chances)]
     for turns in range(4):
         assert (batch["depth"][turns, 0].numpy() == np.rot90(store.depth[3], turns)).all()
         assert (batch["valid"][turns, 0].numpy() == np.rot90(store.valid[3], turns)).all()
+
+
+def test_full_augmentation_moves_image_and_mask_alike_and_makes_up_no_depth():
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.tensor([-0.5, 0.0, 0.25])[torch.randint(3, (32, 2, 128, 128), generator=generator)]
+    valid = levels[:, 0] == 0.25  # so that a mask which goes another way than its image is found out
+    chances = torch.rand(32, CHANCES, generator=generator)
+    images, masks = augment_images(levels, valid, chances, "full")
+    assert images.shape == levels.shape
+    for image, mask, (gain, offset) in zip(images, masks, chances[:, 6:], strict=True):
+        expected = torch.tensor([-0.5, 0.0, 0.25]) * (0.9 + 0.2 * gain) + (0.2 * offset - 0.1)
+        assert (image.flatten()[:, None] - expected).abs().amin(dim=1).max() < 1e-6
+        assert torch.equal((image[0] - expected[2]).abs() < 1e-6, mask[0])
+    cropped = chances[:, 3] < 0.5
+    doubled = (
+        (images[..., 1:] == images[..., :-1]).float().mean(dim=(1, 2, 3))
+    )  # pixels repeat where a crop is enlarged
+    assert doubled[cropped].mean() > doubled[~cropped].mean() + 0.05
+
+
+def test_the_network_waits_while_the_patch_path_is_trained_alone(data, stage, tmp_path):
+    options = ["--set", "train.patch_epochs=2", "--set", "train.epochs=2"]
+    result = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "m", *SETTINGS, *options)
+    assert result.returncode == 0, result.stderr
+    weights = load_weights(tmp_path / "a.safetensors", "autoencoder")
+    network = weights.build(tmp_path / "a.safetensors")
+    images = torch.from_numpy(DepthStore.open(data).depth[:4])[:, None]
+    with torch.inference_mode():
+        whole, alone = network(images)[0], network.forward_patches(images)[0]
+    assert (whole - alone).abs().max() < 1e-5
+    assert not weights.tensors["encoder.head.weight"].any()
+    assert weights.tensors["decoder.refine_patches.output.weight"].any()
+    with pytest.raises(ValidationError, match="patch_epochs needs a patch_path"):
+        TrainParams(patch_epochs=1, patch_path="none")
+
+
+def test_a_training_in_two_parts_lets_the_learning_rate_rise_twice():
+    configured = configure_optimizer([torch.nn.Parameter(torch.ones(1))], TrainParams(lr=1.0), steps=200, restart=0.5)
+    factor = configured["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    once = configure_optimizer([torch.nn.Parameter(torch.ones(1))], TrainParams(lr=1.0), steps=100)
+    expected = once["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert [factor(step) for step in range(200)] == [expected(step) for step in range(100)] * 2

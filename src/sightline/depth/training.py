@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.depth.network import Autoencoder, NetworkConfig
+from sightline.depth.augmentation import CHANCES, Augment, augment_images
+from sightline.depth.network import Autoencoder, NetworkConfig, PatchPath
 from sightline.depth.perceptual import PerceptualLoss
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore
@@ -19,8 +20,8 @@ from sightline.depth.weights import Header, save_weights
 from sightline.errors import UserError
 from sightline.files import file_sha256, write_json
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
-from sightline.training.order import EpochBatches
-from sightline.training.processes import rank, world_size
+from sightline.training.order import Draw, EpochBatches, in_order
+from sightline.training.processes import process_device, rank, world_size
 
 
 class TrainParams(TrainerParams):
@@ -30,8 +31,15 @@ class TrainParams(TrainerParams):
     head: Literal["gap", "flat"] = Field(
         default="gap", description="global average pooling (rank 512 at most), or channels for each of 8x8 positions"
     )
-    patch_path: bool = Field(default=True, description="linear path of 16x16 patches around the network")
-    rotate: bool = Field(default=True, description="turn each training image by a random multiple of 90 degrees")
+    patch_path: PatchPath = Field(
+        default="refined", description="code of 16x16 patches around the network: none, linear, or decoded by more"
+    )
+    patch_epochs: int = Field(
+        default=0, ge=0, description="first epochs, in which only the patch path is trained; cheap"
+    )
+    augment: Augment = Field(
+        default="full", description="none, rotate (by 90 degrees), or full: also mirror, crop, scale and move"
+    )
     l1_weight: float = Field(default=0.1, ge=0, description="weight of the absolute error beside the squared error")
     gradient_weight: float = Field(default=0.0, ge=0, description="weight of the error of differences of neighbours")
     perceptual_weight: float = Field(default=0.0, ge=0, description="weight of the perceptual loss, which needs a file")
@@ -39,6 +47,8 @@ class TrainParams(TrainerParams):
     @model_validator(mode="after")
     def _is_a_network(self) -> "TrainParams":
         assert self.network  # raises where there is no such network
+        if self.patch_epochs and self.patch_path == "none":
+            raise ValueError("patch_epochs needs a patch_path to train")
         return self
 
     @property
@@ -47,18 +57,45 @@ class TrainParams(TrainerParams):
         return NetworkConfig(latent_dim=self.latent_dim, head=self.head, patch_path=self.patch_path)
 
 
+Images = tuple[Tensor, Tensor]  # depth [N, C, 128, 128], and valid [N, 128, 128]
+
+
 class DepthImages(Dataset[dict[str, Tensor]]):
-    """Batches out of the memory-mapped store: (row, quarter turns) int64 [B, 2] -> depth and valid [B, 1, 128, 128]."""
+    """Batches of a store: `Draw` -> ``depth`` [B, C, 128, 128] and ``valid`` [B, 1, 128, 128], augmented.
 
-    def __init__(self, store: DepthStore, rotate: bool) -> None:
-        self.store, self.rotate = store, rotate
+    Args:
+        store: memory-mapped; only the rows of a batch are read.
+        augment: "none" where the draws hold no random numbers.
+        resident: the whole store on a GPU, where batches are then made; from `resident_images`.
+    """
 
-    def __getitem__(self, pairs: np.ndarray) -> dict[str, Tensor]:
-        depth, valid = self.store.depth[pairs[:, 0]], self.store.valid[pairs[:, 0]]
-        if self.rotate:
-            for image, mask, turns in zip(depth, valid, pairs[:, 1], strict=True):
-                image[:], mask[:] = np.rot90(image, turns).copy(), np.rot90(mask, turns).copy()
-        return {"depth": torch.from_numpy(depth)[:, None], "valid": torch.from_numpy(valid)[:, None]}
+    def __init__(self, store: DepthStore, augment: Augment = "none", resident: Images | None = None) -> None:
+        self.store, self.augment, self.resident = store, augment, resident
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        rows, chances = torch.from_numpy(draw.rows), torch.from_numpy(draw.chances)
+        if self.resident:
+            device = self.resident[0].device
+            rows, chances = (tensor.to(device, non_blocking=True) for tensor in (rows, chances))
+            images, valid = augment_images(*self.resident, chances, self.augment, rows)
+        else:
+            images, valid = augment_images(*_images(self.store, draw.rows), chances, self.augment)
+        return {"depth": images, "valid": valid}
+
+
+def resident_images(store: DepthStore, device: torch.device) -> Images | None:
+    """The whole store on ``device``, where that is a GPU and the store takes less than half of its free memory.
+
+    Then a step costs the host no more than sending the order of a batch.
+    """
+    if device.type != "cuda" or 2 * (store.depth.nbytes + store.valid.nbytes) > torch.cuda.mem_get_info(device)[0]:
+        return None
+    images, valid = _images(store, slice(None))
+    return images.to(device), valid.to(device)
+
+
+def _images(store: DepthStore, rows: np.ndarray | slice) -> Images:
+    return torch.from_numpy(np.array(store.depth[rows]))[:, None], torch.from_numpy(np.array(store.valid[rows]))
 
 
 class AutoencoderModule(lightning.LightningModule):
@@ -81,9 +118,13 @@ class AutoencoderModule(lightning.LightningModule):
 
     def _step(self, batch: dict[str, Tensor], part: str) -> Tensor:
         depth, valid = batch["depth"], batch["valid"]
-        prediction = self.network(depth.contiguous(memory_format=torch.channels_last))[0]
+        only_patches = self.current_epoch < self.params_.patch_epochs
+        run = self.network.forward_patches if only_patches else self.network
+        prediction = run(depth.contiguous(memory_format=torch.channels_last))[0]
         error = prediction - depth
-        mse, l1 = error[valid].square().mean(), error[valid].abs().mean()
+        pixels = (valid.sum() * depth.shape[1]).clamp(min=1)  # a crop may lie in a hole
+        squared, absolute = (torch.where(valid, e, 0).sum() for e in (error.square(), error.abs()))
+        mse, l1 = squared / pixels, absolute / pixels
         loss = mse + self.params_.l1_weight * l1
         if self.params_.gradient_weight:
             loss = loss + self.params_.gradient_weight * gradient_difference(error, valid)
@@ -99,7 +140,8 @@ class AutoencoderModule(lightning.LightningModule):
         checkpoint["preprocessing"] = self.preprocessing.model_dump(mode="json")
 
     def configure_optimizers(self) -> Any:
-        return configure_optimizer(self.parameters(), self.params_, int(self.trainer.estimated_stepping_batches))
+        steps, params = int(self.trainer.estimated_stepping_batches), self.params_
+        return configure_optimizer(self.parameters(), params, steps, restart=params.patch_epochs / params.epochs)
 
 
 def gradient_difference(error: Tensor, valid: Tensor) -> Tensor:
@@ -155,10 +197,13 @@ def train_autoencoder(
     lightning.seed_everything(seed, verbose=False)
     network = Autoencoder(params.network)
     inputs = [file_sha256(path) if path else None for path in (data, resume, perceptual and perceptual_weights)]
+    resident = resident_images(store, process_device())
+    order = EpochBatches(train_rows, params.batch_size, seed, CHANCES, rank(), world_size())
+    val_batches: Any = in_order(val_rows[rank() :: world_size()], params.batch_size)
     result = fit(
         AutoencoderModule(network, params, store.preprocessing, perceptual),
-        _loader(store, params.rotate, EpochBatches(train_rows, params.batch_size, seed, rank(), world_size())),
-        _loader(store, False, _in_order(val_rows[rank() :: world_size()], params.batch_size)),
+        DataLoader(DepthImages(store, params.augment, resident), sampler=order, batch_size=None),
+        DataLoader(DepthImages(store, "none", resident), sampler=val_batches, batch_size=None),
         params,
         stage="train_autoencoder",
         identity=[params.model_dump(mode="json"), seed, *inputs],
@@ -186,15 +231,6 @@ def train_autoencoder(
     )
     result.write_curves(metrics_dir / "curves.csv")
     result.finish()
-
-
-def _loader(store: DepthStore, rotate: bool, batches: Any) -> DataLoader:
-    return DataLoader(DepthImages(store, rotate), sampler=batches, batch_size=None)
-
-
-def _in_order(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    pairs = np.stack([rows, np.zeros_like(rows)], axis=1)
-    return [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
 
 
 def _errors(mse: float, l1: float, mm_per_unit: float) -> dict[str, float]:

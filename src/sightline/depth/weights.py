@@ -286,7 +286,7 @@ def _read_torch(path: Path) -> Weights:
     try:
         header = Header.model_validate_json(
             json.dumps(
-                {"kind": kind, "network": _shape_of(encoder) | stated, "preprocessing": preprocessing or {}},
+                {"kind": kind, "network": _shape_of(encoder, tensors) | stated, "preprocessing": preprocessing or {}},
                 default=str,
             )
         )
@@ -304,12 +304,16 @@ def _plain_name(name: str) -> str:
     return plain
 
 
-def _shape_of(encoder: dict[str, Tensor]) -> dict[str, Any]:
-    """The fields of `NetworkConfig` that the weights of an encoder tell."""
+def _shape_of(encoder: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of `NetworkConfig` that the weights tell, of the encoder and of all."""
     head, flat = encoder["head.weight"], encoder["head.weight"].ndim == 4
     return {
         "input_channels": encoder["stem.0.weight"].shape[1],
         "latent_dim": len(head) * (POSITIONS if flat else 1),
         "head": "flat" if flat else "gap",
-        "patch_path": "patch_path.weight" in encoder,
+        "patch_path": "none"
+        if "patch_path.weight" not in encoder
+        else "refined"
+        if any(name.startswith("decoder.refine_patches.") for name in tensors)
+        else "linear",
     }

@@ -54,11 +54,14 @@ class TrainerParams(Section):
     precision: Precision = Field(default="auto", description="bf16, fp32, or auto: bf16 where the hardware has it")
 
 
-def configure_optimizer(parameters: Iterable[nn.Parameter], params: TrainerParams, steps: int) -> dict[str, Any]:
+def configure_optimizer(
+    parameters: Iterable[nn.Parameter], params: TrainerParams, steps: int, restart: float = 0.0
+) -> dict[str, Any]:
     """Optimizer and course of the learning rate, as Lightning takes them from ``configure_optimizers``.
 
     Args:
         steps: optimizer steps of the whole training (``trainer.estimated_stepping_batches``).
+        restart: share of the steps after which the course begins anew, for a training in two parts.
     """
     optimizer: torch.optim.Optimizer
     if params.optimizer == "SGD":
@@ -66,14 +69,16 @@ def configure_optimizer(parameters: Iterable[nn.Parameter], params: TrainerParam
     else:
         kind = torch.optim.AdamW if params.optimizer == "AdamW" else torch.optim.Adam
         optimizer = kind(parameters, params.lr, weight_decay=params.weight_decay)
-    rise = max(1, round(steps * WARM_UP))
+    first = round(steps * restart)
 
     def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
+        done, length = (step, first) if step < first else (step - first, steps - first)
+        rise = max(1, round(length * WARM_UP))
+        if done < rise:
+            return (done + 1) / rise
         if params.scheduler == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        return 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1, length - rise)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -136,6 +141,7 @@ def fit(
     trainer = lightning.Trainer(
         max_epochs=params.epochs,
         accelerator="auto",
+        strategy="ddp_find_unused_parameters_true" if world_size() > 1 else "auto",  # a part may wait for its epochs
         devices=local,
         num_nodes=world_size() // local,
         precision="bf16-mixed" if use_bf16(params.precision) else "32-true",

@@ -3,6 +3,7 @@
 import os
 from datetime import timedelta
 
+import torch
 import torch.distributed
 
 
@@ -14,6 +15,12 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes that share the work."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_device() -> torch.device:
+    """Where this process computes: its own GPU where there are some, else the CPU."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def wait_for_all() -> None:

@@ -1,0 +1,152 @@
+"""The autoencoder and its variants beside simple codes of the same size, on a sequence of real depth images.
+
+    python benchmarks/depth_codes.py run FOLDER RUNS --variant two_steps --fold 0 --seed 0
+    python benchmarks/depth_codes.py table RUNS [--write docs/results.md]
+
+FOLDER holds one sequence of uint16 depth images in millimetres (the table was made from 600 consecutive Kinect frames,
+640x480). Fold k of 5 holds out the k-th fifth of the sequence as one block, with 10 frames left out on each side; the
+end of the rest that is farther from it chooses the epoch. Every variant has the same frames, steps and learning rate,
+but for the one that is called long, and is trained and measured by the stages' own scripts. A run that is interrupted
+continues when it is started again, a run that is done is left as it is. RUNS keeps weights, metrics and pictures of
+every run, and the seconds it took.
+
+``table`` prints Markdown, or replaces what stands between the marks in the file that it is given.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDS, MARKS = 5, ("<!-- table of codes: begin -->", "<!-- table of codes: end -->")
+NORMALIZE = {"normalize.height_range": "[500,4500]", "normalize.resize": "area", "data.split.val": 0.08}
+TRAIN = {"train.epochs": 30, "train.batch_size": 16, "train.lr": 1e-3}
+VARIANTS: dict[str, dict[str, object]] = {
+    "gap": {"train.head": "gap", "train.patch_path": "none"},
+    "flat": {"train.head": "flat", "train.patch_path": "none"},
+    "gap_linear": {"train.head": "gap", "train.patch_path": "linear"},
+    "gap_refined": {"train.head": "gap", "train.patch_path": "refined"},
+    "patches_alone": {"train.patch_epochs": 30},
+    "two_steps": {"train.patch_epochs": 24},
+    "two_steps_rotate": {"train.patch_epochs": 24, "train.augment": "rotate"},
+    "two_steps_flat": {"train.patch_epochs": 24, "train.head": "flat"},
+    "two_steps_long": {"train.epochs": 150, "train.patch_epochs": 144},
+}
+CODES = ("dct", "grid", "pca", "nearest_train_frame", "mean_image")
+
+
+def stage(name: str, *arguments: object, settings: dict[str, object] | None = None) -> None:
+    """Run a stage's script as a command of its own; its failure ends this one."""
+    assignments = [part for key, value in (settings or {}).items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, str(ROOT / f"stages/{name}.py"), *map(str, arguments)]
+    if subprocess.run([*command, "--params", os.devnull, *assignments], check=False).returncode:
+        raise SystemExit(f"{name} failed; nothing is lost, start again to go on")
+
+
+def run(folder: Path, runs: Path, variant: str, fold: int, seed: int) -> None:
+    """Normalise a fold where that is not done, train a variant on it, and evaluate."""
+    runs.mkdir(parents=True, exist_ok=True)
+    os.environ["DVC_ROOT"] = str(runs.resolve())  # scratch state goes there, not into the project
+    data, place = runs / f"fold{fold}.hdf5", runs / variant / f"fold{fold}-seed{seed}"
+    if not data.exists():
+        split = {"data.split.folds": FOLDS, "data.split.fold": fold}
+        stage("normalize", folder, data, settings=NORMALIZE | split)
+    weights, clock = place / "autoencoder.safetensors", place / "seconds.json"
+    if not weights.exists():
+        before = json.loads(clock.read_text())["seconds"] if clock.exists() else 0.0
+        start = time.perf_counter()
+        try:
+            stage(
+                "train_autoencoder", data, weights, "--metrics-dir", place,
+                settings=TRAIN | VARIANTS[variant] | {"seed": seed},
+            )  # fmt: skip
+        finally:
+            place.mkdir(parents=True, exist_ok=True)
+            clock.write_text(json.dumps({"seconds": before + time.perf_counter() - start}))
+    if not (place / "evaluation_results.json").exists():
+        stage("evaluate", weights, data, place)
+
+
+def table(runs: Path) -> str:
+    """Markdown of everything that is in ``runs``: one table of all runs, one over the folds of each variant."""
+    found = {}
+    for path in sorted(runs.glob("*/fold*-seed*/evaluation_results.json")):
+        fold, seed = (int("".join(filter(str.isdigit, part))) for part in path.parent.name.split("-"))
+        if path.parent.parent.name in VARIANTS:
+            found[path.parent.parent.name, fold, seed] = path.parent
+    results = {key: json.loads((place / "evaluation_results.json").read_text()) for key, place in found.items()}
+    lines = [
+        "| fold | code | numbers | RMSE mm | MAE mm | edge RMSE mm | AbsRel | minutes | made by |",
+        "|---" * 9 + "|",
+    ]
+    for fold in range(FOLDS):
+        here = {key: result for key, result in results.items() if key[1] == fold}
+        for name in CODES if here else ():
+            lines.append(_row(fold, name, next(iter(here.values())), "", "any run of this fold"))
+        for variant in VARIANTS:
+            for key in sorted(key for key in here if key[0] == variant):
+                minutes = json.loads((found[key] / "seconds.json").read_text())["seconds"] / 60
+                command = f"`--variant {variant} --fold {fold} --seed {key[2]}`"
+                label = f"**{variant}**, seed {key[2]}"
+                lines.append(_row(fold, "autoencoder", here[key], f"{minutes:.1f}", command, label))
+    lines += ["", "| variant | folds | RMSE / DCT | MAE / grid | better in both |", "|---" * 5 + "|"]
+    for variant in VARIANTS:
+        mine = {key: result["codes"] for key, result in results.items() if key[0] == variant}
+        if mine:
+            lines.append(_summary(variant, mine))
+    return "\n".join(lines)
+
+
+def _row(fold: int, name: str, result: dict[str, Any], minutes: str, command: str, label: str = "") -> str:
+    figures, found = result["codes"][name], result["embedding"]["retrieval"].get(name, {})
+    errors = (f"{figures[key]:.1f}" for key in ("rmse_mm", "mae_mm", "edge_rmse_mm"))
+    recall = f"{found['recall_at_1']:.2f}" if found else ""
+    return f"| {' | '.join(map(str, (fold, label or name, figures['numbers'], *errors, recall, minutes, command)))} |"
+
+
+def _summary(variant: str, mine: dict[tuple[str, int, int], dict[str, Any]]) -> str:
+    """Ratios to the best of the simple codes, averaged over runs; and in how many runs both errors are lower."""
+    rmse = [codes["autoencoder"]["rmse_mm"] / codes["dct"]["rmse_mm"] for codes in mine.values()]
+    mae = [codes["autoencoder"]["mae_mm"] / codes["grid"]["mae_mm"] for codes in mine.values()]
+    both = sum(
+        all(codes["autoencoder"][error] < min(codes[name][error] for name in CODES) for error in ("rmse_mm", "mae_mm"))
+        for codes in mine.values()
+    )
+    folds = ", ".join(f"{fold}" for fold in sorted({fold for _, fold, _ in mine}))
+    return (
+        f"| {variant} | {folds} | {statistics.mean(rmse):.3f} ({min(rmse):.3f} to {max(rmse):.3f}) "
+        f"| {statistics.mean(mae):.3f} ({min(mae):.3f} to {max(mae):.3f}) | {both} of {len(mine)} |"
+    )
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run", help="train and evaluate one variant on one fold")
+    one.add_argument("folder", type=Path)
+    one.add_argument("runs", type=Path)
+    one.add_argument("--variant", choices=VARIANTS, required=True)
+    one.add_argument("--fold", type=int, choices=range(FOLDS), required=True)
+    one.add_argument("--seed", type=int, default=0)
+    all_ = commands.add_parser("table", help="the figures of all runs, as Markdown")
+    all_.add_argument("runs", type=Path)
+    all_.add_argument("--write", type=Path, metavar="FILE", help="Markdown file with the two marks")
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args.folder, args.runs, args.variant, args.fold, args.seed)
+    elif args.write:
+        before, _, rest = args.write.read_text(encoding="utf-8").partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        args.write.write_text(f"{before}{MARKS[0]}\n{table(args.runs)}\n{MARKS[1]}{after}", encoding="utf-8")
+    else:
+        print(table(args.runs))
+
+
+if __name__ == "__main__":
+    main()
