@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sightline.depth.augmentation import CHANCES
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.preprocessing import Preprocessing, preprocess
@@ -98,7 +99,7 @@ def main() -> None:
     store = DepthStore.open(room / "depth.hdf5")
     images = DecodedImages(args.folder, store.preprocessing)
     plain_loader = DataLoader(images, args.batch_size, shuffle=True, drop_last=True, num_workers=os.cpu_count() or 1)
-    order = EpochBatches(store.rows("train"), args.batch_size, seed=0)
+    order = EpochBatches(store.rows("train"), args.batch_size, seed=0, chances=CHANCES)
     our_loader = DataLoader(
         DepthImages(store, "full", resident_images(store, pick_device())), sampler=order, batch_size=None
     )

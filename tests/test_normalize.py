@@ -239,7 +239,7 @@ def test_all_broken_images_are_listed_at_once_and_nothing_is_written(partly_brok
     with pytest.raises(UserError) as error:
         run(partly_broken, tmp_path / "out.hdf5")
     first, *rest = str(error.value).splitlines()
-    assert first.startswith("5 of 40 depth images are broken")
+    assert first.startswith("5 of 40 images are broken")
     assert "data.on_error=skip" in first
     names = ["000003.png: broken", "000010.png: not a uint16", "000011.png: not a uint16", "000012.jpg: not a uint16"]
     for line, message in zip(rest, [*names, "000020.png: no valid pixel"], strict=True):
@@ -249,7 +249,7 @@ def test_all_broken_images_are_listed_at_once_and_nothing_is_written(partly_brok
 
 
 def test_skip_leaves_broken_images_out_and_counts_them(partly_broken, tmp_path):
-    with pytest.warns(UserWarning, match="5 of 40 depth images are broken and left out"):
+    with pytest.warns(UserWarning, match="5 of 40 images are broken and left out"):
         figures = run(partly_broken, tmp_path / "out.hdf5", on_error="skip")
     assert (figures["images"], figures["skipped"]) == (35, 5)
     store = DepthStore.open(tmp_path / "out.hdf5")
@@ -262,7 +262,7 @@ def test_nothing_but_broken_images_is_an_error_even_with_skip(tmp_path):
     save_depth(tmp_path / "in/1.png", np.zeros((4, 4)))
     with (
         pytest.warns(UserWarning, match="too few to split"),
-        pytest.raises(UserError, match="1 of 1 depth images are broken; nothing is left"),
+        pytest.raises(UserError, match="1 of 1 images are broken; nothing is left"),
     ):
         run(tmp_path / "in", tmp_path / "out", on_error="skip")
 

@@ -162,7 +162,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_covers_every_row():
 
 
 def test_processes_share_an_epoch_without_overlap():
-    shares = [EpochBatches(np.arange(21), 4, 0, rank, 2) for rank in (0, 1)]
+    shares = [EpochBatches(np.arange(21), 4, 0, rank=rank, world_size=2) for rank in (0, 1)]
     seen = [[int(row) for draw in share for row in draw.rows] for share in shares]
     assert len(seen[0]) == len(seen[1]) == 10  # as many steps in each, or they would wait for each other
     assert not set(seen[0]) & set(seen[1])

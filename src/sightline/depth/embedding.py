@@ -18,7 +18,6 @@ from torch import nn
 from tqdm import tqdm
 
 from sightline.cache import VectorCache, digest
-from sightline.depth.preprocessing import IMAGE_SIZE
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import load_weights, pick_device
 from sightline.errors import UserError
@@ -52,6 +51,10 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
             f"{data}: normalised with {store.preprocessing.model_dump(mode='json')}, but {encoder} was trained on "
             f"{header.preprocessing.model_dump(mode='json')}; normalise the data in the same way"
         )
+    if header.network.input_channels != store.channels:
+        raise UserError(
+            f"{data}: images of {store.channels} channel(s), but {encoder} takes {header.network.input_channels}"
+        )
     bf16, dim = use_bf16(params.precision), header.network.latent_dim
     device, precision = pick_device(), "bf16" if bf16 else "fp32"
     encoder_sha256 = file_sha256(encoder)
@@ -64,7 +67,8 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
         for start in range(0, len(missing), params.batch_size):
             rows = missing[start : start + params.batch_size]
             cache.append(
-                [keys[row] for row in rows], encode_batch(network, store.depth[rows], params.batch_size, device, bf16)
+                [keys[row] for row in rows],
+                encode_batch(network, store.images(np.array(rows)), params.batch_size, device, bf16),
             )
             bar.update(len(rows))
     wait_for_all()
@@ -89,17 +93,17 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
 
 @torch.inference_mode()
 def encode_batch(
-    network: nn.Module, depth: np.ndarray, batch_size: int, device: torch.device, bf16: bool
+    network: nn.Module, images: np.ndarray, batch_size: int, device: torch.device, bf16: bool
 ) -> np.ndarray:
-    """Encode ``depth`` float32 [n, 128, 128], n <= batch_size -> float32 [n, D].
+    """Encode ``images`` float32 [n, C, 128, 128], n <= batch_size -> float32 [n, D].
 
     A short batch is filled up, so that the arithmetic of an image does not depend on how many come with it.
     """
-    padded = np.zeros((batch_size, 1, IMAGE_SIZE, IMAGE_SIZE), np.float32)
-    padded[: len(depth), 0] = depth
-    images = torch.from_numpy(padded).to(device, memory_format=torch.channels_last)
+    padded = np.zeros((batch_size, *images.shape[1:]), np.float32)
+    padded[: len(images)] = images
+    batch = torch.from_numpy(padded).to(device, memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return network(images)[: len(depth)].float().cpu().numpy()
+        return network(batch)[: len(images)].float().cpu().numpy()
 
 
 def _figures(embeddings: np.ndarray, count: int) -> dict[str, Any]:

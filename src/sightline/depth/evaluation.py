@@ -106,7 +106,10 @@ def evaluate_autoencoder(
             f"{evaluator.header.preprocessing.model_dump(mode='json')}; normalise the data in the same way"
         )
     if evaluator.header.network.input_channels != 1:
-        raise UserError(f"{weights}: takes {evaluator.header.network.input_channels} channels; depth images have one")
+        raise UserError(
+            f"{weights}: takes {evaluator.header.network.input_channels} channels, but depth is evaluated, in "
+            "millimetres; of a training on RGB images, metrics.json of the training tells the errors"
+        )
     joints = _read_joints(frames, store) if frames else None
     rows = _choose_rows(store, params)
     codes: dict[str, Code] = {AUTOENCODER: AutoencoderCode(evaluator)}

@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from sightline.cache import digest
-from sightline.depth.preprocessing import Count, Preprocessing, check_height_range, normalize_counts, resize_depth
+from sightline.depth.preprocessing import Count, Preprocessing, check_height_range, normalize_counts, resize_image
 from sightline.depth.screening import multiples, repeated_across_parts, warn_of_encoding
 from sightline.depth.store import create_depth_store, open_depth_rows
 from sightline.errors import UserError
 from sightline.files import atomic_output, fingerprint, scratch_folder
 from sightline.parallel import unordered_map
 from sightline.params import Section
-from sightline.recording.images import list_images, read_depth
+from sightline.recording.images import list_images, read_depth, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.recording.split import GUARD, SplitParams, split_blocks
 
@@ -30,11 +30,13 @@ BLOCK = 32  # images a worker takes at a time
 class NormalizeParams(Section):
     """Section ``normalize``."""
 
+    channels: Literal[1, 3] = Field(default=1, description="1: uint16 depth images; 3: 8-bit RGB images")
     height_range: Annotated[tuple[Count, Count], AfterValidator(check_height_range)] | None = Field(
-        default=None, description="raw counts [near, far] that map to [-1, 1]; null: recording.json's, else [0, 65535]"
+        default=None,
+        description="raw counts [near, far] that map to [-1, 1]; null: as recorded, else all of uint16; RGB: [0, 255]",
     )
     invalid: tuple[Count, ...] | None = Field(
-        default=None, description="raw counts that mean 'no reading'; null: recording.json's, else [0, 65535]"
+        default=None, description="raw counts of 'no reading'; null: recording.json's, else [0, 65535]; RGB: none"
     )
     unit_mm: float | None = Field(
         default=None, gt=0, description="millimetres per count; null: recording.json's, else 1"
@@ -48,6 +50,12 @@ class NormalizeParams(Section):
     resize: Literal["nearest", "area"] = Field(
         default="nearest", description="nearest pixel, or mean over the valid part of each target pixel's footprint"
     )
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "NormalizeParams":
+        if self.channels == 3 and (self.depth_encoding != "raw" or self.unit_mm is not None):
+            raise ValueError("RGB images (channels 3) have neither a depth_encoding nor a unit_mm")
+        return self
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def normalize_depth(
     An interrupted run continues where it was; ``output`` appears whole or not at all.
 
     Args:
-        folder: uint16 PNG or TIFF images of any size, named by frame id.
+        folder: uint16 PNG or TIFF images of any size, or 8-bit RGB images with ``channels=3``, named by frame id.
         output: HDF5 file, see `sightline.depth.store`.
         split: how to split a bare folder (no ``index``) into contiguous blocks.
         on_error: "fail" lists all broken images and writes nothing, "skip" leaves them out.
@@ -94,17 +102,20 @@ def normalize_depth(
     preprocessing = resolve_preprocessing(params, recording)
     frames = _frames_of_index(folder, index) if index else _frames_of_folder(folder, split)
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in frames.paths]
-    scratch = scratch_folder("normalize", fingerprint(str(folder.resolve()), preprocessing.model_dump(), files))
+    settings = preprocessing.model_dump(), params.channels
+    scratch = scratch_folder("normalize", fingerprint(str(folder.resolve()), settings, files))
     partial, journal = scratch / "depth.hdf5", scratch / "journal.jsonl"
     if not journal.exists():
-        create_depth_store(partial, frames.frame_id, frames.episode, frames.split, preprocessing)
+        create_depth_store(partial, frames.frame_id, frames.episode, frames.split, preprocessing, params.channels)
         journal.touch()
-    reports = sorted(_process_blocks(frames, preprocessing, partial, journal, processes), key=lambda r: r["start"])
+    blocks = _process_blocks(frames, preprocessing, params.channels, partial, journal, processes)
+    reports = sorted(blocks, key=lambda report: report["start"])
     failures = {row: message for report in reports for row, message in report["failures"]}
     if failures and (on_error == "fail" or len(failures) == len(frames.paths)):
         shutil.rmtree(scratch)  # the images will be mended, so nothing of this run can be used again
         raise UserError(_list_failures(failures, len(frames.paths)))
-    warn_of_encoding([pair for report in reports for pair in report["multiples"]], preprocessing)
+    if params.channels == 1:
+        warn_of_encoding([pair for report in reports for pair in report["multiples"]], preprocessing)
     digests = {row: key for report in reports for row, key in zip(report["rows"], report["digests"], strict=True)}
     duplicates = repeated_across_parts(digests, frames.split)
     frames.split[duplicates] = GUARD
@@ -112,17 +123,21 @@ def normalize_depth(
         file["split"][...] = frames.split.astype("S5")
     with atomic_output(output) as temporary:
         if failures:
-            warnings.warn(f"{len(failures)} of {len(frames.paths)} depth images are broken and left out", stacklevel=2)
+            warnings.warn(f"{len(failures)} of {len(frames.paths)} images are broken and left out", stacklevel=2)
             kept = np.setdiff1d(np.arange(len(frames.paths)), list(failures))
-            _copy_rows(partial, temporary, frames.keep(kept), kept, preprocessing)
+            _copy_rows(partial, temporary, frames.keep(kept), kept, preprocessing, params.channels)
         else:
             shutil.move(partial, temporary)
     shutil.rmtree(scratch)
-    return _figures(frames, reports, preprocessing) | {"duplicates_left_out": len(duplicates)}
+    figures = _figures(frames, reports, preprocessing) | {"duplicates_left_out": len(duplicates)}
+    return figures | (preprocessing.range_mm() if params.channels == 1 else {})
 
 
 def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Preprocessing:
     """The preprocessing that ``params`` ask for, completed from ``recording.json``; warns where neither has a range."""
+    if params.channels == 3:
+        height_range, invalid = params.height_range or (0, 255), params.invalid or ()
+        return Preprocessing(height_range=height_range, invalid=invalid, fit=params.fit, resize=params.resize)
     info = read_recording_info(recording).depth if recording else None
     if recording and info is None:
         raise UserError(f"{recording}: has no depth entry, so its depth images cannot be normalised")
@@ -164,14 +179,14 @@ def _frames_of_folder(folder: Path, split: SplitParams) -> Frames:
 
 
 def _process_blocks(
-    frames: Frames, preprocessing: Preprocessing, partial: Path, journal: Path, processes: int | None
+    frames: Frames, preprocessing: Preprocessing, channels: int, partial: Path, journal: Path, processes: int | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the report of each block of images, from the journal of an earlier run or after writing its rows."""
     done = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
     yield from done
     starts = sorted(set(range(0, len(frames.paths), BLOCK)) - {report["start"] for report in done})
     blocks = ((start, frames.paths[start : start + BLOCK]) for start in starts)
-    jobs = (((partial, start, paths, preprocessing), len(paths)) for start, paths in blocks)
+    jobs = (((partial, start, paths, preprocessing, channels), len(paths)) for start, paths in blocks)
     with open(journal, "a", encoding="utf-8") as file:
         total = len(frames.paths)
         for report in unordered_map(
@@ -182,21 +197,22 @@ def _process_blocks(
             yield report
 
 
-def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing]) -> dict[str, Any]:
+def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing, int]) -> dict[str, Any]:
     """Normalise one block of images into its rows of the partial file; report failures and counts."""
-    partial, start, paths, preprocessing = job
+    partial, start, paths, preprocessing, channels = job
     resized: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     failures: list[tuple[int, str]] = []
     report: dict[str, Any] = {"start": start, "failures": failures, "rows": [], "valid": [], "clipped": 0}
     report |= {"digests": [], "multiples": []}
     for row, path in enumerate(paths, start):
         try:
-            raw = read_depth(path)
-            counts, valid = resize_depth(raw, preprocessing)
+            raw = read_depth(path) if channels == 1 else read_rgb(path)
+            counts, valid = resize_image(raw, preprocessing)
             if not valid.any():
                 raise UserError(f"{path}: no valid pixel (every one is {' or '.join(map(str, preprocessing.invalid))})")
             resized[row] = counts, valid
-            report["multiples"].append(multiples(raw, preprocessing.invalid))
+            if channels == 1:
+                report["multiples"].append(multiples(raw, preprocessing.invalid))
         except UserError as error:
             failures.append((row, str(error)))
     if resized:
@@ -205,7 +221,11 @@ def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing]) -> dict[s
         depth_N, clipped = normalize_counts(np.stack([c for c, _ in resized.values()]), valid_N, preprocessing)
         depth_rows, valid_rows = open_depth_rows(partial)
         depth_rows[rows], valid_rows[rows] = depth_N, valid_N
-        report |= {"rows": rows.tolist(), "valid": valid_N.sum(axis=(1, 2)).tolist(), "clipped": int(clipped.sum())}
+        report |= {
+            "rows": rows.tolist(),
+            "valid": valid_N.sum(axis=(1, 2)).tolist(),
+            "clipped": int(clipped.sum()) / channels,
+        }
         report["digests"] = [digest(image).hex() for image in depth_N]
     return report
 
@@ -213,11 +233,13 @@ def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing]) -> dict[s
 def _list_failures(failures: dict[int, str], total: int) -> str:
     remedy = "mend them, or set data.on_error=skip to leave them out" if len(failures) < total else "nothing is left"
     lines = [message for _, message in sorted(failures.items())]
-    return "\n  ".join([f"{len(failures)} of {total} depth images are broken; {remedy}", *lines])
+    return "\n  ".join([f"{len(failures)} of {total} images are broken; {remedy}", *lines])
 
 
-def _copy_rows(source: Path, target: Path, frames: Frames, rows: np.ndarray, preprocessing: Preprocessing) -> None:
-    create_depth_store(target, frames.frame_id, frames.episode, frames.split, preprocessing)
+def _copy_rows(
+    source: Path, target: Path, frames: Frames, rows: np.ndarray, preprocessing: Preprocessing, channels: int
+) -> None:
+    create_depth_store(target, frames.frame_id, frames.episode, frames.split, preprocessing, channels)
     for old, new in zip(open_depth_rows(source), open_depth_rows(target), strict=True):
         for start in range(0, len(rows), BLOCK):
             new[start : start + BLOCK] = old[rows[start : start + BLOCK]]
@@ -238,6 +260,4 @@ def _figures(frames: Frames, reports: list[dict[str, Any]], preprocessing: Prepr
         "skipped": len(frames.paths) - len(valid),
         "valid_share": {"mean": round(float(share.mean()), 6), "min": round(float(share.min()), 6)},
         "clipped_share": round(float(clipped_share), 6),
-        "near_mm": preprocessing.height_range[0] * preprocessing.unit_mm,
-        "far_mm": preprocessing.height_range[1] * preprocessing.unit_mm,
     }

@@ -45,6 +45,11 @@ class Preprocessing(Section):
         """Millimetres per normalised unit: [-1, 1] spans the height range."""
         return (self.height_range[1] - self.height_range[0]) / 2 * self.unit_mm
 
+    def range_mm(self) -> dict[str, float]:
+        """Both ends of the height range, millimetres."""
+        near, far = self.height_range
+        return {"near_mm": near * self.unit_mm, "far_mm": far * self.unit_mm}
+
 
 def decode(raw: np.ndarray, encoding: str) -> np.ndarray:
     """Counts behind the values of a file, uint16 of any shape.
@@ -87,22 +92,34 @@ def resize_depth(raw_HW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.n
     return np.divide(weighted, covered, out=np.zeros_like(weighted), where=valid), valid
 
 
+def resize_image(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """`resize_depth` of one channel [H, W], or of each of several [C, H, W]; valid is what all channels have."""
+    if raw.ndim == 2:
+        return resize_depth(raw, preprocessing)
+    counts, valid = zip(*(resize_depth(raw_HW, preprocessing) for raw_HW in raw), strict=True)
+    return np.stack(counts), np.logical_and.reduce(valid)
+
+
 def normalize_counts(
     counts_N: np.ndarray, valid_N: np.ndarray, preprocessing: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray]:
     """Map raw counts to [-1, 1] by the height range, clip, and fill holes.
 
     Args:
-        counts_N: float32 [N, 128, 128], valid_N: bool [N, 128, 128] with at least one valid pixel an image.
+        counts_N: float32 [N, 128, 128] or [N, C, 128, 128].
+        valid_N: bool [N, 128, 128] with at least one valid pixel an image.
 
     Returns:
-        depth float32 [N, 128, 128] in [-1, 1], and the number of valid pixels clipped at either end, int64 [N].
+        depth float32 in [-1, 1], of the shape of ``counts_N``, and the number of values at valid pixels that were
+        clipped at either end, int64 [N].
     """
     near, far = preprocessing.height_range
     depth = (counts_N - np.float32(near)) * np.float32(2 / (far - near)) - np.float32(1)
-    clipped = ((np.abs(depth) > 1) & valid_N).sum(axis=(1, 2))
+    channels = depth.reshape(len(depth), -1, IMAGE_SIZE, IMAGE_SIZE)  # a view
+    clipped = ((np.abs(channels) > 1) & valid_N[:, None]).sum(axis=(1, 2, 3))
     np.clip(depth, -1, 1, out=depth)
-    return fill_holes(depth, valid_N), clipped
+    filled = [fill_holes(channel, valid_N) for channel in channels.swapaxes(0, 1)]
+    return np.stack(filled, axis=1).reshape(depth.shape), clipped
 
 
 def fill_holes(depth_N: np.ndarray, valid_N: np.ndarray) -> np.ndarray:
@@ -126,19 +143,19 @@ def fill_holes(depth_N: np.ndarray, valid_N: np.ndarray) -> np.ndarray:
     return filled
 
 
-def preprocess(raw_NHW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Raw images to network input: `resize_depth` of each, then `normalize_counts`.
+def preprocess(raw_N: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """Raw images to network input: `resize_image` of each, then `normalize_counts`.
 
     Args:
-        raw_NHW: uint16 [N, H, W], raw counts.
+        raw_N: uint16 [N, H, W] or [N, C, H, W], raw counts.
 
     Returns:
-        depth float32 [N, 128, 128] in [-1, 1] with holes filled, valid bool [N, 128, 128].
+        depth float32 [N, 128, 128] or [N, C, 128, 128] in [-1, 1] with holes filled, valid bool [N, 128, 128].
 
     Raises:
         UserError: an image without a single valid pixel.
     """
-    resized = [resize_depth(raw_HW, preprocessing) for raw_HW in raw_NHW]
+    resized = [resize_image(raw, preprocessing) for raw in raw_N]
     counts, valid = np.stack([c for c, _ in resized]), np.stack([v for _, v in resized])
     empty = np.flatnonzero(~valid.any(axis=(1, 2)))
     if len(empty):

@@ -128,7 +128,8 @@ class SemanticEncoder(Encoder):
         """Embed raw images of any size, normalised exactly as the training data were.
 
         ``normalize=True`` does what the `normalize` stage does: decode, make square, resize to 128x128, map the height
-        range to [-1, 1], fill holes. Several channels are normalised each by itself. One batch at a time is in memory.
+        range to [-1, 1], fill holes, in each channel; a pixel is valid where all channels are. One batch at a
+        time is in memory.
 
         Args:
             images: [H, W], [N, H, W] or [N, C, H, W]; with more than one channel, three axes are one image [C, H, W].
@@ -337,7 +338,7 @@ class SemanticEncoder(Encoder):
             counts = _as_counts(raw_CHW)
             if counts.dtype != np.uint16 and self.preprocessing.depth_encoding != "raw":
                 raise UserError(f"depth_encoding {self.preprocessing.depth_encoding} expects whole numbers")
-            return preprocess(counts, self.preprocessing)[0]
+            return preprocess(counts[None], self.preprocessing)[0][0]
         except UserError as error:
             raise UserError(f"images[{index}]: {error}") from None
 

@@ -1,6 +1,7 @@
 """The file of normalised depth: HDF5, written by `normalize`, read by everything after it.
 
-    depth     float32 [N, 128, 128]   -1 = near end of the height range, +1 = far end, holes filled
+    depth     float32 [N, 128, 128]   -1 = near end of the height range, +1 = far end, holes filled;
+                                      [N, 3, 128, 128] where RGB images were normalised in place of depth
     valid     bool    [N, 128, 128]   True where the sensor measured
     frame_id  int64   [N]             ascending
     episode   int64   [N]             -1 for a bare folder of images
@@ -27,7 +28,7 @@ class DepthStore:
     """An opened file of normalised depth; images are memory-mapped, so its size does not matter."""
 
     path: Path
-    depth: np.ndarray  # float32 [N, 128, 128], memory map
+    depth: np.ndarray  # float32 [N, 128, 128] or [N, 3, 128, 128], memory map
     valid: np.ndarray  # bool [N, 128, 128], memory map
     frame_id: np.ndarray  # int64 [N]
     episode: np.ndarray  # int64 [N]
@@ -47,13 +48,27 @@ class DepthStore:
                 raise UserError(f"{path}: attribute preprocessing: {error.errors()[0]['msg']}") from None
         return cls(path, open_rows(path, "depth"), open_rows(path, "valid"), frame_id, episode, split, preprocessing)
 
+    @property
+    def channels(self) -> int:
+        """Channels of an image: 1 for depth, 3 for RGB."""
+        return 1 if self.depth.ndim == 3 else self.depth.shape[1]
+
+    def images(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Copy of the images at ``rows``, float32 [M, C, 128, 128]."""
+        return np.array(self.depth[rows]).reshape(-1, self.channels, IMAGE_SIZE, IMAGE_SIZE)
+
     def rows(self, *parts: str) -> np.ndarray:
         """Row numbers of the frames in the given parts of the split, int64 [M], ascending."""
         return np.flatnonzero(np.isin(self.split, parts))
 
 
 def create_depth_store(
-    path: Path, frame_id: np.ndarray, episode: np.ndarray, split: np.ndarray, preprocessing: Preprocessing
+    path: Path,
+    frame_id: np.ndarray,
+    episode: np.ndarray,
+    split: np.ndarray,
+    preprocessing: Preprocessing,
+    channels: int = 1,
 ) -> None:
     """Create a file whose ``depth`` and ``valid`` are to be filled through `open_depth_rows`.
 
@@ -61,10 +76,11 @@ def create_depth_store(
         frame_id, episode: int64 [N]; split: str [N].
     """
     shape = (len(frame_id), IMAGE_SIZE, IMAGE_SIZE)
+    images = shape if channels == 1 else (len(frame_id), channels, IMAGE_SIZE, IMAGE_SIZE)
     attributes: dict[str, Any] = {"preprocessing": json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True)}
     create_contiguous(
         path,
-        empty={"depth": (shape, np.float32), "valid": (shape, np.bool_)},
+        empty={"depth": (images, np.float32), "valid": (shape, np.bool_)},
         filled={"frame_id": frame_id, "episode": episode, "split": split.astype("S5")},
         attributes=attributes,
     )

@@ -46,15 +46,16 @@ class TrainParams(TrainerParams):
 
     @model_validator(mode="after")
     def _is_a_network(self) -> "TrainParams":
-        assert self.network  # raises where there is no such network
+        assert self.network(channels=1)  # raises where there is no such network
         if self.patch_epochs and self.patch_path == "none":
             raise ValueError("patch_epochs needs a patch_path to train")
         return self
 
-    @property
-    def network(self) -> NetworkConfig:
+    def network(self, channels: int) -> NetworkConfig:
         """The network that these parameters ask for."""
-        return NetworkConfig(latent_dim=self.latent_dim, head=self.head, patch_path=self.patch_path)
+        return NetworkConfig(
+            input_channels=channels, latent_dim=self.latent_dim, head=self.head, patch_path=self.patch_path
+        )
 
 
 Images = tuple[Tensor, Tensor]  # depth [N, C, 128, 128], and valid [N, 128, 128]
@@ -95,7 +96,7 @@ def resident_images(store: DepthStore, device: torch.device) -> Images | None:
 
 
 def _images(store: DepthStore, rows: np.ndarray | slice) -> Images:
-    return torch.from_numpy(np.array(store.depth[rows]))[:, None], torch.from_numpy(np.array(store.valid[rows]))
+    return torch.from_numpy(store.images(rows)), torch.from_numpy(np.array(store.valid[rows]))
 
 
 class AutoencoderModule(lightning.LightningModule):
@@ -195,7 +196,7 @@ def train_autoencoder(
             )
         perceptual = PerceptualLoss(perceptual_weights)
     lightning.seed_everything(seed, verbose=False)
-    network = Autoencoder(params.network)
+    network = Autoencoder(params.network(store.channels))
     inputs = [file_sha256(path) if path else None for path in (data, resume, perceptual and perceptual_weights)]
     resident = resident_images(store, process_device())
     order = EpochBatches(train_rows, params.batch_size, seed, CHANCES, rank(), world_size())
@@ -216,39 +217,39 @@ def train_autoencoder(
     save_weights(
         weights, network, Header(kind="autoencoder", network=network.config, preprocessing=store.preprocessing)
     )
-    best = result.best
+    best, mm = result.best, store.preprocessing.mm_per_unit if store.channels == 1 else None
     write_json(
         metrics_dir / "metrics.json",
         {
             "epochs": len(result.history),
             "best_epoch": int(best["epoch"]),
             "parameters": sum(p.numel() for p in network.parameters()),
-            "val": _errors(best["val_mse"], best["val_l1"], store.preprocessing.mm_per_unit),
-            "val_mean_image": _errors(
-                *_mean_image_errors(store, train_rows, val_rows), store.preprocessing.mm_per_unit
-            ),
+            "val": _errors(best["val_mse"], best["val_l1"], mm),
+            "val_mean_image": _errors(*_mean_image_errors(store, train_rows, val_rows), mm),
         },
     )
     result.write_curves(metrics_dir / "curves.csv")
     result.finish()
 
 
-def _errors(mse: float, l1: float, mm_per_unit: float) -> dict[str, float]:
-    rmse = math.sqrt(mse)
-    values = {"rmse": rmse, "mae": l1, "rmse_mm": rmse * mm_per_unit, "mae_mm": l1 * mm_per_unit}
+def _errors(mse: float, l1: float, mm_per_unit: float | None) -> dict[str, float]:
+    values = {"rmse": math.sqrt(mse), "mae": l1}
+    if mm_per_unit:
+        values |= {f"{name}_mm": value * mm_per_unit for name, value in values.items()}
     return {name: float(f"{value:.6g}") for name, value in values.items()}
 
 
 def _mean_image_errors(store: DepthStore, train_rows: np.ndarray, val_rows: np.ndarray) -> tuple[float, float]:
     """MSE and MAE on the valid pixels of ``val_rows`` of the simplest predictor: the mean training image."""
-    total, count = np.zeros((128, 128)), np.zeros((128, 128))
+    total, count = np.zeros((store.channels, 128, 128)), np.zeros((128, 128))
     for row in train_rows:
         valid = store.valid[row]
-        total += np.where(valid, store.depth[row], 0)
+        total += np.where(valid, store.images(slice(row, row + 1))[0], 0)
         count += valid
-    mean = np.where(count > 0, total / np.maximum(count, 1), total.sum() / count.sum())
+    overall = total.sum() / (count.sum() * store.channels)
+    mean = np.where(count > 0, total / np.maximum(count, 1), overall)
     squared = absolute = pixels = 0.0
     for row in val_rows:
-        error = (store.depth[row] - mean)[store.valid[row]]
+        error = (store.images(slice(row, row + 1))[0] - mean)[:, store.valid[row]]
         squared, absolute, pixels = squared + (error**2).sum(), absolute + np.abs(error).sum(), pixels + error.size
     return squared / pixels, absolute / pixels

@@ -70,6 +70,15 @@ def read_pixels(path: Path, modes: tuple[str, ...]) -> np.ndarray:
         return np.asarray(image)
 
 
+def read_rgb(path: Path) -> np.ndarray:
+    """Read an 8-bit RGB image -> uint16 [3, H, W], values 0..255.
+
+    Raises:
+        UserError: missing or broken file, another kind of image.
+    """
+    return read_pixels(path, ("RGB",)).transpose(2, 0, 1).astype(np.uint16)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """An image file whose faults, also those found while decoding, are errors a user can read."""
