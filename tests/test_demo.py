@@ -81,7 +81,8 @@ def test_frames_table(demo):
     vector = pa.list_(pa.float32(), 16)
     assert dict(zip(table.schema.names, table.schema.types, strict=True)) == {
         "frame_id": pa.int64(), "episode": pa.int64(), "step": pa.int64(), "time_s": pa.float64(),
-        "joints": vector, "actions": vector, "reward": pa.float32(), "success": pa.bool_(),
+        "joints": vector, "actions": vector, "object_position": pa.list_(pa.float32(), 3),
+        "reward": pa.float32(), "success": pa.bool_(),
     }  # fmt: skip
     columns = table.to_pydict()
     assert columns["frame_id"] == [0, 1, 2, 3, 4, 5]
@@ -200,6 +201,7 @@ def test_true_aim_lifts_and_a_wide_miss_does_not():
 def test_reward_rises_when_the_object_is_lifted():
     episode = simulate_episode(SimulateParams(steps=40, miss_rate=0), 0)
     assert episode.reward[-1] > 0.3 > episode.reward[0]
+    assert np.ptp(episode.object_position[:, 2]) > 0.1  # and so does its height, metres
     assert episode.actions[-1].reshape(2, 8)[:, 7].tolist().count(0.0) == 1  # one gripper is closed
 
 

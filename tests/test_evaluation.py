@@ -251,7 +251,7 @@ def test_the_linear_probe_finds_linear_joints_and_is_honest_about_noise():
     noise = [(x, rng.normal(size=(len(x), 4)) * [1, 1, 1, 0]) for x, _ in parts]
     found = probing.linear_probe(*noise)
     assert found["r2"] < 0.2
-    assert found["joints"] == 3  # one does not move
+    assert found["targets"] == 3  # one does not move
 
 
 def test_the_effective_rank_counts_directions():
@@ -284,7 +284,8 @@ def files(tmp_path, network):
     save_weights(tmp_path / "autoencoder.safetensors", network, header)
     codes = Dct(3, CPU).encode(torch.tensor(store.depth)).numpy()
     table = {"frame_id": range(30), "episode": 0, "step": range(30), "time_s": np.arange(30) / 10}
-    pd.DataFrame(table | {"joints": list(codes.astype(float))}).to_parquet(tmp_path / "frames.parquet")
+    targets = {"joints": list(codes.astype(float)), "object_position": list(codes[:, :2].astype(float))}
+    pd.DataFrame(table | targets).to_parquet(tmp_path / "frames.parquet")
     return tmp_path
 
 
@@ -306,8 +307,9 @@ def test_the_stage_writes_figures_and_pictures_of_every_code_with_the_same_bytes
     }  # fmt: skip
     assert {len(code) for code in figures["codes"].values()} == {16}
     assert all(code["rmse_mm"] > 0 for code in figures["codes"].values())
-    assert set(figures["embedding"]["probe"]) == {"autoencoder", "pca", "grid", "dct"}
-    assert figures["embedding"]["probe"]["dct"]["r2"] > 0.9  # the joints of this test are linear in it
+    assert set(figures["embedding"]["probe"]["joints"]) == {"autoencoder", "pca", "grid", "dct"}
+    assert figures["embedding"]["probe"]["joints"]["dct"]["r2"] > 0.9  # the joints of this test are linear in it
+    assert figures["embedding"]["probe"]["object_position"]["dct"]["targets"] == 2
     assert set(figures["embedding"]["retrieval"]) == {"autoencoder", "pca", "grid", "dct"}
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
         "code", "autoencoder", "mean_image", "nearest_train_frame", "pca", "grid", "dct"
@@ -332,14 +334,16 @@ def test_the_batch_size_changes_nothing_but_rounding(files):
 
 def test_without_baselines_or_joints_or_validation_frames_it_still_works(files):
     frames = pd.read_parquet(files / "frames.parquet")
-    frames.drop(columns="joints").to_parquet(files / "bare.parquet")
+    frames.drop(columns=["joints", "object_position"]).to_parquet(files / "bare.parquet")
     paths = [files / name for name in ARGUMENTS]
     params = EvaluateParams(baselines=(), part="val")
     results = evaluate_autoencoder(*paths, files / "o", params, frames=files / "bare.parquet")
     assert (set(results["codes"]), results["part"]) == ({"autoencoder"}, "val")
     assert "probe" not in results["embedding"]
+    params = EvaluateParams(baselines=(), part="val", probe=("joints",))
     results = evaluate_autoencoder(*paths, files / "o", params, frames=files / "frames.parquet")
-    assert results["embedding"]["probe"]["autoencoder"]["joints"] == 3
+    assert results["embedding"]["probe"]["joints"]["autoencoder"]["targets"] == 3
+    assert "object_position" not in results["embedding"]["probe"]
 
 
 def test_a_single_held_out_frame_is_enough(files):

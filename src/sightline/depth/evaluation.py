@@ -6,7 +6,8 @@
     train_frames, pca_frames, probe_frames   training frames; those that PCA, and that probe and centring are fitted on
     height_range_mm, resize, edge_mm    what the figures refer to: another target resize alone moves the RMSE a lot
     codes                               autoencoder and baselines: ``numbers`` and `sightline.depth.accuracy` figures
-    embedding                           ``retrieval``, ``probe`` and ``effective_rank`` of the codes that are vectors
+    embedding                           ``retrieval``, ``effective_rank`` and ``probe``, by column of the frames table,
+                                        of the codes that are vectors
 
 and the pictures of `sightline.depth.pictures`.
 """
@@ -48,6 +49,9 @@ class EvaluateParams(Section):
     )
     probe_frames: int = Field(
         default=300, ge=2, description="training frames at most, evenly spaced, that probe and centring are fitted on"
+    )
+    probe: tuple[Literal["joints", "object_position"], ...] = Field(
+        default=("joints", "object_position"), description="columns of the frames table to tell, where it has them"
     )
     edge_mm: float = Field(default=50.0, gt=0, description="step between neighbouring pixels that is a depth edge")
     batch_size: int = Field(default=16, ge=1, description="images encoded at a time")
@@ -94,7 +98,7 @@ def evaluate_autoencoder(
         data: file of normalised depth with its split.
         output: folder of the pictures.
         metrics_dir: None takes ``output``.
-        frames: frames.parquet of the recording; with its joints, the linear probe is run.
+        frames: frames.parquet of the recording; with its joints and object positions, linear probes are run.
 
     Raises:
         UserError: files of another kind, weights that were trained on other preprocessing, no held-out frames.
@@ -110,7 +114,7 @@ def evaluate_autoencoder(
             f"{weights}: takes {evaluator.header.network.input_channels} channels, but depth is evaluated, in "
             "millimetres; of a training on RGB images, metrics.json of the training tells the errors"
         )
-    joints = _read_joints(frames, store) if frames else None
+    targets = _read_targets(frames, store, params.probe) if frames else {}
     rows = _choose_rows(store, params)
     codes: dict[str, Code] = {AUTOENCODER: AutoencoderCode(evaluator)}
     for name in tqdm(params.baselines, desc="fit baselines", mininterval=0.5):
@@ -131,7 +135,7 @@ def evaluate_autoencoder(
         "codes": {
             name: {"numbers": codes[name].numbers, **accuracy.figures()} for name, accuracy in accuracies.items()
         },
-        "embedding": _judge_embeddings(store, rows, codes, vectors, joints, params, evaluator.device),
+        "embedding": _judge_embeddings(store, rows, codes, vectors, targets, params, evaluator.device),
     }
     results = _rounded(results)
     write_json((metrics_dir or output) / "evaluation_results.json", results)
@@ -202,7 +206,7 @@ def _judge_embeddings(
     rows: Rows,
     codes: dict[str, Code],
     vectors: dict[str, np.ndarray],
-    joints: np.ndarray | None,
+    targets: dict[str, np.ndarray],
     params: EvaluateParams,
     device: torch.device,
 ) -> dict[str, Any]:
@@ -218,23 +222,22 @@ def _judge_embeddings(
             held_out, centre, store.episode[rows.held_out], steps[rows.held_out]
         )
         judged["effective_rank"][name] = probing.effective_rank(held_out)[0]
-        if joints is not None:
-            choose = _encode(store, rows.choose, code, name, params, device)
-            judged.setdefault("probe", {})[name] = probing.linear_probe(
-                (probe, joints[rows.probe]), (choose, joints[rows.choose]), (held_out, joints[rows.held_out])
+        choose = _encode(store, rows.choose, code, name, params, device) if targets else held_out[:0]
+        for column, values in targets.items():
+            judged.setdefault("probe", {}).setdefault(column, {})[name] = probing.linear_probe(
+                (probe, values[rows.probe]), (choose, values[rows.choose]), (held_out, values[rows.held_out])
             )
     return judged
 
 
-def _read_joints(frames: Path, store: DepthStore) -> np.ndarray | None:
-    """Joints of every frame of the store, float64 [N, J]; None where the recording has none."""
+def _read_targets(frames: Path, store: DepthStore, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Column -> its values at every frame of the store, float64 [N, J], for the columns that the recording has."""
     table = read_frames(frames).set_index("frame_id")
-    if "joints" not in table:
-        return None
     missing = np.setdiff1d(store.frame_id, table.index)
     if len(missing):
         raise UserError(f"{frames}: lacks {len(missing)} frames of {store.path} (first {missing[0]})")
-    return np.array(table["joints"].loc[store.frame_id].tolist(), np.float64)
+    known = [column for column in columns if column in table]
+    return {column: np.array(table[column].loc[store.frame_id].tolist(), np.float64) for column in known}
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""What a code is good for besides reconstruction: finding a moment again, and telling the joints of the robot."""
+"""What a code is good for besides reconstruction: finding a moment again, telling the joints and the object."""
 
 import numpy as np
 
@@ -103,11 +103,11 @@ def r_squared(predicted_NJ: np.ndarray, y_NJ: np.ndarray) -> float:
 def linear_probe(
     fit: tuple[np.ndarray, np.ndarray], choose: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, float]:
-    """R^2 on held-out frames of a linear map from code to joints.
+    """R^2 on held-out frames of a linear map from code to targets, such as joints.
 
-    Each pair is (codes [N, D], joints [N, J]). The regression is fitted on ``fit``, its penalty is the one that is best
-    on ``choose``. Joints count in units of their spread on ``fit``, so that radians and metres can be pooled; those
-    that do not move there are left out.
+    Each pair is (codes [N, D], targets [N, J]). The regression is fitted on ``fit``, its penalty is the one that is
+    best on ``choose``. Targets count in units of their spread on ``fit``, so that radians and metres can be pooled;
+    those that do not move there are left out.
     """
     spread_J = fit[1].std(axis=0)
     moving = spread_J > 1e-6
@@ -115,4 +115,8 @@ def linear_probe(
     ridge = Ridge(fit[0], y_fit)
     scores = [r_squared(ridge.predict(choose[0], alpha), y_choose) for alpha in ALPHAS]
     alpha = ALPHAS[int(np.argmax(scores))]
-    return {"r2": r_squared(ridge.predict(held_out[0], alpha), y_held_out), "alpha": alpha, "joints": int(moving.sum())}
+    return {
+        "r2": r_squared(ridge.predict(held_out[0], alpha), y_held_out),
+        "alpha": alpha,
+        "targets": int(moving.sum()),
+    }

@@ -9,6 +9,7 @@ frames.parquet: one row per frame
     actions   [A]     optional
     reward    float   optional
     success   bool    optional: an episode has succeeded if any of its frames says so
+    object_position  [P]  optional: x, y, z of the task's object (or of several), metres; to probe embeddings with
 Other columns are kept as they are.
 
 frame index: the sound frames, with columns frame_id, episode, step, time_s, split (train, val, test)
@@ -32,7 +33,7 @@ _INDEX = pa.schema(
     {"frame_id": pa.int64(), "episode": pa.int64(), "step": pa.int64(), "time_s": pa.float64(), "split": pa.string()}
 )
 _KEYS = ("frame_id", "episode", "step")
-_LISTS = ("joints", "actions")
+_LISTS = ("joints", "actions", "object_position")
 
 
 def read_frames(path: Path, info: RecordingInfo | None = None) -> pd.DataFrame:

@@ -57,6 +57,7 @@ class Episode:
     qpos: np.ndarray  # [steps, nq]
     joints: np.ndarray  # [steps, 16], rad, grippers 0 (closed) to 1 (open)
     actions: np.ndarray  # [steps, 16], commanded joints, same units
+    object_position: np.ndarray  # [steps, 3], m, world frame: centre of the object that is reached for
     reward: np.ndarray  # [steps]
     success: bool
 
@@ -103,12 +104,13 @@ def simulate_episode(params: SimulateParams, number: int) -> Episode:
     policy = Policy(model, task, arms, start, params.steps)
     target = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, f"object{task.target}")
     start_height = float(data.xpos[target, 2])
-    qpos, joints, actions, rewards = [], [], [], []
+    qpos, joints, actions, positions, rewards = [], [], [], [], []
     lifted = away = 0.0
     for step in range(params.steps):
         mujoco.mj_forward(model, data)  # poses lag behind after a physics step
         qpos.append(data.qpos.copy())
         joints.append(_measure_joints(data, arms, noise))
+        positions.append(data.xpos[target].copy())
         command = policy.command(step, data.xpos[target].copy())
         actions.append(np.concatenate([_with_relative_gripper(command[side]) for side in SIDES]))
         for side, arm in arms.items():
@@ -118,7 +120,9 @@ def simulate_episode(params: SimulateParams, number: int) -> Episode:
         away = math.dist(data.site_xpos[arms[task.side].tcp], data.xpos[target]) - task.grasp_above_centre_m
         rewards.append(5 * min(max(lifted, 0), 0.2) - away)  # near is good, high is better
     success = lifted > LIFTED_M and away < HELD_M
-    return Episode(mjcf, np.stack(qpos), np.stack(joints), np.stack(actions), np.array(rewards), success)
+    return Episode(
+        mjcf, np.stack(qpos), np.stack(joints), np.stack(actions), np.stack(positions), np.array(rewards), success
+    )
 
 
 def _settle(model: Any, data: Any, arms: dict[str, Arm], start_rad: dict[str, np.ndarray]) -> None:
@@ -156,7 +160,7 @@ def _frames_table(episodes: list[Episode], frame_ids: np.ndarray) -> pa.Table:
 
     def vectors(values: list[np.ndarray]) -> pa.Array:
         flat = np.concatenate(values).astype(np.float32).ravel()
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(JOINTS))
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), values[0].shape[1])
 
     return pa.table(
         {
@@ -166,6 +170,7 @@ def _frames_table(episodes: list[Episode], frame_ids: np.ndarray) -> pa.Table:
             "time_s": np.tile(np.arange(steps) / FPS, count),
             "joints": vectors([episode.joints for episode in episodes]),
             "actions": vectors([episode.actions for episode in episodes]),
+            "object_position": vectors([episode.object_position for episode in episodes]),
             "reward": np.concatenate([episode.reward for episode in episodes]).astype(np.float32),
             "success": np.repeat([episode.success for episode in episodes], steps),
         }
