@@ -22,9 +22,8 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
-    places = args.data, args.weights, args.metrics_dir
-    by_hand = args.output_dir, args.resume, args.perceptual_weights
-    train_autoencoder(*places, params.train, params.seed, *by_hand)
+    by_hand = {name: getattr(args, name) for name in ("output_dir", "checkpoint_every", "resume", "perceptual_weights")}
+    train_autoencoder(args.data, args.weights, args.metrics_dir, params.train, params.seed, **by_hand)
 
 
 parser = ArgumentParser(description=__doc__)
@@ -32,6 +31,7 @@ parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
 parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
 parser.add_argument("--output-dir", "--output_dir", type=Path, help="folder for checkpoints and TensorBoard logs")
+parser.add_argument("--checkpoint-every", type=int, default=10, help="epochs between numbered checkpoints (10)")
 parser.add_argument("--resume", type=Path, help="checkpoint of another run with an output folder to start from")
 parser.add_argument("--perceptual-weights", type=Path, help="state dict of torchvision's VGG-16")
 add_shorthands(parser, SHORTHANDS)

@@ -246,7 +246,7 @@ def test_other_ways_of_training_run(data, stage, tmp_path):
 def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, stage, tmp_path):
     flags = ["--num_epochs", 2, "--batch-size", 4, "--latent_dim", 64, "--no-augment", "--learning_rate", "1e-3"]
     first = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "a", *flags, "--output_dir", "out",
-                  "--set", "train.checkpoint_every=1", "--set", "train.precision=fp32")  # fmt: skip
+                  "--checkpoint-every", 1, "--set", "train.precision=fp32")  # fmt: skip
     assert first.returncode == 0, first.stderr
     names = {"config.json", "best_model.pth", "best_model_weights.pth", "latest_checkpoint.pth", "tensorboard"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {

@@ -164,7 +164,9 @@ def train_autoencoder(
     metrics_dir: Path,
     params: TrainParams,
     seed: int,
+    *,
     output_dir: Path | None = None,
+    checkpoint_every: int = 10,
     resume: Path | None = None,
     perceptual_weights: Path | None = None,
 ) -> None:
@@ -175,7 +177,7 @@ def train_autoencoder(
 
     Args:
         data: file of normalised depth.
-        output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
+        output_dir, checkpoint_every, resume: for runs by hand, see `sightline.training.fitting.fit`.
         perceptual_weights: weights of VGG-16, see `sightline.depth.perceptual`; needed where params.perceptual_weight
             is not 0.
 
@@ -209,6 +211,7 @@ def train_autoencoder(
         stage="train_autoencoder",
         identity=[params.model_dump(mode="json"), seed, *inputs],
         output_dir=output_dir,
+        checkpoint_every=checkpoint_every,
         resume=resume,
     )
     if rank() != 0:

@@ -307,13 +307,11 @@ def _plain_name(name: str) -> str:
 def _shape_of(encoder: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The fields of `NetworkConfig` that the weights tell, of the encoder and of all."""
     head, flat = encoder["head.weight"], encoder["head.weight"].ndim == 4
+    linear = "decoder.patch_path.weight" in tensors and "decoder.refine_patches.output.weight" not in tensors
+    path = "linear" if linear else "refined"  # an encoder is the same with either
     return {
         "input_channels": encoder["stem.0.weight"].shape[1],
         "latent_dim": len(head) * (POSITIONS if flat else 1),
         "head": "flat" if flat else "gap",
-        "patch_path": "none"
-        if "patch_path.weight" not in encoder
-        else "refined"
-        if any(name.startswith("decoder.refine_patches.") for name in tensors)
-        else "linear",
+        "patch_path": path if "patch_path.weight" in encoder else "none",
     }

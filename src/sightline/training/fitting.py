@@ -50,7 +50,6 @@ class TrainerParams(Section):
     weight_decay: float = Field(default=1e-4, ge=0, description="weight decay (AdamW) or L2 penalty (Adam, SGD)")
     gradient_clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
     patience: int = Field(default=20, ge=1, description="epochs without a better validation loss before stopping")
-    checkpoint_every: int = Field(default=10, ge=1, description="epochs between checkpoints kept in an output folder")
     precision: Precision = Field(default="auto", description="bf16, fp32, or auto: bf16 where the hardware has it")
 
 
@@ -114,6 +113,7 @@ def fit(
     stage: str,
     identity: list[Any],
     output_dir: Path | None = None,
+    checkpoint_every: int = 10,
     resume: Path | None = None,
 ) -> FitResult:
     """Train ``module`` until ``params.epochs`` or early stopping, continuing an interrupted run of the same identity.
@@ -125,16 +125,18 @@ def fit(
         identity: JSON-serialisable parameters and input hashes that decide the result; the code is added here.
         output_dir: folder for a run by hand: ``config.json``, ``latest_checkpoint.pth``, ``best_model.pth`` (whole
             checkpoints), ``best_model_weights.pth`` (the state dict alone), ``checkpoint_epoch_<n>.pth`` every
-            ``params.checkpoint_every`` epochs, and the TensorBoard logs.
+            ``checkpoint_every`` epochs, and the TensorBoard logs.
         resume: whole checkpoint of another run by hand to start from.
 
     Raises:
-        UserError: the loss is not finite, or ``resume`` is not a checkpoint of this network.
+        UserError: the loss is not finite, ``resume`` is not a checkpoint of this network, or ``checkpoint_every`` < 1.
     """
+    if checkpoint_every < 1:
+        raise UserError(f"checkpoint_every must be at least 1, not {checkpoint_every}")
     _quieten()
     key = fingerprint(stage, identity, _code_identity())
     scratch = scratch_folder(stage, key)
-    keeper = _Keeper(scratch, output_dir, params.checkpoint_every)
+    keeper = _Keeper(scratch, output_dir, checkpoint_every)
     if output_dir:
         write_json(output_dir / "config.json", {"stage": stage, "identity": identity})
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, as torchrun says
