@@ -64,10 +64,10 @@ def configure_optimizer(
     """
     optimizer: torch.optim.Optimizer
     if params.optimizer == "SGD":
-        optimizer = torch.optim.SGD(parameters, params.lr, momentum=0.9, weight_decay=params.weight_decay)
+        optimizer = torch.optim.SGD(parameters, params.lr, momentum=0.9, weight_decay=params.weight_decay, fused=True)
     else:
         kind = torch.optim.AdamW if params.optimizer == "AdamW" else torch.optim.Adam
-        optimizer = kind(parameters, params.lr, weight_decay=params.weight_decay)
+        optimizer = kind(parameters, params.lr, weight_decay=params.weight_decay, fused=True)
     first = round(steps * restart)
 
     def factor(step: int) -> float:
@@ -147,9 +147,13 @@ def fit(
         devices=local,
         num_nodes=world_size() // local,
         precision="bf16-mixed" if use_bf16(params.precision) else "32-true",
-        gradient_clip_val=params.gradient_clip or None,
         accumulate_grad_batches=params.accumulate,
-        callbacks=[EarlyStopping("val_loss", patience=params.patience, check_finite=False), keeper, _ProgressBar()],
+        callbacks=[
+            EarlyStopping("val_loss", patience=params.patience, check_finite=False),
+            keeper,
+            _Clipping(params.gradient_clip),
+            _ProgressBar(),
+        ],
         logger=TensorBoardLogger(output_dir, name="tensorboard", version="")
         if output_dir
         else TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
@@ -220,6 +224,19 @@ class _Keeper(Callback):
 
     def _best_row(self) -> dict[str, float]:
         return min(self.history[self.start :], key=lambda row: row["val_loss"])
+
+
+class _Clipping(Callback):
+    """Clips the gradient's norm: what Lightning's own clipping does, which refuses fused optimizers."""
+
+    def __init__(self, largest: float) -> None:
+        self.largest = largest
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.largest:
+            nn.utils.clip_grad_norm_(module.parameters(), self.largest)
 
 
 class _ProgressBar(TQDMProgressBar):
