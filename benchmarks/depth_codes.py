@@ -32,11 +32,11 @@ VARIANTS: dict[str, dict[str, object]] = {
     "flat": {"train.patch_path": "none", "train.head": "flat"},
     "gap_linear": {"train.patch_path": "linear"},
     "gap_refined": {},
-    "patches_alone": {"train.patch_epochs": 20},
-    "patches_alone_rotate": {"train.patch_epochs": 20, "train.augment": "rotate"},
-    "two_steps": {"train.patch_epochs": 16},
-    "two_steps_flat": {"train.patch_epochs": 16, "train.head": "flat"},
-    "long": {"train.epochs": 100, "train.patch_epochs": 96},
+    "patches_alone": {"train.patch_share": 1.0},
+    "patches_alone_rotate": {"train.patch_share": 1.0, "train.augment": "rotate"},
+    "two_steps": {"train.patch_share": 0.8},
+    "two_steps_flat": {"train.patch_share": 0.8, "train.head": "flat"},
+    "long": {"train.epochs": 80, "train.patch_share": 0.975},
 }
 CODES = ("dct", "grid", "pca", "nearest_train_frame", "mean_image")
 

@@ -346,7 +346,7 @@ def test_full_augmentation_moves_image_and_mask_alike_and_makes_up_no_depth():
 
 
 def test_the_network_waits_while_the_patch_path_is_trained_alone(data, stage, tmp_path):
-    options = ["--set", "train.patch_epochs=2", "--set", "train.epochs=2"]
+    options = ["--set", "train.patch_share=1.0", "--set", "train.epochs=2"]
     result = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "m", *SETTINGS, *options)
     assert result.returncode == 0, result.stderr
     weights = load_weights(tmp_path / "a.safetensors", "autoencoder")
@@ -357,13 +357,15 @@ def test_the_network_waits_while_the_patch_path_is_trained_alone(data, stage, tm
     assert (whole - alone).abs().max() < 1e-5
     assert not weights.tensors["encoder.head.weight"].any()
     assert weights.tensors["decoder.refine_patches.output.weight"].any()
-    with pytest.raises(ValidationError, match="patch_epochs needs a patch_path"):
-        TrainParams(patch_epochs=1, patch_path="none")
+    assert [TrainParams(patch_share=0.9, epochs=epochs).patch_epochs for epochs in (1, 5, 10, 100)] == [0, 4, 9, 90]
+    with pytest.raises(ValidationError, match="patch_share needs a patch_path"):
+        TrainParams(patch_share=0.5, patch_path="none")
 
 
-def test_a_training_in_two_parts_lets_the_learning_rate_rise_twice():
+def test_a_training_in_two_parts_lets_the_learning_rate_rise_once_more_but_less():
     configured = configure_optimizer([torch.nn.Parameter(torch.ones(1))], TrainParams(lr=1.0), steps=200, restart=0.5)
     factor = configured["lr_scheduler"]["scheduler"].lr_lambdas[0]
     once = configure_optimizer([torch.nn.Parameter(torch.ones(1))], TrainParams(lr=1.0), steps=100)
     expected = once["lr_scheduler"]["scheduler"].lr_lambdas[0]
-    assert [factor(step) for step in range(200)] == [expected(step) for step in range(100)] * 2
+    assert [factor(step) for step in range(100)] == [expected(step) for step in range(100)]
+    assert [factor(step) for step in range(100, 200)] == pytest.approx([0.3 * expected(step) for step in range(100)])

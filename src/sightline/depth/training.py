@@ -34,11 +34,14 @@ class TrainParams(TrainerParams):
     patch_path: PatchPath = Field(
         default="refined", description="code of 16x16 patches around the network: none, linear, or decoded by more"
     )
-    patch_epochs: int = Field(
-        default=0, ge=0, description="first epochs, in which only the patch path is trained; cheap"
+    patch_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of the epochs, the first, in which only the patch path is trained"
     )
     augment: Augment = Field(
         default="full", description="none, rotate (by 90 degrees), or full: also mirror, crop, scale and move"
+    )
+    compile: bool = Field(
+        default=False, description="compile the network (torch.compile): fewer, larger kernels on a GPU"
     )
     l1_weight: float = Field(default=0.1, ge=0, description="weight of the absolute error beside the squared error")
     gradient_weight: float = Field(default=0.0, ge=0, description="weight of the error of differences of neighbours")
@@ -47,9 +50,14 @@ class TrainParams(TrainerParams):
     @model_validator(mode="after")
     def _is_a_network(self) -> "TrainParams":
         assert self.network(channels=1)  # raises where there is no such network
-        if self.patch_epochs and self.patch_path == "none":
-            raise ValueError("patch_epochs needs a patch_path to train")
+        if self.patch_share and self.patch_path == "none":
+            raise ValueError("patch_share needs a patch_path; without one set patch_share=0")
         return self
+
+    @property
+    def patch_epochs(self) -> int:
+        """Epochs in which only the patch path is trained, rounded down."""
+        return int(self.patch_share * self.epochs + 1e-9)
 
     def network(self, channels: int) -> NetworkConfig:
         """The network that these parameters ask for."""
@@ -110,6 +118,8 @@ class AutoencoderModule(lightning.LightningModule):
         self.perceptual = [perceptual] if perceptual else []  # a list hides its weights from the checkpoints
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.params_ = params
+        if params.compile:
+            self.network.compile()
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         return self._step(batch, "train")

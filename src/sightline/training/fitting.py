@@ -34,6 +34,7 @@ from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import world_size
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
+SECOND = 0.3  # highest learning rate of the second part of a training in two, in shares of the first's
 
 
 class TrainerParams(Section):
@@ -60,7 +61,8 @@ def configure_optimizer(
 
     Args:
         steps: optimizer steps of the whole training (``trainer.estimated_stepping_batches``).
-        restart: share of the steps after which the course begins anew, for a training in two parts.
+        restart: share of the steps after which the course begins anew, up to a lower rate: for a training in two
+            parts, the second of which also goes on with what the first has learnt.
     """
     optimizer: torch.optim.Optimizer
     if params.optimizer == "SGD":
@@ -72,12 +74,13 @@ def configure_optimizer(
 
     def factor(step: int) -> float:
         done, length = (step, first) if step < first else (step - first, steps - first)
+        highest = SECOND if first and step >= first else 1.0
         rise = max(1, round(length * WARM_UP))
         if done < rise:
-            return (done + 1) / rise
+            return highest * (done + 1) / rise
         if params.scheduler == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1, length - rise)))
+            return highest
+        return highest * 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1, length - rise)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
