@@ -312,7 +312,7 @@ def test_batches_hold_the_rows_asked_for(data):
     batch = DepthImages(store)[Draw(np.array([3, 1]), np.empty((2, 0), np.float32))]
     assert (batch["depth"][:, 0].numpy() == store.depth[[3, 1]]).all()
     assert (batch["valid"][:, 0].numpy() == store.valid[[3, 1]]).all()
-    resident = DepthImages(store, resident=tuple(map(torch.from_numpy, (store.depth[:][:, None], store.valid[:]))))
+    resident = DepthImages(store, resident=(torch.tensor(store.depth)[:, None], torch.tensor(store.valid)))
     other = resident[Draw(np.array([3, 1]), np.empty((2, 0), np.float32))]
     assert all(torch.equal(other[name], batch[name]) for name in batch)
 
@@ -351,7 +351,7 @@ def test_the_network_waits_while_the_patch_path_is_trained_alone(data, stage, tm
     assert result.returncode == 0, result.stderr
     weights = load_weights(tmp_path / "a.safetensors", "autoencoder")
     network = weights.build(tmp_path / "a.safetensors")
-    images = torch.from_numpy(DepthStore.open(data).depth[:4])[:, None]
+    images = torch.tensor(DepthStore.open(data).depth[:4])[:, None]
     with torch.inference_mode():
         whole, alone = network(images)[0], network.forward_patches(images)[0]
     assert (whole - alone).abs().max() < 1e-5

@@ -161,11 +161,12 @@ def gradient_difference(error: Tensor, valid: Tensor) -> Tensor:
     The gradient loss of Hu et al., "Revisiting Single Image Depth Estimation" (2019), without its logarithm.
 
     Args:
-        error: prediction - target [B, 1, S, S]; valid: bool [B, 1, S, S].
+        error: prediction - target [B, C, S, S]; valid: bool [B, 1, S, S].
     """
     across, both = error.diff(dim=3).abs(), valid[..., 1:] & valid[..., :-1]
     down, two = error.diff(dim=2).abs(), valid[:, :, 1:] & valid[:, :, :-1]
-    return (across[both].sum() + down[two].sum()) / (both.sum() + two.sum()).clamp(min=1)
+    total = torch.where(both, across, 0).sum() + torch.where(two, down, 0).sum()
+    return total / ((both.sum() + two.sum()) * error.shape[1]).clamp(min=1)
 
 
 def train_autoencoder(
