@@ -2,6 +2,7 @@
 
     python benchmarks/depth_codes.py run FOLDER RUNS --variant long --fold 0 --seed 0
     python benchmarks/depth_codes.py table RUNS [--write docs/results.md]
+    python benchmarks/depth_codes.py embeddings LABEL=evaluation_results.json ... [--write docs/results.md]
 
 FOLDER holds one sequence of uint16 depth images in millimetres (the table was made from 600 consecutive Kinect frames,
 640x480). Fold k of 5 holds out the k-th fifth of the sequence as one block, with 10 frames left out on each side; the
@@ -10,7 +11,8 @@ but for the one that is called long, and is trained and measured by the stages' 
 continues when it is started again, a run that is done is left as it is. RUNS keeps weights, metrics and pictures of
 every run, and the seconds it took.
 
-``table`` prints Markdown, or replaces what stands between the marks in the file that it is given.
+``table`` prints Markdown, or replaces what stands between the marks in the file that it is given. ``embeddings`` does
+so for what the codes of one or several evaluations are good for besides reconstruction.
 """
 
 import json
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDS, MARKS = 5, ("<!-- table of codes: begin -->", "<!-- table of codes: end -->")
+FOLDS = 5
 NORMALIZE = {"normalize.height_range": "[500,4500]", "normalize.resize": "area", "data.split.val": 0.08}
 TRAIN = {"train.epochs": 20, "train.batch_size": 8, "train.lr": 1e-3, "train.patience": 1000}
 VARIANTS: dict[str, dict[str, object]] = {
@@ -125,6 +127,32 @@ def _summary(variant: str, mine: dict[tuple[str, int, int], dict[str, Any]]) -> 
     )
 
 
+def embeddings(results: dict[str, Path]) -> str:
+    """Markdown of retrieval, probes and effective rank; the simple codes are those of the first evaluation."""
+    columns = ("code", "RMSE mm", "MAE mm", "recall@1", "R2 joints", "R2 object position", "effective rank")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for i, (label, path) in enumerate(results.items()):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        judged = result["embedding"]
+        for name in judged["retrieval"] if i == 0 else ("autoencoder",):
+            errors = (f"{result['codes'][name][key]:.1f}" for key in ("rmse_mm", "mae_mm"))
+            probes = (f"{judged['probe'][column][name]['r2']:.2f}" for column in ("joints", "object_position"))
+            recall, rank = f"{judged['retrieval'][name]['recall_at_1']:.2f}", f"{judged['effective_rank'][name]:.0f}"
+            shown = f"**{label}**" if name == "autoencoder" else name
+            lines.append(f"| {' | '.join((shown, *errors, recall, *probes, rank))} |")
+    return "\n".join(lines)
+
+
+def put(markdown: str, name: str, target: Path | None) -> None:
+    """Print ``markdown``, or put it between the marks called ``name`` of the file ``target``."""
+    if target is None:
+        print(markdown)
+        return
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = target.read_text(encoding="utf-8").partition(begin)
+    target.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -136,16 +164,18 @@ def main() -> None:
     one.add_argument("--seed", type=int, default=0)
     all_ = commands.add_parser("table", help="the figures of all runs, as Markdown")
     all_.add_argument("runs", type=Path)
-    all_.add_argument("--write", type=Path, metavar="FILE", help="Markdown file with the two marks")
+    other = commands.add_parser("embeddings", help="what the codes are good for, as Markdown")
+    other.add_argument("results", nargs="+", metavar="LABEL=FILE")
+    for command in (all_, other):
+        command.add_argument("--write", type=Path, metavar="FILE", help="Markdown file with the marks for the table")
     args = parser.parse_args()
     if args.command == "run":
         run(args.folder, args.runs, args.variant, args.fold, args.seed)
-    elif args.write:
-        before, _, rest = args.write.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        args.write.write_text(f"{before}{MARKS[0]}\n{table(args.runs)}\n{MARKS[1]}{after}", encoding="utf-8")
+    elif args.command == "table":
+        put(table(args.runs), "table of codes", args.write)
     else:
-        print(table(args.runs))
+        pairs = (result.partition("=") for result in args.results)
+        put(embeddings({label: Path(path) for label, _, path in pairs}), "table of embeddings", args.write)
 
 
 if __name__ == "__main__":
