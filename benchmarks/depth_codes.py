@@ -9,7 +9,7 @@ FOLDER holds one sequence of uint16 depth images in millimetres (the table was m
 end of the rest that is farther from it chooses the epoch. Every variant has the same frames, steps and learning rate,
 but for the one that is called long, and is trained and measured by the stages' own scripts. A run that is interrupted
 continues when it is started again, a run that is done is left as it is. RUNS keeps weights, metrics and pictures of
-every run, and the seconds it took.
+every run.
 
 ``table`` prints Markdown, or replaces what stands between the marks in the file that it is given. ``embeddings`` does
 so for what the codes of one or several evaluations are good for besides reconstruction.
@@ -20,10 +20,16 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from argparse import ArgumentParser
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sightline.depth.network import Autoencoder, NetworkConfig
+from sightline.depth.training import TrainParams
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDS = 5
@@ -59,18 +65,10 @@ def run(folder: Path, runs: Path, variant: str, fold: int, seed: int) -> None:
     if not data.exists():
         split = {"data.split.folds": FOLDS, "data.split.fold": fold}
         stage("normalize", folder, data, settings=NORMALIZE | split)
-    weights, clock = place / "autoencoder.safetensors", place / "seconds.json"
+    weights = place / "autoencoder.safetensors"
     if not weights.exists():
-        before = json.loads(clock.read_text())["seconds"] if clock.exists() else 0.0
-        start = time.perf_counter()
-        try:
-            stage(
-                "train_autoencoder", data, weights, "--metrics-dir", place,
-                settings=TRAIN | VARIANTS[variant] | {"seed": seed},
-            )  # fmt: skip
-        finally:
-            place.mkdir(parents=True, exist_ok=True)
-            clock.write_text(json.dumps({"seconds": before + time.perf_counter() - start}))
+        settings = TRAIN | VARIANTS[variant] | {"seed": seed}
+        stage("train_autoencoder", data, weights, "--metrics-dir", place, settings=settings)
     if not (place / "evaluation_results.json").exists():
         stage("evaluate", weights, data, place)
 
@@ -83,20 +81,18 @@ def table(runs: Path) -> str:
         if path.parent.parent.name in VARIANTS:
             found[path.parent.parent.name, fold, seed] = path.parent
     results = {key: json.loads((place / "evaluation_results.json").read_text()) for key, place in found.items()}
-    lines = [
-        "| fold | code | numbers | RMSE mm | MAE mm | edge RMSE mm | AbsRel | minutes | made by |",
-        "|---" * 9 + "|",
-    ]
+    columns = ("fold", "code", "numbers", "RMSE mm", "MAE mm", "edge RMSE mm", "AbsRel", "epochs", "PFLOP", "made by")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for fold in range(FOLDS):
         here = {key: result for key, result in results.items() if key[1] == fold}
         for name in CODES if here else ():
-            lines.append(_row(fold, name, next(iter(here.values())), "", "any run of this fold"))
+            lines.append(_row(fold, name, next(iter(here.values())), "", "", "any run of this fold"))
         for variant in VARIANTS:
             for key in sorted(key for key in here if key[0] == variant):
-                minutes = json.loads((found[key] / "seconds.json").read_text())["seconds"] / 60
+                epochs, flop = compute(variant, here[key]["train_frames"])
                 command = f"`--variant {variant} --fold {fold} --seed {key[2]}`"
                 label = f"**{variant}**, seed {key[2]}"
-                lines.append(_row(fold, "autoencoder", here[key], f"{minutes:.1f}", command, label))
+                lines.append(_row(fold, "autoencoder", here[key], epochs, flop, command, label))
     lines += ["", "| variant | folds | RMSE / DCT | MAE / grid | better in both |", "|---" * 5 + "|"]
     for variant in VARIANTS:
         mine = {key: result["codes"] for key, result in results.items() if key[0] == variant}
@@ -105,11 +101,34 @@ def table(runs: Path) -> str:
     return "\n".join(lines)
 
 
-def _row(fold: int, name: str, result: dict[str, Any], minutes: str, command: str, label: str = "") -> str:
-    figures, found = result["codes"][name], result["embedding"]["retrieval"].get(name, {})
+def compute(variant: str, train_frames: int) -> tuple[str, str]:
+    """What a run cost: epochs of the patch path alone and of the whole, and the 10^15 operations of its steps."""
+    settings = {key.removeprefix("train."): value for key, value in (TRAIN | VARIANTS[variant]).items()}
+    params = TrainParams.model_validate(settings)
+    alone, whole = params.patch_epochs, params.epochs - params.patch_epochs
+    forward = forward_flop(params.network(channels=1))
+    steps = 3 * train_frames * (alone * forward["patches"] + whole * forward["whole"])  # backward is twice forward
+    return f"{alone} + {whole}", f"{steps / 1e15:.2f}"
+
+
+@cache
+def forward_flop(config: NetworkConfig) -> dict[str, int]:
+    """Floating-point operations of one image through the patch path alone, and through everything."""
+    network, image = Autoencoder(config).eval(), torch.zeros(1, 1, 128, 128)
+    flop = {}
+    for name, way in {"whole": network, "patches": network.forward_patches}.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            if name == "whole" or config.patch_path != "none":
+                way(image)
+        flop[name] = counter.get_total_flops()
+    return flop
+
+
+def _row(fold: int, name: str, result: dict[str, Any], epochs: str, flop: str, command: str, label: str = "") -> str:
+    figures = result["codes"][name]
     errors = (f"{figures[key]:.1f}" for key in ("rmse_mm", "mae_mm", "edge_rmse_mm"))
-    recall = f"{found['recall_at_1']:.2f}" if found else ""
-    return f"| {' | '.join(map(str, (fold, label or name, figures['numbers'], *errors, recall, minutes, command)))} |"
+    cells = (fold, label or name, figures["numbers"], *errors, f"{figures['abs_rel']:.4f}", epochs, flop, command)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _summary(variant: str, mine: dict[tuple[str, int, int], dict[str, Any]]) -> str:
