@@ -81,7 +81,7 @@ def table(runs: Path) -> str:
         if path.parent.parent.name in VARIANTS:
             found[path.parent.parent.name, fold, seed] = path.parent
     results = {key: json.loads((place / "evaluation_results.json").read_text()) for key, place in found.items()}
-    columns = ("fold", "code", "numbers", "RMSE mm", "MAE mm", "edge RMSE mm", "AbsRel", "epochs", "PFLOP", "made by")
+    columns = ("fold", "code", "numbers", "RMSE mm", "MAE mm", "edge RMSE mm", "AbsRel", "epochs", "TFLOP", "made by")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for fold in range(FOLDS):
         here = {key: result for key, result in results.items() if key[1] == fold}
@@ -102,13 +102,13 @@ def table(runs: Path) -> str:
 
 
 def compute(variant: str, train_frames: int) -> tuple[str, str]:
-    """What a run cost: epochs of the patch path alone and of the whole, and the 10^15 operations of its steps."""
+    """What a run cost: epochs of the patch path alone and of the whole, and the 10^12 operations of its steps."""
     settings = {key.removeprefix("train."): value for key, value in (TRAIN | VARIANTS[variant]).items()}
     params = TrainParams.model_validate(settings)
     alone, whole = params.patch_epochs, params.epochs - params.patch_epochs
     forward = forward_flop(params.network(channels=1))
     steps = 3 * train_frames * (alone * forward["patches"] + whole * forward["whole"])  # backward is twice forward
-    return f"{alone} + {whole}", f"{steps / 1e15:.2f}"
+    return f"{alone} + {whole}", f"{steps / 1e12:.0f}"
 
 
 @cache
