@@ -1,6 +1,7 @@
 """Train the depth autoencoder on a file of normalised depth."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,11 +233,18 @@ def train_autoencoder(
         weights, network, Header(kind="autoencoder", network=network.config, preprocessing=store.preprocessing)
     )
     best, mm = result.best, store.preprocessing.mm_per_unit if store.channels == 1 else None
+    if best["epoch"] < params.patch_epochs < params.epochs:
+        warnings.warn(
+            f"the best epoch is {best['epoch']:.0f}, in which only the patch path was trained, so the network adds "
+            "nothing to the weights that are kept; give it more epochs with a smaller train.patch_share",
+            stacklevel=2,
+        )
     write_json(
         metrics_dir / "metrics.json",
         {
             "epochs": len(result.history),
             "best_epoch": int(best["epoch"]),
+            "patch_epochs": params.patch_epochs,  # in a best epoch before this one, the network is still zero
             "parameters": sum(p.numel() for p in network.parameters()),
             "val": _errors(best["val_mse"], best["val_l1"], mm),
             "val_mean_image": _errors(*_mean_image_errors(store, train_rows, val_rows), mm),
