@@ -81,7 +81,19 @@ def table(runs: Path) -> str:
         if path.parent.parent.name in VARIANTS:
             found[path.parent.parent.name, fold, seed] = path.parent
     results = {key: json.loads((place / "evaluation_results.json").read_text()) for key, place in found.items()}
-    columns = ("fold", "code", "numbers", "RMSE mm", "MAE mm", "edge RMSE mm", "AbsRel", "epochs", "TFLOP", "made by")
+    columns = (
+        "fold",
+        "code",
+        "numbers",
+        "RMSE mm",
+        "MAE mm",
+        "edge RMSE mm",
+        "AbsRel",
+        "recall@1",
+        "epochs",
+        "TFLOP",
+        "made by",
+    )
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for fold in range(FOLDS):
         here = {key: result for key, result in results.items() if key[1] == fold}
@@ -125,9 +137,20 @@ def forward_flop(config: NetworkConfig) -> dict[str, int]:
 
 
 def _row(fold: int, name: str, result: dict[str, Any], epochs: str, flop: str, command: str, label: str = "") -> str:
-    figures = result["codes"][name]
+    figures, found = result["codes"][name], result["embedding"]["retrieval"].get(name, {})
+    recall = f"{found['recall_at_1']:.2f}" if found else ""
     errors = (f"{figures[key]:.1f}" for key in ("rmse_mm", "mae_mm", "edge_rmse_mm"))
-    cells = (fold, label or name, figures["numbers"], *errors, f"{figures['abs_rel']:.4f}", epochs, flop, command)
+    cells = (
+        fold,
+        label or name,
+        figures["numbers"],
+        *errors,
+        f"{figures['abs_rel']:.4f}",
+        recall,
+        epochs,
+        flop,
+        command,
+    )
     return f"| {' | '.join(map(str, cells))} |"
 
 
