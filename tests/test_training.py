@@ -103,7 +103,10 @@ def test_ctrl_c_ends_a_training_without_output_or_traceback(data, tmp_path, scra
         "--set",
         "train.epochs=99",
     ]
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore Ctrl-C
+    )  # fmt: skip
     while not list((scratch_root / "train_autoencoder").glob("*/last.ckpt")):
         assert process.poll() is None
         time.sleep(0.01)
