@@ -80,6 +80,8 @@ def table(runs: Path) -> str:
         fold, seed = (int("".join(filter(str.isdigit, part))) for part in path.parent.name.split("-"))
         if path.parent.parent.name in VARIANTS:
             found[path.parent.parent.name, fold, seed] = path.parent
+    if not found:
+        raise SystemExit(f"{runs}: no runs in it; make some with the command run")
     results = {key: json.loads((place / "evaluation_results.json").read_text()) for key, place in found.items()}
     columns = (
         "fold",
@@ -191,7 +193,10 @@ def put(markdown: str, name: str, target: Path | None) -> None:
         print(markdown)
         return
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = target.read_text(encoding="utf-8").partition(begin)
+    text = target.read_text(encoding="utf-8") if target.is_file() else ""
+    if begin not in text or end not in text:
+        raise SystemExit(f"{target}: lacks the lines {begin} and {end}; put them where the table belongs")
+    before, _, rest = text.partition(begin)
     target.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
@@ -216,8 +221,11 @@ def main() -> None:
     elif args.command == "table":
         put(table(args.runs), "table of codes", args.write)
     else:
-        pairs = (result.partition("=") for result in args.results)
-        put(embeddings({label: Path(path) for label, _, path in pairs}), "table of embeddings", args.write)
+        results = {label: Path(path) for label, _, path in (result.partition("=") for result in args.results)}
+        for label, path in results.items():
+            if not path.is_file():
+                raise SystemExit(f"{label}={path}: no such file; expected LABEL=evaluation_results.json")
+        put(embeddings(results), "table of embeddings", args.write)
 
 
 if __name__ == "__main__":
