@@ -126,7 +126,7 @@ class SubpixelRefinement(nn.Module):
     """What a linear decoding of patches misses, from each patch's code and its neighbours': starts at zero.
 
     [B, C_in, 8, 8] -> image [B, C_out, 128, 128]. All convolutions are at the lowest resolution, where they cost a
-    hundredth of the decoder's.
+    tenth of the decoder's.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
