@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +56,15 @@ def only_error_line(result: subprocess.CompletedProcess) -> str:
     assert "Traceback" not in result.stderr
     (line,) = (line for line in result.stderr.splitlines() if ": error: " in line)
     return line
+
+
+def photo_folder(folder: Path, ids: Iterable[int], size: tuple[int, int] = (60, 80), suffix: str = ".jpg") -> Path:
+    """Write a smooth colour photograph for each id, different for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in ids:
+        rng = np.random.default_rng(i)
+        rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+        waves = [np.sin(rows / rng.uniform(3, 9)) * np.cos(columns / rng.uniform(3, 9)) for _ in range(3)]
+        pixels = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo_{i:06d}{suffix}", quality=95)
+    return folder

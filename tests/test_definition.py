@@ -116,7 +116,7 @@ def test_metrics_and_plots_lie_in_cached_outs():
 
 
 def test_trainings_and_extractions_can_be_launched_on_many_gpus():
-    for name in ("train_autoencoder@depth", "embed@depth"):
+    for name in ("train_autoencoder@depth", "embed@depth", "clip_grids@global"):
         assert STAGES[name]["cmd"].startswith("\\${SIGHTLINE_LAUNCHER:-python} stages/")
 
 
@@ -141,7 +141,11 @@ def test_the_parameters_survive_an_override(tmp_path):
     text = (ROOT / "params.yaml").read_text()
     path = tmp_path / "params.yaml"
     path.write_text(text)
-    for overrides in (["data.depth=[]", "data.images=[]"], ["normalize.height_range=[1,2]"], ["normalize.invalid=[]"]):
+    for overrides in (
+        ["data.depth=[]", "data.images=[]", "clip.cameras=[]"],
+        ["normalize.height_range=[1,2]"],
+        ["normalize.invalid=[]"],
+    ):
         apply_overrides(path, overrides)
     changed = parse_yaml(path.read_text(), "params.yaml")
     assert (changed["data"]["depth"], changed["normalize"]["height_range"]) == ([], [1, 2])

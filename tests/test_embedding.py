@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, depth_folder, only_error_line
 
-from sightline.cache import VectorCache, digest
+from sightline.cache import ArrayCache, digest
 from sightline.depth import embedding
 from sightline.depth.embedding import EmbedParams, embed_depth
 from sightline.depth.network import Autoencoder, NetworkConfig
@@ -109,7 +109,7 @@ def test_processes_started_by_a_launcher_share_the_images_and_write_the_same_byt
 
 def test_an_interrupted_embedding_continues_and_ends_with_the_same_bytes(files, monkeypatch, scratch_root):
     embed(files, "whole.hdf5")
-    (cache,) = (scratch_root / "cache").glob("*/vectors.bin")
+    (cache,) = (scratch_root / "cache").glob("*/arrays.bin")
     cache.write_bytes(cache.read_bytes()[: 5 * (16 + 4 * 64) + 100])  # five vectors, and a sixth cut short
     embed(files, "resumed.hdf5")
     assert (files / "resumed.hdf5").read_bytes() == (files / "whole.hdf5").read_bytes()
@@ -142,10 +142,10 @@ def test_mistakes_are_refused_in_one_line(files, stage, name, arguments, message
 def test_the_cache_returns_what_it_was_given_and_shares_with_others(tmp_path):
     vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
     keys = [digest(row) for row in vectors]
-    mine, other = VectorCache("model", 4), VectorCache("model", 4)
+    mine, other = ArrayCache("model", (4,)), ArrayCache("model", (4,))
     mine.append(keys[:2], vectors[:2])
     other.append(keys[2:], vectors[2:])
     assert (mine.get(keys[::-1]) == vectors[::-1]).all()
-    assert keys[0] not in VectorCache("another", 4)
+    assert keys[0] not in ArrayCache("another", (4,))
     with pytest.raises(KeyError):
         mine.get([b"0" * 16])

@@ -17,6 +17,7 @@ SMALL = {
     "demo.simulate.episodes": 2, "demo.simulate.steps": 4, "demo.render.global_size": 48, "demo.render.wrist_size": 24,
     "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 64,
     "evaluate.part": "val", "evaluate.baselines": "[mean_image,pca,dct]",
+    "clip.model": "ViT-S-16", "clip.image_size": 32, "clip.grid": 2, "clip.verify.sample": 2,
 }  # fmt: skip
 DEPTH_CHAIN = ["embed@depth", "evaluate@depth", "extract_encoder@depth", "train_autoencoder@depth"]
 
@@ -62,7 +63,8 @@ def clone(tmp_path_factory) -> Clone:
     clone = Clone(tmp_path_factory.mktemp("clone"))
     ran = clone.ran("repro")
     assert ran[:2] == ["demo/dvc.yaml:simulate", "demo/dvc.yaml:render"]  # pulled in because data.root points there
-    assert (ran[-5], sorted(ran[-4:])) == ("normalize@depth", DEPTH_CHAIN)
+    assert set(ran[ran.index("normalize@depth") + 1 :]) >= set(DEPTH_CHAIN)
+    assert ran.index("clip_grids@global") < ran.index("verify_clip_grids@global")
     clone.commit()
     return clone
 
@@ -74,6 +76,9 @@ def test_it_ends_in_embeddings_of_every_frame(clone):
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert shown["metrics/embed/depth/metrics.json"]["data"]["images"] == 8
     assert shown["metrics/validate/metrics.json"]["data"]["frames"]["train"]["episodes"] == 1
+    assert shown["metrics/clip_grids/global/metrics.json"]["data"]["random_weights"] == 1
+    with h5py.File(clone.root / "data/clip/global.hdf5") as file:
+        assert file["7_grids"].shape == (4, 384)
 
 
 def test_a_second_repro_runs_nothing_and_leaves_git_clean(clone):
@@ -93,7 +98,8 @@ def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_w
 def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     ran = clone.ran("exp", "run", "-S", "demo.render.rgb_noise=2.0")
     assert ran[0] == "demo/dvc.yaml:render"
-    assert set(ran[1:]) == {f"validate_images@rgb/{camera}" for camera in ("left_wrist", "right_wrist", "global")}
+    checked = {f"validate_images@rgb/{camera}" for camera in ("left_wrist", "right_wrist", "global")}
+    assert set(ran[1:]) == {*checked, "clip_grids@global", "verify_clip_grids@global"}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
 
@@ -119,7 +125,7 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
     assert clone.ran("exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]") == []
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
-    assert listed == ["validate", "validate_images@rgb/global"]
+    assert set(listed) == {"validate", "validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
 

@@ -66,4 +66,6 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
+        if "unable to lock file" in str(error):
+            raise UserError(f"{path}: open for writing in another process; close it there first") from None
         raise UserError(f"{path}: not a readable HDF5 file ({error})") from None

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import nn
 from tqdm import tqdm
 
-from sightline.cache import VectorCache, digest
+from sightline.cache import ArrayCache, digest
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import load_weights, pick_device
 from sightline.errors import UserError
@@ -25,7 +25,7 @@ from sightline.files import atomic_output, file_sha256, fingerprint
 from sightline.hdf5 import create_contiguous, open_rows
 from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
-from sightline.training.processes import rank, wait_for_all, world_size
+from sightline.training.processes import gather, rank, world_size
 
 
 class EmbedParams(Section):
@@ -58,7 +58,9 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
     bf16, dim = use_bf16(params.precision), header.network.latent_dim
     device, precision = pick_device(), "bf16" if bf16 else "fp32"
     encoder_sha256 = file_sha256(encoder)
-    cache = VectorCache(fingerprint(encoder_sha256, precision, params.batch_size, device.type, torch.__version__), dim)
+    cache = ArrayCache(
+        fingerprint(encoder_sha256, precision, params.batch_size, device.type, torch.__version__), (dim,)
+    )
     keys = [digest(image) for image in tqdm(store.depth, desc="hash images", unit="img", mininterval=0.5)]
     mine = range(rank(), len(keys), world_size())  # not a share of what is missing: that changes as others append
     missing = [row for row in mine if keys[row] not in cache]
@@ -71,8 +73,7 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
                 encode_batch(network, store.images(np.array(rows)), params.batch_size, device, bf16),
             )
             bar.update(len(rows))
-    wait_for_all()
-    if rank() != 0:
+    if gather(None) is None:
         return None
     attributes = {
         "encoder_sha256": encoder_sha256,

@@ -11,33 +11,41 @@ from PIL import Image, ImageFile
 from sightline.errors import UserError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
+_INT64_MAX = 2**63 - 1
 _DEPTH_MODES = ("I;16", "I;16B", "I;16L")  # what Pillow calls one channel of uint16
 
 
-def list_images(folder: Path) -> dict[int, Path]:
-    """Map id -> path of the images in ``folder``, sorted by id.
+def list_images(*folders: Path, suffixes: tuple[str, ...] = SUFFIXES, called: str = "frame id") -> dict[int, Path]:
+    """Map id -> path of the images in ``folders``, sorted by id.
 
     The id is the trailing integer of the file name: ``frame-000042.depth.png`` and ``000042.png`` -> 42.
 
+    Args:
+        suffixes: endings, in lower case, of the files that are images; others are passed over.
+        called: what messages call the id.
+
     Raises:
-        UserError: no such folder, no images in it, a name without an integer, two names with the same integer.
+        UserError: no such folder, no images in one, a name without an integer or with one beyond int64, two names
+            with the same integer.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
     images: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        number = re.search(r"(\d+)\D*$", path.stem)
-        if number is None:
-            raise UserError(
-                f"{path}: the file name has no number to use as frame id; rename it, e.g. to 000001{path.suffix}"
-            )
-        other = images.setdefault(int(number[1]), path)
-        if other is not path:
-            raise UserError(f"{path}: same frame id {int(number[1])} as {other.name}; frame ids must be unique")
-    if not images:
-        raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and path.name[0] != "."]
+        if not paths:
+            raise UserError(f"{folder}: no images ({', '.join(suffixes)}) in this folder")
+        for path in paths:
+            number = re.search(r"(\d+)\D*$", path.stem)
+            if number is None:
+                example = f"000001{path.suffix}"
+                raise UserError(f"{path}: the file name has no number to use as {called}; rename it, e.g. to {example}")
+            if len(number[1]) > 18 and int(number[1]) > _INT64_MAX:
+                raise UserError(f"{path}: {called} {number[1]} is beyond 64 bits; rename it with a smaller number")
+            other = images.setdefault(int(number[1]), path)
+            if other is not path:
+                where = other.name if other.parent == path.parent else other
+                raise UserError(f"{path}: same {called} {int(number[1])} as {where}; {called}s must be unique")
     return dict(sorted(images.items()))
 
 

@@ -44,10 +44,15 @@ class SplitParams(Section):
         return ("train", *(("val",) if self.val else ()), *(("test",) if self.test else ()))
 
 
-class DataPart(PartOfSection):
-    """What the stages that read images take of the section ``data``."""
+class OnErrorPart(PartOfSection):
+    """What a stage that reads images, whatever their split, takes of the section ``data``."""
 
     on_error: Literal["fail", "skip"] = "fail"
+
+
+class DataPart(OnErrorPart):
+    """What the stages that read images and split them take of the section ``data``."""
+
     split: SplitParams = SplitParams()
 
 

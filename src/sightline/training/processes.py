@@ -2,9 +2,12 @@
 
 import os
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -23,10 +26,17 @@ def process_device() -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def wait_for_all() -> None:
-    """Return when every process has come here, however long the slowest takes."""
-    if world_size() > 1:
-        patience = timedelta(days=30)
-        torch.distributed.init_process_group("gloo", timeout=patience)
-        torch.distributed.monitored_barrier(timeout=patience)  # after it, none needs another to be alive
-        torch.distributed.destroy_process_group()
+def gather(value: T) -> list[T] | None:
+    """What every process gives, in the order of their numbers, at the first process; None at the others.
+
+    Returns when every process has come here, however long the slowest takes.
+    """
+    if world_size() == 1:
+        return [value]
+    patience = timedelta(days=30)
+    values: list[T] | None = [value] * world_size() if rank() == 0 else None
+    torch.distributed.init_process_group("gloo", timeout=patience)
+    torch.distributed.gather_object(value, values)
+    torch.distributed.monitored_barrier(timeout=patience)  # after it, none needs another to be alive
+    torch.distributed.destroy_process_group()
+    return values

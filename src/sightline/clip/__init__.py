@@ -1,0 +1,25 @@
+"""CLIP grid features: extracted once, kept in one HDF5 file, read by every training after it.
+
+The public names load their module when they are first used, so that reading a store does not load open_clip.
+"""
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "ClipParams": "params",
+    "GridStore": "store",
+    "LiveGrids": "live",
+    "open_grids": "live",
+}
+__all__ = ["ClipParams", "GridStore", "LiveGrids", "open_grids"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,316 @@
+"""Grid features of whole folders of photographs, in one file, each computed once."""
+
+import os
+import shutil
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from sightline.cache import DIGEST_BYTES, ArrayCache, digest
+from sightline.clip.params import ClipParams
+from sightline.clip.photographs import Preparation, inspect, list_photographs, prepare, read_file
+from sightline.clip.store import GridStore, write_store
+from sightline.clip.tokens import GridEncoder
+from sightline.errors import UserError
+from sightline.files import atomic_output, fingerprint, scratch_folder
+from sightline.training.processes import gather, process_device, rank, world_size
+
+_BLOCK = 1024  # grids copied at a time
+# attributes of a store that decide its numbers; the others follow from them, or are about the file
+_DECISIVE = (
+    "weights_sha256", "quick_gelu", "tokens", "pool", "grid", "image_size", "preprocessing", "dtype", "precision",
+    "device", "versions",
+)  # fmt: skip
+
+
+def extract_grids(
+    folders: Sequence[Path],
+    output: Path,
+    params: ClipParams,
+    on_error: Literal["fail", "skip"] = "fail",
+    index: Path | None = None,
+    previous: Path | None = None,
+) -> dict[str, Any] | None:
+    """Encode every photograph of ``folders``, write the store ``output``, and return figures about it.
+
+    Grids are kept in a content-addressed cache, so that a later or interrupted run computes only what is new; on a
+    CPU the file is the same, byte for byte, as that of a run from nothing. Under a launcher the processes share the
+    photographs; the first writes the output, the others return None.
+
+    Args:
+        index: a frame index; only its frames are encoded, and each needs an image.
+        previous: a store that was made with the same settings; grids of unchanged images are taken from it.
+
+    Raises:
+        UserError: no images, two of the same id, images that cannot be read (all are listed; with ``on_error`` "skip"
+            they are left out), settings that do not fit the model, too little disk, a ``previous`` of other settings.
+    """
+    paths = list_photographs(folders, index)
+    items = list(paths.items())[rank() :: world_size()]  # not a share of what is missing: that changes as others append
+    survey = _survey(items)
+    if on_error == "fail":
+        _refuse(survey.failures, len(items))
+    device = process_device()
+    encoder = GridEncoder(params, device)
+    if encoder.tower.random and rank() == 0:
+        warnings.warn(
+            f"clip.pretrained is random: {params.model} has untrained weights, its grids are for trying the pipeline "
+            "only; name a tag or a file of weights for real ones",
+            stacklevel=2,
+        )
+    attributes = encoder.attributes()
+    decisive = [attributes[name] for name in _DECISIVE]
+    cache = ArrayCache(
+        fingerprint(*decisive, params.batch_size if device.type == "cuda" else None), encoder.shape, params.dtype
+    )
+    if previous:
+        _take_over(previous, cache, attributes, {key for key in survey.digests.values() if key not in cache})
+    missing = {key: paths[i] for i, key in survey.digests.items() if key not in cache}  # each content once
+    grid_bytes = int(np.prod(encoder.shape)) * np.dtype(params.dtype).itemsize
+    if rank() == 0:
+        _check_disk(output, grid_bytes * len(paths), grid_bytes * len(missing) * world_size())
+    done = len(survey.digests) - len(missing)
+    faults: dict[bytes, str] = {}
+    with tqdm(desc="clip grids", total=len(survey.digests), initial=done, unit="img", mininterval=0.5) as bar:
+        for keys, grids, broken in _encoded(encoder, list(missing.items())):
+            cache.append(keys, grids)
+            faults |= broken
+            bar.update(len(keys) + len(broken))
+    survey.failures |= {i: faults[key] for i, key in survey.digests.items() if key in faults}
+    surveys = gather(survey)
+    if surveys is None:
+        return None
+    survey = _merged(surveys)
+    if on_error == "fail" or len(survey.failures) == len(paths):
+        _refuse(survey.failures, len(paths))
+    _tell(survey, paths)
+    ids = np.array([i for i in paths if i not in survey.failures], np.int64)
+    keys = [survey.digests[i] for i in ids.tolist()]
+    figures = _Figures()
+    with atomic_output(output) as temporary:
+        blocks = figures.watch(cache.get(keys[start : start + _BLOCK]) for start in range(0, len(keys), _BLOCK))
+        skipped = sorted(survey.failures)
+        names = [key.hex().encode() for key in keys]
+        write_store(temporary, ids, names, skipped, blocks, encoder.shape, attributes, params.keyed, params.compression)
+        size = temporary.stat().st_size
+    if params.compression != "none":
+        saved = 1 - size / max(1, grid_bytes * len(ids))
+        print(f"{output}: {params.compression} saves {saved:.1%}, keys included; plain files are read far faster")
+    return {
+        "images": len(ids),
+        "skipped": len(skipped),
+        "changed": {name.replace(" ", "_"): count for name, count in sorted(survey.counted().items())},
+        "patches": encoder.shape[0],
+        "channels": encoder.shape[1],
+        "bytes": size,
+        "random_weights": int(encoder.tower.random),
+    } | figures.result()
+
+
+@dataclass
+class _Survey:
+    """What reading the files told, by image id."""
+
+    digests: dict[int, bytes] = field(default_factory=dict)
+    changes: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+
+    def counted(self) -> Counter[str]:
+        return Counter(self.changes[i] for i in self.changes if i not in self.failures)
+
+
+def _survey(items: list[tuple[int, Path]]) -> _Survey:
+    """Hash every file and read its header, so that most faults show before hours of work."""
+    survey = _Survey()
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        found = pool.map(_look, items)
+        for (i, _), (key, change, fault) in zip(
+            items, tqdm(found, desc="hash images", total=len(items), unit="img", mininterval=0.5), strict=True
+        ):
+            if fault is not None:
+                survey.failures[i] = fault
+                continue
+            survey.digests[i] = key
+            if change:
+                survey.changes[i] = change
+    return survey
+
+
+def _look(item: tuple[int, Path]) -> tuple[bytes, str | None, str | None]:
+    try:
+        data = read_file(item[1])
+        return digest(data), inspect(item[1], data), None
+    except UserError as error:
+        return b"", None, str(error)
+
+
+def _merged(surveys: list[_Survey]) -> _Survey:
+    merged = _Survey()
+    for survey in surveys:
+        merged.digests |= survey.digests
+        merged.changes |= survey.changes
+        merged.failures |= survey.failures
+    return merged
+
+
+def _refuse(failures: dict[int, str], total: int) -> None:
+    if failures:
+        remedy = "mend them, or set data.on_error=skip to leave them out" if len(failures) < total else "none is left"
+        lines = [failures[i] for i in sorted(failures)]
+        raise UserError("\n  ".join([f"{len(failures)} of {total} images cannot be read; {remedy}", *lines]))
+
+
+def _tell(survey: _Survey, paths: dict[int, Path]) -> None:
+    """Say once what the user may want to change."""
+    if survey.failures:
+        first = min(survey.failures)
+        warnings.warn(f"{len(survey.failures)} of {len(paths)} images left out; {survey.failures[first]}", stacklevel=3)
+    for change, count in sorted(survey.counted().items()):
+        example = paths[min(i for i in survey.changes if survey.changes[i] == change)]
+        how = "turned as it says" if change.startswith("EXIF") else "made RGB"
+        warnings.warn(f"{count} of {len(paths)} images have {change}: {how} ({example.name})", stacklevel=3)
+
+
+def _take_over(previous: Path, cache: ArrayCache, attributes: dict[str, Any], wanted: set[bytes]) -> None:
+    with GridStore(previous) as store:
+        for name in _DECISIVE:
+            if store.attributes.get(name) != attributes[name]:
+                raise UserError(
+                    f"{previous}: made with {name} {store.attributes.get(name)}, now it is {attributes[name]}; leave "
+                    "it out, and everything is computed"
+                )
+        hashes = [bytes.fromhex(name.decode()) for name in store.content_hash.tolist()]
+        rows = np.array([row for row, key in enumerate(hashes) if key in wanted], np.int64)
+        for start in range(0, len(rows), _BLOCK):
+            part = rows[start : start + _BLOCK]
+            cache.append([hashes[row] for row in part], store.read(store.image_ids[part]))
+    cache.reload()
+
+
+def _check_disk(output: Path, store: int, cache: int) -> None:
+    """Say what will be written, and refuse where it does not fit."""
+    place = output.parent
+    while not place.exists():
+        place = place.parent
+    scratch = scratch_folder("cache")
+    same = place.stat().st_dev == scratch.stat().st_dev
+    print(f"{output}: {_size(store)} of grids, and {_size(cache)} more in the cache of results", file=sys.stderr)
+    for folder, needed in ((place, store + cache * same), (scratch, cache)):
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"{folder}: {_size(needed)} are needed, {_size(free)} are free; make room, or write elsewhere"
+            )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count > 1e9 else f"{count / 1e6:.1f} MB"
+
+
+class _Photographs(Dataset[Tensor | str]):
+    def __init__(self, paths: list[Path], preparation: Preparation) -> None:
+        self.paths, self.preparation = paths, preparation
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return prepare(self.paths[index], self.preparation)
+        except UserError as error:
+            return str(error)
+
+
+def _collate(photographs: list[Tensor | str]) -> tuple[Tensor, list[str | None]]:
+    """Photographs that could be read, stacked, and for every position what is wrong with it."""
+    sound = [photo for photo in photographs if isinstance(photo, Tensor)]
+    faults = [photo if isinstance(photo, str) else None for photo in photographs]
+    return torch.stack(sound) if sound else torch.empty(0), faults
+
+
+def _ignore_warnings(_: int) -> None:
+    warnings.simplefilter("ignore")  # Pillow's, on files that it reads all the same
+
+
+def _encoded(
+    encoder: GridEncoder, jobs: list[tuple[bytes, Path]]
+) -> Iterator[tuple[list[bytes], np.ndarray, dict[bytes, str]]]:
+    """Keys and grids of the photographs that could be read, and the faults of the others by key, batch by batch.
+
+    A GPU computes one batch while the grids of the last are fetched and kept.
+    """
+    if not jobs:
+        return
+    on_gpu = encoder.device.type == "cuda"
+    size = encoder.params.batch_size if on_gpu else min(encoder.params.batch_size, 16)  # kept that often
+    loader = DataLoader(
+        _Photographs([path for _, path in jobs], encoder.preparation),
+        size,
+        collate_fn=_collate,
+        num_workers=min(16, os.cpu_count() or 1) if on_gpu else 1,
+        worker_init_fn=_ignore_warnings,
+    )
+    waiting: tuple[list[bytes], Tensor, dict[bytes, str]] | None = None
+    try:
+        for start, (photographs, faults) in zip(range(0, len(jobs), size), loader, strict=True):
+            keys = [key for key, _ in jobs[start : start + size]]
+            broken = {key: fault for key, fault in zip(keys, faults, strict=True) if fault is not None}
+            keys = [key for key in keys if key not in broken]
+            grids = encoder.encode(photographs) if keys else torch.empty((0, *encoder.shape))
+            if waiting:
+                yield _fetched(encoder, *waiting)
+            waiting = keys, grids, broken
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError("a process that reads images died, often for lack of memory; run it again to go on") from None
+    if waiting:
+        yield _fetched(encoder, *waiting)
+
+
+def _fetched(
+    encoder: GridEncoder, keys: list[bytes], grids: Tensor, broken: dict[bytes, str]
+) -> tuple[list[bytes], np.ndarray, dict[bytes, str]]:
+    values = grids.cpu().numpy()
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{encoder.params.model} gives grids that are not finite in {encoder.params.dtype}; set clip.dtype to "
+            "float32, and clip.precision to fp32"
+        )
+    return keys, values, broken
+
+
+class _Figures:
+    """Figures that tell dead or constant grids, from blocks as they pass."""
+
+    def __init__(self) -> None:
+        self._count, self._sum, self._squares, self._least, self._most = 0, 0.0, 0.0, np.inf, -np.inf
+
+    def watch(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            values = block.astype(np.float32)
+            self._count += values.size
+            self._sum += float(values.sum(dtype=np.float64))
+            self._squares += float(np.square(values).sum(dtype=np.float64))
+            self._least, self._most = min(self._least, float(values.min())), max(self._most, float(values.max()))
+            yield block
+
+    def result(self) -> dict[str, float]:
+        mean = self._sum / self._count
+        spread = max(self._squares / self._count - mean**2, 0.0) ** 0.5
+        named = {"mean": mean, "std": spread, "min": self._least, "max": self._most}
+        return {name: float(f"{value:.4g}") for name, value in named.items()}
+
+
+assert DIGEST_BYTES * 2 == 32  # hexadecimal digits of `content_hash`

@@ -1,0 +1,128 @@
+"""From photographs to grids: one way for extraction, live use and verification."""
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.clip.params import ClipParams, Pool, Tokens
+from sightline.clip.photographs import Preparation
+from sightline.clip.weights import ImageTower, load_image_tower
+from sightline.errors import UserError
+from sightline.training.precision import use_bf16
+
+CPU_BATCH = 4  # more is not faster on a CPU
+_PACKAGES = ("open_clip_torch", "pillow", "torch", "torchvision")  # whose version may change the numbers
+
+
+class GridEncoder:
+    """Turns prepared photographs into grids, as ``params`` say.
+
+    The same photograph gives the same grid in any company: batches are filled up to a fixed size. (On a GPU another
+    ``batch_size`` may change the rounding.)
+
+    Raises:
+        UserError: see `sightline.clip.weights.load_image_tower`; a grid that does not divide the model's own; weights
+            that were trained on images of another shape than we can prepare.
+    """
+
+    def __init__(self, params: ClipParams, device: torch.device) -> None:
+        self.params, self.device = params, device
+        self.tower = tower = load_image_tower(params.model, params.pretrained, params.image_size)
+        if tower.rows % params.grid:
+            fitting = [str(n) for n in range(tower.rows, 0, -1) if tower.rows % n == 0]
+            raise UserError(
+                f"clip.grid: {params.grid} does not divide the {tower.rows} x {tower.rows} patches of {params.model} "
+                f"at {tower.image_size} pixels; take one of {', '.join(fitting)}"
+            )
+        self.preparation = _preparation(tower, params)
+        self.bf16 = use_bf16(params.precision)
+        kind = torch.bfloat16 if self.bf16 else torch.float32
+        self._visual = tower.visual.to(device, kind)
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std))
+        self._mean, self._std, self._kind = mean, std, kind
+        self._batch = params.batch_size if device.type == "cuda" else CPU_BATCH
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Patches and channels of a grid, (P, C)."""
+        projected = self.params.tokens == "projected"
+        return self.params.grid**2, self.tower.projected_width if projected else self.tower.width
+
+    @torch.inference_mode()
+    def encode(self, photographs: Tensor) -> Tensor:
+        """Grids of prepared photographs uint8 [B, 3, S, S] -> [B, P, C] on the device, of type ``params.dtype``.
+
+        Patches are in row-major order.
+        """
+        grids = []
+        for part in photographs.split(self._batch):
+            filled = torch.zeros((self._batch, *part.shape[1:]), dtype=torch.uint8)
+            filled[: len(part)] = part
+            if self.device.type == "cuda":
+                filled = filled.pin_memory()
+            pixels = filled.to(self.device, non_blocking=True)
+            images = ((pixels.float() / 255 - self._mean) / self._std).to(self._kind)
+            found = grid_features(self._visual, images, self.params.tokens, self.params.pool, self.params.grid)
+            grids.append(found[: len(part)].to(getattr(torch, self.params.dtype)))
+        return torch.cat(grids)
+
+    def attributes(self) -> dict[str, Any]:
+        """What the grids were made with: text and numbers, for the attributes of a file."""
+        tower, params = self.tower, self.params
+        return {
+            "model": params.model,
+            "pretrained": params.pretrained.rsplit("/", 1)[-1],  # of a file its name, not where it lies
+            "weights_sha256": tower.sha256,
+            "random_weights": tower.random,
+            "quick_gelu": tower.quick_gelu,
+            "tokens": params.tokens,
+            "pool": params.pool if tower.rows != params.grid and params.tokens != "raw" else "none",
+            "grid": params.grid,
+            "model_grid": tower.rows,
+            "image_size": tower.image_size,
+            "preprocessing": json.dumps(self.preparation.as_dict() | {"mean": tower.mean, "std": tower.std}),
+            "dtype": params.dtype,
+            "precision": "bf16" if self.bf16 else "fp32",
+            "device": self.device.type,
+            "versions": json.dumps({name: version(name) for name in _PACKAGES}),
+        }
+
+
+def grid_features(visual: Any, images: Tensor, tokens: Tokens, pool: Pool, grid: int) -> Tensor:
+    """Patch tokens of normalised ``images`` [B, 3, S, S] without the class token -> float32 [B, grid * grid, C].
+
+    ``raw`` is what the last block gives, ``ln_post`` that after the tower's last norm (open_clip's own output tokens),
+    ``projected`` that times the matrix which takes the class token to text space (not MaskCLIP's value path). A grid
+    smaller than the model's averages squares of neighbours, after the last norm or before it.
+    """
+    normalised = tokens != "raw" and pool == "after_norm"
+    found = visual.forward_intermediates(
+        images, indices=1, normalize_intermediates=normalised, output_fmt="NLC", intermediates_only=True
+    )
+    x_BNC = average_patches(found["image_intermediates"][0], grid)
+    if tokens != "raw" and not normalised:
+        x_BNC = visual.ln_post(x_BNC)
+    if tokens == "projected":
+        x_BNC = x_BNC @ visual.proj
+    return x_BNC.float()
+
+
+def average_patches(x_BNC: Tensor, grid: int) -> Tensor:
+    """Average squares of neighbouring patches, so that ``grid`` x ``grid`` are left, in the type of ``x_BNC``."""
+    batch, count, channels = x_BNC.shape
+    rows = round(count**0.5)
+    if rows == grid:
+        return x_BNC
+    side = rows // grid
+    squares = x_BNC.float().view(batch, grid, side, grid, side, channels)
+    return squares.mean((2, 4)).view(batch, grid * grid, channels).to(x_BNC.dtype)
+
+
+def _preparation(tower: ImageTower, params: ClipParams) -> Preparation:
+    mode = "squash" if params.resize == "squash" else tower.resize_mode
+    if mode not in ("shortest", "squash"):
+        raise UserError(f"clip.resize: {params.model} was trained on padded images, which is not offered; take squash")
+    return Preparation(tower.image_size, mode, tower.interpolation)

@@ -1,0 +1,225 @@
+"""Are the grids in a store what their name says? Compared with open_clip's own path, and with the images themselves.
+
+Computing a grid twice with the same code proves little: position embeddings that were never loaded, a wrong norm or
+shifted ids are the same both times. So the reference reads images with Pillow and open_clip's transform and takes
+tokens from open_clip's own forward pass in float32; and the model itself is probed: its class token must give
+``encode_image``, and an image with shuffled patches must give other tokens.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from sightline.cache import digest
+from sightline.clip.params import ClipParams, Verification, VerifyParams
+from sightline.clip.photographs import list_photographs, prepare, read_file
+from sightline.clip.store import GridStore
+from sightline.clip.tokens import GridEncoder
+from sightline.clip.weights import ImageTower, load_image_tower
+from sightline.errors import UserError
+from sightline.recording.frames import first_few
+from sightline.training.processes import process_device
+
+_PROBED = 4  # images for the probes of the model
+_CLASS_TOKEN = 1e-3  # largest difference of the class token from encode_image, as a share of its norm
+_SHUFFLED = 1e-3  # least change of the tokens by shuffled patches, as a share; without positions it is rounding
+
+
+def verify_grids(
+    path: Path, folders: Sequence[Path], params: VerifyParams, index: Path | None = None
+) -> dict[str, Any]:
+    """Check the store ``path`` against the photographs in ``folders`` -> figures.
+
+    Raises:
+        UserError: the first check that fails, with its figure and its limit; or whatever keeps the model, the store
+            or the images from being read.
+    """
+    images, device = list_photographs(folders, index), process_device()
+    with GridStore(path, model=params.model, tokens=params.tokens, grid=params.grid) as store:
+        encoder = GridEncoder(params, device)
+        _check_made_as(store, encoder)
+        _check_complete(store, images)
+        figures: dict[str, Any] = {
+            "images": len(store),
+            "skipped": len(store.skipped_ids),
+            "random_weights": int(encoder.tower.random),
+            **_check_values(store),
+        }
+        chosen = np.random.default_rng(params.verify.seed).permutation(store.image_ids)[: params.verify.sample]
+        ids = np.sort(chosen).tolist()
+        sample = [images[i] for i in ids]
+        _check_hashes(store, ids, sample)
+        reference = _Reference(load_image_tower(params.model, params.pretrained, params.image_size), params)
+        figures["model"] = reference.probe(sample[:_PROBED])
+        stored = store.read(ids).astype(np.float32)
+        expected = np.stack([reference.grid(image) for image in tqdm(sample, desc="open_clip's own", unit="img")])
+        compare = partial(_differences, path, params.verify)
+        precisions = {store.attributes.get("precision"), encoder.attributes()["precision"]}
+    again = _computed(encoder, sample, "computed again")
+    figures["live"] = compare("the same computed again", stored, again, precisions)
+    figures["reference"] = compare("open_clip's own", stored, expected, precisions)
+    if "bf16" in precisions:  # whose rounding would hide a wrong activation
+        exact = GridEncoder(params.model_copy(update={"precision": "fp32"}), device)
+        probed = _computed(exact, sample[:_PROBED], "computed in fp32")
+        figures["fp32"] = compare("open_clip's own, in fp32", probed, expected[:_PROBED], {"fp32"})
+    return figures
+
+
+def _computed(encoder: GridEncoder, sample: list[Path], title: str) -> np.ndarray:
+    grids = [encoder.encode(prepare(path, encoder.preparation)[None]) for path in tqdm(sample, desc=title, unit="img")]
+    return torch.cat(grids).float().cpu().numpy()
+
+
+class _Reference:
+    """Grids by the shortest way through open_clip, in float32, with Pillow."""
+
+    def __init__(self, tower: ImageTower, params: ClipParams) -> None:
+        self.params, self.tower, self.device = params, tower, process_device()
+        self.visual = tower.visual.to(self.device)
+        self.visual.output_tokens = True  # makes its forward pass return the tokens after the last norm, too
+        self._raw: Tensor = torch.empty(0)
+        self.visual.transformer.register_forward_hook(self._keep)
+        mode = "squash" if params.resize == "squash" else tower.resize_mode
+        self.transform = open_clip.image_transform(
+            tower.image_size, False, tower.mean, tower.std, resize_mode=mode, interpolation=tower.interpolation
+        )
+
+    def _keep(self, _: nn.Module, __: object, raw: Tensor) -> None:
+        self._raw = raw
+
+    def image(self, path: Path) -> Tensor:
+        with Image.open(path) as image:
+            return self.transform(ImageOps.exif_transpose(image).convert("RGB")).to(self.device)
+
+    @torch.inference_mode()
+    def grid(self, path: Path) -> np.ndarray:
+        """float32 [P, C]."""
+        _, tokens = self.visual(self.image(path)[None])
+        params, raw = self.params, self._raw[:, 1:]
+        if params.tokens == "raw":
+            found = self._pool(raw)
+        elif params.pool == "after_norm":
+            found = self._pool(tokens)
+        else:
+            found = self.visual.ln_post(self._pool(raw))
+        return (found @ self.visual.proj if params.tokens == "projected" else found)[0].cpu().numpy()
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        rows, side = self.tower.rows, self.tower.rows // self.params.grid
+        maps = tokens.transpose(1, 2).reshape(len(tokens), -1, rows, rows)
+        return functional.avg_pool2d(maps, side).flatten(2).transpose(1, 2)
+
+    @torch.inference_mode()
+    def probe(self, paths: list[Path]) -> dict[str, float]:
+        """Check what the comparison of grids cannot see; figures."""
+        positions = self.visual.positional_embedding[1:]
+        spread = float(positions.std(0).mean())
+        if not spread > 0:
+            raise UserError(f"{self.params.model}: its position embeddings are all alike: the weights were not loaded")
+        images = torch.stack([self.image(path) for path in paths])
+        pooled, tokens = self.visual(images)
+        class_token = self.visual.ln_post(self._raw[:, 0]) @ self.visual.proj
+        apart = float((class_token - pooled).norm() / pooled.norm())
+        if not apart <= _CLASS_TOKEN:
+            raise UserError(
+                f"{self.params.model}: its class token differs from encode_image by {apart:.2g} of its norm (limit "
+                f"{_CLASS_TOKEN}): its tokens are not what they are taken for"
+            )
+        order = torch.randperm(self.tower.rows**2, generator=torch.Generator().manual_seed(0))
+        _, moved = self.visual(_shuffle(images, order, self.tower.image_size // self.tower.rows))
+        changed = float((moved - tokens[:, order]).norm() / tokens.norm())
+        if not changed >= _SHUFFLED:
+            raise UserError(
+                f"{self.params.model}: shuffling the patches of an image changes its tokens by {changed:.2g} of their "
+                f"norm (at least {_SHUFFLED} expected): the model does not see positions"
+            )
+        return {
+            "class_token_difference": float(f"{apart:.3g}"),
+            "change_by_shuffling": float(f"{changed:.3g}"),
+            "spread_of_positions": float(f"{spread:.3g}"),
+        }
+
+
+def _shuffle(images: Tensor, order: Tensor, side: int) -> Tensor:
+    """Images [B, 3, S, S] whose patch i is patch ``order[i]`` of the original."""
+    size = images.shape[-1]
+    patches = functional.unfold(images, side, stride=side)[:, :, order]
+    return functional.fold(patches, size, side, stride=side)
+
+
+def _check_made_as(store: GridStore, encoder: GridEncoder) -> None:
+    attributes = encoder.attributes()
+    for name in ("weights_sha256", "quick_gelu", "pool", "image_size", "preprocessing", "dtype"):
+        if store.attributes.get(name) != attributes[name]:
+            raise UserError(
+                f"{store.path}: {name} is {store.attributes.get(name)}, but the parameters give {attributes[name]}; "
+                "extract the grids again"
+            )
+    if store.shape[1:] != encoder.shape:
+        raise UserError(f"{store.path}: grids of {store.shape[1:]}, expected {encoder.shape}; extract them again")
+
+
+def _check_complete(store: GridStore, images: dict[int, Path]) -> None:
+    there = {*store.image_ids.tolist(), *store.skipped_ids.tolist()}
+    missing, surplus = sorted(set(images) - there), sorted(there - set(images))
+    if missing or surplus:
+        told = (
+            f"lacks images {first_few(missing)}" if missing else f"holds images {first_few(surplus)} that are not there"
+        )
+        raise UserError(f"{store.path}: {told}; extract the grids again")
+    if (np.diff(store.image_ids) <= 0).any():
+        raise UserError(f"{store.path}: image_ids do not rise; extract the grids again")
+
+
+def _check_values(store: GridStore) -> dict[str, float]:
+    least, most, start = np.inf, -np.inf, 0
+    for block in store.blocks():
+        values = block.astype(np.float32)
+        wrong = ~np.isfinite(values).all((1, 2)) | (values.std((1, 2)) == 0)
+        if wrong.any():
+            ids = store.image_ids[start + np.flatnonzero(wrong)]
+            raise UserError(f"{store.path}: grids that are not finite, or constant: images {first_few(ids)}")
+        least, most, start = min(least, float(values.min())), max(most, float(values.max())), start + len(block)
+    return {"min": float(f"{least:.4g}"), "max": float(f"{most:.4g}")}
+
+
+def _check_hashes(store: GridStore, ids: list[int], sample: list[Path]) -> None:
+    for row, path in zip(store.rows(ids), sample, strict=True):
+        if store.content_hash[row].decode() != digest(read_file(path)).hex():
+            raise UserError(f"{path}: has changed since its grid was extracted; extract the grids again")
+
+
+def _differences(
+    path: Path, limits: Verification, what: str, stored: np.ndarray, expected: np.ndarray, precisions: set[Any]
+) -> dict[str, float]:
+    """Compare float32 [n, P, C] token by token. Raises `UserError` beyond the limits."""
+    apart = np.abs(stored - expected)
+    products = (stored * expected).sum(-1, dtype=np.float64)
+    norms = np.linalg.norm(stored.astype(np.float64), axis=-1) * np.linalg.norm(expected.astype(np.float64), axis=-1)
+    cosine = float((products / np.maximum(norms, 1e-30)).min())
+    relative = float(np.linalg.norm(apart) / np.linalg.norm(expected))
+    most = limits.max_relative_bf16 if "bf16" in precisions else limits.max_relative
+    for name, value, limit, fine in (
+        ("cosine", cosine, limits.min_cosine, cosine >= limits.min_cosine),
+        ("relative difference", relative, most, relative <= most),
+    ):
+        if not fine:
+            raise UserError(
+                f"{path}: its grids differ from {what}: {name} {value:.4g}, limit {limit}; extract them again, or find "
+                "out which of the two is wrong"
+            )
+    return {
+        "max_difference": float(f"{apart.max():.4g}"),
+        "mean_difference": float(f"{apart.mean():.4g}"),
+        "relative": float(f"{relative:.4g}"),
+        "min_cosine": float(f"{min(cosine, 1.0):.7g}"),
+    }

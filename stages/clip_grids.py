@@ -1,0 +1,39 @@
+"""Extract CLIP grid features of folders of photographs into one HDF5 file; again, only what is new or changed."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sightline.cli import add_shorthands, report, run_stage
+from sightline.clip.extraction import extract_grids
+from sightline.clip.params import ClipParams
+from sightline.params import Section
+from sightline.recording.split import OnErrorPart
+
+SHORTHANDS = {
+    "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
+    "tokens": "clip.tokens", "dtype": "clip.dtype", "keyed": "clip.keyed=true", "no_keyed": "clip.keyed=false",
+}  # fmt: skip
+
+
+class Params(Section):
+    data: OnErrorPart = OnErrorPart()
+    clip: ClipParams = ClipParams()
+
+
+def main(args: Namespace, params: Params) -> None:
+    on_error = params.data.on_error
+    figures = extract_grids(args.images, args.output, params.clip, on_error, args.index, args.previous)
+    if figures:  # of several processes, the first one reports
+        report(figures, args.metrics_dir)
+
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("images", type=Path, nargs="+", help="folders of photographs, named by image id")
+parser.add_argument("output", type=Path, help="HDF5 file to write")
+parser.add_argument("--index", type=Path, help="frame index; only its frames are encoded")
+parser.add_argument("--previous", type=Path, help="older file of the same settings; unchanged images are taken from it")
+parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
+add_shorthands(parser, SHORTHANDS)
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)

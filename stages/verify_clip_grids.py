@@ -1,0 +1,27 @@
+"""Check a file of CLIP grid features against the photographs and against open_clip's own way to them."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sightline.cli import report, run_stage
+from sightline.clip.params import VerifyParams
+from sightline.clip.verification import verify_grids
+from sightline.params import Section
+
+
+class Params(Section):
+    clip: VerifyParams = VerifyParams()
+
+
+def main(args: Namespace, params: Params) -> None:
+    report(verify_grids(args.store, args.images, params.clip, args.index), args.metrics_dir)
+
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("store", type=Path, help="HDF5 file written by stages/clip_grids.py")
+parser.add_argument("images", type=Path, nargs="+", help="the folders of photographs it was made from")
+parser.add_argument("--index", type=Path, help="frame index that it must cover")
+parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)

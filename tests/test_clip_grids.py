@@ -1,0 +1,427 @@
+"""Extraction: the tokens that were asked for, of the images that were asked for, each computed once."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, only_error_line, photo_folder
+from PIL import Image
+
+from sightline.clip import ClipParams, GridStore, LiveGrids, open_grids
+from sightline.clip import extraction as extraction_module
+from sightline.clip.extraction import extract_grids
+from sightline.clip.photographs import Preparation, prepare
+from sightline.clip.tokens import GridEncoder, average_patches, grid_features
+from sightline.clip.weights import load_image_tower
+from sightline.errors import UserError
+from sightline.recording.frames import write_index
+
+SMALL = {"model": "ViT-S-16", "image_size": 64, "grid": 2, "precision": "fp32"}
+pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+
+
+def small(**changes) -> ClipParams:
+    return ClipParams(**SMALL | changes)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    return photo_folder(tmp_path / "photos", range(1, 8))
+
+
+@pytest.fixture(scope="module")
+def tower():
+    return load_image_tower("ViT-S-16", "random", 64)
+
+
+def counted(monkeypatch) -> list[int]:
+    """How many images each later extraction encodes."""
+    counts: list[int] = []
+    encoded = extraction_module._encoded
+
+    def counting(encoder, jobs):
+        counts.append(len(jobs))
+        return encoded(encoder, jobs)
+
+    monkeypatch.setattr(extraction_module, "_encoded", counting)
+    return counts
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_the_tokens_are_those_of_open_clip(tower):
+    images = torch.randn(2, 3, 64, 64)
+    tower.visual.output_tokens = True
+    with torch.inference_mode():
+        pooled, tokens = tower.visual(images)
+        raw = grid_features(tower.visual, images, "raw", "after_norm", 4)
+        normalised = grid_features(tower.visual, images, "ln_post", "after_norm", 4)
+        projected = grid_features(tower.visual, images, "projected", "after_norm", 4)
+        before = grid_features(tower.visual, images, "ln_post", "before_norm", 2)
+        after = grid_features(tower.visual, images, "ln_post", "after_norm", 2)
+        assert torch.equal(normalised, tokens)
+        assert torch.equal(tower.visual.ln_post(raw), tokens)
+        assert torch.allclose(projected, tokens @ tower.visual.proj, atol=1e-5)
+        assert projected.shape[-1] == pooled.shape[-1]
+        assert torch.allclose(before, tower.visual.ln_post(average_patches(raw, 2)))
+        assert torch.allclose(after, average_patches(tokens, 2))
+        assert (before - after).norm() > 0.1 * after.norm()
+    tower.visual.output_tokens = False
+
+
+def test_pooling_averages_squares_of_neighbours_in_row_major_order():
+    tokens = torch.arange(16.0).view(1, 16, 1)  # 4 x 4
+    assert average_patches(tokens, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert torch.equal(average_patches(tokens, 4), tokens)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("size", [(60, 80), (300, 200), (64, 64)])
+def test_photographs_are_prepared_as_by_open_clip(tmp_path, mode, size):
+    path = photo_folder(tmp_path, [1], size) / "photo_000001.jpg"
+    ours = prepare(path, Preparation(64, mode, "bicubic")).float()
+    transform = open_clip.image_transform(64, False, (0, 0, 0), (1, 1, 1), resize_mode=mode, interpolation="bicubic")
+    theirs = transform(Image.open(path)) * 255
+    assert (ours - theirs).abs().mean() < 0.05
+    assert (ours - theirs).abs().max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("model", "image_size", "grid", "shape"),
+    [("ViT-S-16", None, 7, (49, 384)), ("ViT-S-16", 112, 7, (49, 384)), ("ViT-S/32", None, 7, (49, 384))],
+)
+def test_a_grid_of_seven_by_pooling_by_smaller_input_or_by_larger_patches(model, image_size, grid, shape):
+    encoder = GridEncoder(small(model=model, image_size=image_size, grid=grid), torch.device("cpu"))
+    assert encoder.shape == shape
+    size = image_size or 224
+    assert encoder.encode(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape == (1, *shape)
+    assert encoder.attributes()["pool"] == ("after_norm" if (model, image_size) == ("ViT-S-16", None) else "none")
+
+
+def test_a_grid_does_not_depend_on_the_company(photos):
+    encoder = GridEncoder(small(precision="bf16"), torch.device("cpu"))
+    images = torch.stack([prepare(path, encoder.preparation) for path in sorted(photos.iterdir())])
+    together, reverse = encoder.encode(images), encoder.encode(images.flip(0)).flip(0)
+    assert torch.equal(together, reverse)
+    assert torch.equal(encoder.encode(images[5:6]), together[5:6])
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_one_file_that_says_what_made_it(photos, tmp_path):
+    with pytest.warns(UserWarning, match=r"clip.pretrained is random: ViT-S-16 has untrained weights"):
+        figures = extract_grids([photos], tmp_path / "g.hdf5", small())
+    with h5py.File(tmp_path / "g.hdf5") as file:
+        assert (file["grids"].shape, file["grids"].dtype) == ((7, 4, 384), np.float16)
+        assert file["image_ids"][:].tolist() == list(range(1, 8))
+        assert (file["3_grids"][()] == file["grids"][2]).all()
+        attributes = dict(file.attrs)
+    assert (attributes["model"], attributes["tokens"], attributes["grid"]) == ("ViT-S-16", "ln_post", 2)
+    assert attributes["random_weights"]
+    assert len(attributes["weights_sha256"]) == 64
+    assert '"resize_mode": "shortest"' in attributes["preprocessing"]
+    assert (figures["images"], figures["patches"], figures["channels"], figures["random_weights"]) == (7, 4, 384, 1)
+    assert figures["std"] > 0.1
+    assert str(tmp_path) not in str(attributes)
+
+
+def test_several_folders_go_into_one_file_by_coco_ids(tmp_path):
+    for folder, name, i in (("train", "COCO_train2014_000000000009", 9), ("val", "000000037209", 37209)):
+        photo_folder(tmp_path / folder, [i])
+        (tmp_path / folder / f"photo_{i:06d}.jpg").rename(tmp_path / folder / f"{name}.jpg")
+    extract_grids([tmp_path / "train", tmp_path / "val"], tmp_path / "g.hdf5", small())
+    assert GridStore(tmp_path / "g.hdf5").image_ids.tolist() == [9, 37209]
+
+
+def test_only_new_and_changed_images_are_computed_and_the_bytes_are_those_of_a_run_from_nothing(
+    photos, tmp_path, monkeypatch
+):
+    counts = counted(monkeypatch)
+    extract_grids([photos], tmp_path / "old.hdf5", small())
+    photo_folder(photos, [20, 21])
+    shutil.copy(photos / "photo_000021.jpg", photos / "photo_000003.jpg")  # changed, and equal to another
+    (photos / "photo_000001.jpg").unlink()
+    extract_grids([photos], tmp_path / "new.hdf5", small())
+    assert counts == [7, 2]
+    shutil.rmtree(tmp_path / ".scratch")
+    extract_grids([photos], tmp_path / "scratch.hdf5", small())
+    shutil.rmtree(tmp_path / ".scratch")
+    extract_grids([photos], tmp_path / "given.hdf5", small(), previous=tmp_path / "old.hdf5")
+    assert counts == [7, 2, 7, 2]
+    expected = (tmp_path / "scratch.hdf5").read_bytes()
+    assert (tmp_path / "new.hdf5").read_bytes() == (tmp_path / "given.hdf5").read_bytes() == expected
+
+
+def test_a_previous_file_of_other_settings_is_refused(photos, tmp_path):
+    extract_grids([photos], tmp_path / "old.hdf5", small())
+    with pytest.raises(UserError, match=r"old.hdf5: made with tokens ln_post, now it is raw; leave it out"):
+        extract_grids([photos], tmp_path / "new.hdf5", small(tokens="raw"), previous=tmp_path / "old.hdf5")
+    assert not (tmp_path / "new.hdf5").exists()
+
+
+def test_an_interrupted_extraction_continues_and_ends_with_the_same_bytes(photos, tmp_path, monkeypatch, scratch_root):
+    extract_grids([photos], tmp_path / "whole.hdf5", small())
+    (cache,) = (scratch_root / "cache").glob("*/arrays.bin")
+    cache.write_bytes(cache.read_bytes()[: 3 * (16 + 2 * 4 * 384) + 100])  # three grids, and a fourth cut short
+    counts = counted(monkeypatch)
+    extract_grids([photos], tmp_path / "resumed.hdf5", small())
+    assert counts == [4]
+    assert (tmp_path / "resumed.hdf5").read_bytes() == (tmp_path / "whole.hdf5").read_bytes()
+
+
+def test_processes_started_by_a_launcher_share_the_images_and_write_the_same_bytes(photos, tmp_path):
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"clip.{key}={value}")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", ROOT / "stages/clip_grids.py"]
+    result = subprocess.run(
+        [*launcher, "photos", "two.hdf5", *settings], cwd=tmp_path, env=os.environ, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('"images": 7') == 1  # one process reports
+    shutil.rmtree(tmp_path / ".scratch")
+    extract_grids([photos], tmp_path / "one.hdf5", small())
+    assert (tmp_path / "two.hdf5").read_bytes() == (tmp_path / "one.hdf5").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_live_and_stored_are_the_same_values_by_one_switch(photos, tmp_path, precision):
+    params, ids = small(precision=precision), [5, 2, 2, 7]
+    extract_grids([photos], tmp_path / "g.hdf5", params)
+    found = []
+    for features in ("stored", "live"):
+        with open_grids(features, tmp_path / "g.hdf5", [photos], params) as grids:
+            assert (len(grids), grids.shape, grids.image_ids.tolist()) == (7, (7, 4, 384), list(range(1, 8)))
+            assert (grids[2] == grids.read([2])[0]).all()
+            found.append((grids.read(ids), grids.read_tensor(ids).numpy(), grids.attributes))
+    (stored, stored_tensor, made), (live, live_tensor, would_be_made) = found
+    assert (stored == live).all()
+    assert (stored_tensor == live_tensor).all()
+    assert stored.dtype == live.dtype == np.float16
+    assert made == would_be_made
+    with pytest.raises(KeyError, match="no image 99 among the 7 photographs"):
+        LiveGrids([photos], params).read([99])
+    with pytest.raises(UserError, match="tokens is 'ln_post', but 'raw' is expected"):
+        open_grids("stored", tmp_path / "g.hdf5", [photos], small(tokens="raw"))
+
+
+def test_only_the_frames_of_the_index_are_extracted(photos, tmp_path):
+    ids = [2, 4, 6]
+    frames = pd.DataFrame({"frame_id": ids, "episode": 0, "step": range(3), "time_s": 0.0, "split": "train"})
+    write_index(tmp_path / "index.parquet", frames)
+    extract_grids([photos], tmp_path / "g.hdf5", small(), index=tmp_path / "index.parquet")
+    assert GridStore(tmp_path / "g.hdf5").image_ids.tolist() == ids
+    (photos / "photo_000004.jpg").unlink()
+    with pytest.raises(UserError, match=r"index.parquet: names frames 4 that have no image in .*photos"):
+        extract_grids([photos], tmp_path / "h.hdf5", small(), index=tmp_path / "index.parquet")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "blosc2"])
+def test_compression_saves_something_and_says_how_much(photos, tmp_path, compression, capsys):
+    extract_grids([photos], tmp_path / "plain.hdf5", small())
+    extract_grids([photos], tmp_path / "small.hdf5", small(compression=compression))
+    assert f"{compression} saves " in capsys.readouterr().out
+    plain, packed = GridStore(tmp_path / "plain.hdf5"), GridStore(tmp_path / "small.hdf5")
+    assert (plain.read([7, 1]) == packed.read([7, 1])).all()
+    with h5py.File(tmp_path / "small.hdf5") as file:
+        assert (file["7_grids"][()] == plain[7]).all()
+
+
+# ---------------------------------------------------------------- photographs of every kind
+
+
+def odd_photograph(path: Path) -> None:
+    """Write the kind of image that the file name says."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    kind = path.stem.split("_")[0]
+    if kind in ("CMYK", "L", "P", "RGBA", "1", "LA"):
+        image.convert(kind).save(path)
+    elif kind == "exif":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    elif kind == "deep":
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 200).save(path)
+    elif kind == "animated":
+        image.save(path, save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+    elif kind == "truncated":
+        image.save(path)
+        path.write_bytes(path.read_bytes()[:-300])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not an image")
+    elif kind == "bomb":
+        Image.new("1", (20000, 20000)).save(path)
+    elif kind == "oblong":
+        Image.new("RGB", (60000, 2)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("CMYK_1.jpg", "CMYK"), ("L_1.jpg", "L"), ("P_1.png", "P"), ("P_1.gif", "P"), ("RGBA_1.png", "RGBA"),
+     ("1_1.png", "1"), ("LA_1.png", "LA"), ("exif_1.jpg", "EXIF orientation")],
+)  # fmt: skip
+def test_images_of_other_modes_become_rgb_as_by_pillow_and_it_is_said(tmp_path, name, change):
+    folder = photo_folder(tmp_path / "photos", [2])
+    odd_photograph(folder / name)
+    found = prepare(folder / name, Preparation(32, "squash", "bicubic")).float()
+    with Image.open(folder / name) as image:
+        upright = image.transpose(Image.Transpose.ROTATE_270) if change.startswith("EXIF") else image
+        expected = np.asarray(upright.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC), np.float32)
+    assert (found - torch.from_numpy(expected).permute(2, 0, 1)).abs().mean() < 0.6  # noise is the worst to resize
+    with pytest.warns(UserWarning, match=rf"1 of 2 images have {change}: .*\({name}\)"):
+        figures = extract_grids([folder], tmp_path / "g.hdf5", small())
+    assert figures["changed"] == {change.replace(" ", "_"): 1}
+
+
+FAULTS = {
+    "deep_1.png": "pixels of more than 8 bits",
+    "animated_1.gif": "3 pictures in one file",
+    "animated_1.webp": "3 pictures in one file",
+    "truncated_1.jpg": "broken image",
+    "truncated_1.png": "broken image",
+    "empty_1.jpg": "not an image that Pillow knows",
+    "text_1.jpg": "not an image that Pillow knows",
+    "bomb_1.png": "more than 100,000,000 pixels",
+    "oblong_1.png": "too oblong",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_images_that_cannot_be_used_fail_or_are_left_out(tmp_path, name):
+    folder = photo_folder(tmp_path / "photos", [2, 3])
+    odd_photograph(folder / name)
+    with pytest.raises(UserError, match=rf"1 of 3 images cannot be read; mend them.*\n.*{name}: .*{FAULTS[name]}"):
+        extract_grids([folder], tmp_path / "g.hdf5", small())
+    assert not (tmp_path / "g.hdf5").exists()
+    with pytest.warns(UserWarning, match=f"1 of 3 images left out; .*{name}"):
+        figures = extract_grids([folder], tmp_path / "g.hdf5", small(), on_error="skip")
+    assert (figures["images"], figures["skipped"]) == (2, 1)
+    store = GridStore(tmp_path / "g.hdf5")
+    assert (store.image_ids.tolist(), store.skipped_ids.tolist()) == ([2, 3], [1])
+    (tmp_path / "photos/photo_000002.jpg").unlink()
+    (tmp_path / "photos/photo_000003.jpg").unlink()
+    with pytest.raises(UserError, match="1 of 1 images cannot be read; none is left"):
+        extract_grids([folder], tmp_path / "h.hdf5", small(), on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no images"),
+        (["a_1.jpg", "b_01.jpg"], "b_01.jpg: same image id 1 as a_1.jpg"),
+        (["a.jpg"], "a.jpg: the file name has no number to use as image id"),
+        ([f"a_{2**63}.jpg"], "is beyond 64 bits"),
+    ],
+)
+def test_folders_without_an_image_id_for_each_image_are_refused(tmp_path, names, message):
+    photo_folder(tmp_path / "photos", [5] if names else [])
+    for name in names:
+        shutil.copy(tmp_path / "photos/photo_000005.jpg", tmp_path / "photos" / name)
+    with pytest.raises(UserError, match=message):
+        extract_grids([tmp_path / "photos"], tmp_path / "g.hdf5", small())
+    assert not (tmp_path / "g.hdf5").exists()
+
+
+def test_the_same_id_in_two_folders_is_refused_and_other_files_are_named(tmp_path):
+    a, b = photo_folder(tmp_path / "a", [1]), photo_folder(tmp_path / "b", [1])
+    with pytest.raises(UserError, match=r"b/photo_000001.jpg: same image id 1 as .*a/photo_000001.jpg"):
+        extract_grids([a, b], tmp_path / "g.hdf5", small())
+    (a / "README.txt").write_text("hello")
+    with pytest.warns(UserWarning, match=r"passed over, not images: .*README.txt"):
+        extract_grids([a], tmp_path / "g.hdf5", small())
+
+
+def test_too_little_disk_is_found_before_the_work(photos, tmp_path, monkeypatch):
+    counts = counted(monkeypatch)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))
+    with pytest.raises(UserError, match=r": 0.0 MB are needed, 0.0 MB are free; make room"):
+        extract_grids([photos], tmp_path / "g.hdf5", small())
+    assert counts == []
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_weights_from_a_file_are_loaded_and_positions_interpolated(photos, tmp_path):
+    torch.manual_seed(7)
+    clip = open_clip.create_model("ViT-S-16")
+    torch.save(clip.state_dict(), tmp_path / "w.pt")
+    encoder = GridEncoder(small(pretrained=str(tmp_path / "w.pt"), image_size=None), torch.device("cpu"))
+    images = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    clip.visual.output_tokens = True
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encoder.tower.mean, encoder.tower.std))
+    with torch.inference_mode():
+        expected = average_patches(clip.eval().visual((images / 255 - mean) / std)[1], 2)
+    assert (encoder.encode(images).float() - expected).abs().max() < 5e-3
+    assert (encoder.tower.random, encoder.attributes()["pretrained"]) == (False, "w.pt")
+    smaller = GridEncoder(small(pretrained=str(tmp_path / "w.pt")), torch.device("cpu"))
+    assert smaller.tower.visual.positional_embedding.shape == (17, 384)
+
+
+def test_random_weights_are_the_same_each_time_and_do_not_touch_the_generator(tower):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    assert load_image_tower("ViT-S-16", "random", 64).sha256 == tower.sha256
+    assert torch.equal(torch.rand(2), expected)
+    assert tower.random
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "image_size", "message"),
+    [
+        ("ViT-B-17", "random", None, r"clip.model: open_clip has no model 'ViT-B-17'; some that it has: ViT-B-16"),
+        ("RN50", "random", None, r"RN50 is not a vision transformer with a class token"),
+        ("ViT-B-16-SigLIP", "random", None, r"is not a vision transformer with a class token"),
+        ("coca_ViT-B-32", "random", None, r"is not a vision transformer with a class token"),
+        ("ViT-B-16", "no_such_tag", None, r"'no_such_tag' is neither a file nor a tag of ViT-B-16 .*laion2b"),
+        ("ViT-B-16", "openai", None, r"trained with QuickGELU.*set clip.model to ViT-B-16-quickgelu"),
+        ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", None, r"neither a file nor a tag|set clip.model to ViT-B-16$"),
+        ("ViT-S-16", "random", 65, r"clip.image_size: 65 is no multiple of the 16 pixels"),
+    ],
+)
+def test_models_and_weights_that_do_not_fit_are_refused(model, pretrained, image_size, message):
+    with pytest.raises(UserError, match=message):
+        load_image_tower(model, pretrained, image_size)
+
+
+def test_files_that_are_no_weights_of_the_model_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "pickle.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "program.pt")
+    (tmp_path / "text.safetensors").write_text("hello")
+    for name, message in {
+        "other.pt": "not weights of ViT-S-16",
+        "pickle.pt": "holds a program, not only tensors",
+        "program.pt": "holds a program, not only tensors",
+        "text.safetensors": "not weights of ViT-S-16",
+    }.items():
+        with pytest.raises(UserError, match=f"{name}: {message}") as error:
+            load_image_tower("ViT-S-16", str(tmp_path / name))
+        assert "\n" not in str(error.value)
+
+
+def test_a_grid_that_does_not_divide_the_models_own_is_refused():
+    with pytest.raises(UserError, match=r"clip.grid: 3 does not divide the 4 x 4 patches .* take one of 4, 2, 1"):
+        GridEncoder(small(grid=3), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("clip.tokens=all", "clip.tokens"), ("clip.model=ViT-X", "open_clip has no model 'ViT-X'")],
+)
+def test_wrong_settings_are_refused_in_one_line(photos, stage, tmp_path, setting, message):
+    assert message in only_error_line(stage("clip_grids", "photos", "g.hdf5", "--set", setting))
+    assert not (tmp_path / "g.hdf5").exists()
