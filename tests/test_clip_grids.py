@@ -343,6 +343,12 @@ def test_the_same_id_in_two_folders_is_refused_and_other_files_are_named(tmp_pat
         extract_grids([a], tmp_path / "g.hdf5", small())
 
 
+def test_a_folder_is_never_replaced_by_the_file(photos, tmp_path):
+    with pytest.raises(UserError, match=r"photos: is a folder; after the folders of images comes the file to write"):
+        extract_grids([photos], photos, small())
+    assert len(list(photos.iterdir())) == 7
+
+
 def test_too_little_disk_is_found_before_the_work(photos, tmp_path, monkeypatch):
     counts = counted(monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))

@@ -149,3 +149,9 @@ def test_the_cache_returns_what_it_was_given_and_shares_with_others(tmp_path):
     assert keys[0] not in ArrayCache("another", (4,))
     with pytest.raises(KeyError):
         mine.get([b"0" * 16])
+
+
+def test_a_folder_is_never_replaced_by_a_file(files):
+    with pytest.raises(UserError, match=r"in: is a folder; name the file to write"):
+        embed(files, "in")
+    assert len(list((files / "in").iterdir())) == 11

@@ -16,7 +16,11 @@ from sightline.errors import UserError
 def atomic_output(target: Path) -> Iterator[Path]:
     """Give a temporary path (nothing exists there) beside ``target``; rename it to ``target`` when the block succeeds.
 
-    Works for a file and for a folder; an older ``target`` is replaced. On an error nothing is left behind.
+    Works for a file and for a folder; an older ``target`` is replaced, but no folder by a file. On an error nothing is
+    left behind.
+
+    Raises:
+        UserError: a file was written where a folder is, or the parent is not a folder.
     """
     if target.parent.exists() and not target.parent.is_dir():
         raise UserError(f"{target.parent}: is not a folder; choose another output path")
@@ -25,6 +29,8 @@ def atomic_output(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         if target.is_dir() and not target.is_symlink():
+            if not temporary.is_dir():
+                raise UserError(f"{target}: is a folder; name the file to write")
             shutil.rmtree(target)
         os.replace(temporary, target)
     finally:

@@ -56,6 +56,8 @@ def extract_grids(
         UserError: no images, two of the same id, images that cannot be read (all are listed; with ``on_error`` "skip"
             they are left out), settings that do not fit the model, too little disk, a ``previous`` of other settings.
     """
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; after the folders of images comes the file to write")
     paths = list_photographs(folders, index)
     items = list(paths.items())[rank() :: world_size()]  # not a share of what is missing: that changes as others append
     survey = _survey(items)
