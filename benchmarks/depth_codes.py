@@ -179,7 +179,8 @@ def embeddings(results: dict[str, Path]) -> str:
         result = json.loads(path.read_text(encoding="utf-8"))
         judged = result["embedding"]
         for name in judged["retrieval"] if i == 0 else ("autoencoder",):
-            errors = (f"{result['codes'][name][key]:.1f}" for key in ("rmse_mm", "mae_mm"))
+            figures = result["codes"].get(name)  # none of CLIP's grids, which reconstruct nothing
+            errors = (f"{figures[key]:.1f}" if figures else "" for key in ("rmse_mm", "mae_mm"))
             probes = (f"{judged['probe'][column][name]['r2']:.2f}" for column in ("joints", "object_position"))
             recall, rank = f"{judged['retrieval'][name]['recall_at_1']:.2f}", f"{judged['effective_rank'][name]:.0f}"
             shown = f"**{label}**" if name == "autoencoder" else name

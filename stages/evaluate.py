@@ -15,8 +15,9 @@ class Params(Section):
 
 def main(args: Namespace, params: Params) -> None:
     results = evaluate_autoencoder(
-        args.weights, args.data, args.output, params.evaluate, metrics_dir=args.metrics_dir, frames=args.frames
-    )
+        args.weights, args.data, args.output, params.evaluate,
+        metrics_dir=args.metrics_dir, frames=args.frames, grids=args.grids,
+    )  # fmt: skip
     print(format_table(results["codes"]))
 
 
@@ -25,6 +26,7 @@ parser.add_argument("weights", type=Path, help="weights file written by stages/t
 parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
 parser.add_argument("output", type=Path, help="folder for the pictures")
 parser.add_argument("--frames", type=Path, help="frames.parquet, for linear probes of joints and object positions")
+parser.add_argument("--grids", type=Path, help="HDF5 file of CLIP grids of the same frames, to judge beside the codes")
 parser.add_argument("--metrics-dir", type=Path, help="folder for evaluation_results.json (default: output)")
 
 if __name__ == "__main__":

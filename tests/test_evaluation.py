@@ -3,6 +3,7 @@
 import json
 import math
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -254,6 +255,18 @@ def test_the_linear_probe_finds_linear_joints_and_is_honest_about_noise():
     assert found["targets"] == 3  # one does not move
 
 
+@pytest.mark.parametrize("features", [8, 90])  # fewer, and more, than samples
+def test_ridge_regression_is_the_solution_of_the_normal_equations(features):
+    rng = np.random.default_rng(0)
+    x, y, new = rng.normal(size=(40, features)) + 3, rng.normal(size=(40, 2)), rng.normal(size=(5, features))
+    alpha, centred = 0.1, x - x.mean(0)
+    scale = np.sqrt(np.square(centred).mean())
+    centred /= scale
+    weights = np.linalg.solve(centred.T @ centred / 40 + alpha * np.eye(features), centred.T @ (y - y.mean(0)) / 40)
+    expected = (new - x.mean(0)) / scale @ weights + y.mean(0)
+    np.testing.assert_allclose(probing.Ridge(x, y).predict(new, alpha), expected, rtol=1e-6, atol=1e-8)
+
+
 def test_the_effective_rank_counts_directions():
     rng = np.random.default_rng(0)
     codes = np.zeros((2000, 20))
@@ -320,6 +333,25 @@ def test_the_stage_writes_figures_and_pictures_of_every_code_with_the_same_bytes
     evaluate_autoencoder(*paths, files / "again", EvaluateParams(), frames=files / "frames.parquet")
     for path in (*(files / "out" / name for name in PICTURES), files / "metrics/evaluation_results.json"):
         assert path.read_bytes() == (files / "again" / path.name).read_bytes(), path.name
+
+
+def test_grids_of_the_same_frames_are_judged_beside_the_codes(files):
+    paths, store = [files / name for name in ARGUMENTS], DepthStore.open(files / "depth.hdf5")
+    order = np.random.default_rng(0).permutation(30)
+    codes = Dct(64, CPU).encode(torch.tensor(store.depth)).numpy().reshape(30, 4, 16)
+    with h5py.File(files / "grids.hdf5", "w") as file:
+        file["grids"], file["image_ids"] = codes[order], store.frame_id[order]
+    options = {"frames": files / "frames.parquet", "grids": files / "grids.hdf5"}
+    results = evaluate_autoencoder(*paths, files / "o", EvaluateParams(baselines=("dct",)), **options)
+    for column in ("joints", "object_position"):
+        probe = results["embedding"]["probe"][column]
+        assert probe["clip_grid"]["r2"] == pytest.approx(probe["dct"]["r2"], abs=1e-4)
+    assert results["embedding"]["retrieval"]["clip_grid"] == results["embedding"]["retrieval"]["dct"]
+    assert set(results["codes"]) == {"autoencoder", "dct"}
+    with h5py.File(files / "grids.hdf5", "w") as file:
+        file["grids"], file["image_ids"] = codes[1:], store.frame_id[1:]
+    with pytest.raises(UserError, match=r"grids.hdf5: lacks 1 frames of .*depth.hdf5 \(first 0\)"):
+        evaluate_autoencoder(*paths, files / "o", EvaluateParams(), **options)
 
 
 def test_the_batch_size_changes_nothing_but_rounding(files):

@@ -30,10 +30,11 @@ from sightline.depth.evaluator import ModelEvaluator
 from sightline.depth.store import DepthStore
 from sightline.errors import UserError
 from sightline.files import write_json
+from sightline.hdf5 import open_hdf5, open_rows
 from sightline.params import Section
 from sightline.recording.frames import read_frames
 
-AUTOENCODER = "autoencoder"
+AUTOENCODER, CLIP_GRID = "autoencoder", "clip_grid"
 
 
 class EvaluateParams(Section):
@@ -90,6 +91,7 @@ def evaluate_autoencoder(
     *,
     metrics_dir: Path | None = None,
     frames: Path | None = None,
+    grids: Path | None = None,
 ) -> dict[str, Any]:
     """Write ``evaluation_results.json`` to ``metrics_dir`` and the pictures to ``output``; return what the JSON holds.
 
@@ -99,6 +101,8 @@ def evaluate_autoencoder(
         output: folder of the pictures.
         metrics_dir: None takes ``output``.
         frames: frames.parquet of the recording; with its joints and object positions, linear probes are run.
+        grids: HDF5 file with ``grids`` [N, P, C] and ``image_ids``, as the stage clip_grids writes it: what they are
+            good for is judged beside the codes, all of their P * C numbers.
 
     Raises:
         UserError: files of another kind, weights that were trained on other preprocessing, no held-out frames.
@@ -115,6 +119,7 @@ def evaluate_autoencoder(
             "millimetres; of a training on RGB images, metrics.json of the training tells the errors"
         )
     targets = _read_targets(frames, store, params.probe) if frames else {}
+    others = {CLIP_GRID: _read_grids(grids, store)} if grids else {}
     rows = _choose_rows(store, params)
     codes: dict[str, Code] = {AUTOENCODER: AutoencoderCode(evaluator)}
     for name in tqdm(params.baselines, desc="fit baselines", mininterval=0.5):
@@ -135,7 +140,7 @@ def evaluate_autoencoder(
         "codes": {
             name: {"numbers": codes[name].numbers, **accuracy.figures()} for name, accuracy in accuracies.items()
         },
-        "embedding": _judge_embeddings(store, rows, codes, vectors, targets, params, evaluator.device),
+        "embedding": _judge_embeddings(store, rows, codes, vectors, others, targets, params, evaluator.device),
     }
     results = _rounded(results)
     write_json((metrics_dir or output) / "evaluation_results.json", results)
@@ -206,23 +211,30 @@ def _judge_embeddings(
     rows: Rows,
     codes: dict[str, Code],
     vectors: dict[str, np.ndarray],
+    others: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],
     params: EvaluateParams,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Retrieval, effective rank and probe of each code that is a vector."""
+    """Retrieval, effective rank and probe of each code that is a vector, and of ``others``, [N, ...] of all frames."""
     steps = probing.steps_in_episodes(store.episode)
     judged: dict[str, dict[str, Any]] = {"retrieval": {}, "effective_rank": {}}
-    for name, code in codes.items():
-        if code.numbers < 2:
+    for name in [*codes, *others]:
+        if name in codes and codes[name].numbers < 2:
             continue
-        probe, held_out = _encode(store, rows.probe, code, name, params, device), vectors[name]
+
+        def encode(some: np.ndarray, name: str = name) -> np.ndarray:
+            if name in others:
+                return others[name][some].reshape(len(some), -1).astype(np.float32)
+            return _encode(store, some, codes[name], name, params, device)
+
+        probe, held_out = encode(rows.probe), encode(rows.held_out) if name in others else vectors[name]
         centre = probe.mean(axis=0, dtype=np.float64)
         judged["retrieval"][name] = probing.retrieval(
             held_out, centre, store.episode[rows.held_out], steps[rows.held_out]
         )
         judged["effective_rank"][name] = probing.effective_rank(held_out)[0]
-        choose = _encode(store, rows.choose, code, name, params, device) if targets else held_out[:0]
+        choose = encode(rows.choose) if targets else held_out[:0]
         for column, values in targets.items():
             judged.setdefault("probe", {}).setdefault(column, {})[name] = probing.linear_probe(
                 (probe, values[rows.probe]), (choose, values[rows.choose]), (held_out, values[rows.held_out])
@@ -238,6 +250,18 @@ def _read_targets(frames: Path, store: DepthStore, columns: tuple[str, ...]) -> 
         raise UserError(f"{frames}: lacks {len(missing)} frames of {store.path} (first {missing[0]})")
     known = [column for column in columns if column in table]
     return {column: np.array(table[column].loc[store.frame_id].tolist(), np.float64) for column in known}
+
+
+def _read_grids(path: Path, store: DepthStore) -> np.ndarray:
+    """Grids of every frame of the store, [N, P, C], a copy."""
+    grids = open_rows(path, "grids")
+    with open_hdf5(path) as file:
+        ids = file["image_ids"][:] if "image_ids" in file else np.empty(0, np.int64)
+    missing = np.setdiff1d(store.frame_id, ids)
+    if len(missing):
+        raise UserError(f"{path}: lacks {len(missing)} frames of {store.path} (first {missing[0]})")
+    order = np.argsort(ids)
+    return np.asarray(grids[order[np.searchsorted(ids, store.frame_id, sorter=order)]])
 
 
 def _draw(

@@ -82,8 +82,14 @@ class Ridge:
         x = x_ND - self._x_mean
         self._scale = max(np.sqrt(np.square(x).mean()), 1e-12)
         x /= self._scale
-        self._values, self._vectors = np.linalg.eigh(x.T @ x / len(x))
-        self._projected = self._vectors.T @ (x.T @ (y_NJ - self._y_mean)) / len(x)
+        y = y_NJ - self._y_mean
+        if len(x) < x.shape[1]:  # the weights lie in the span of the features: N directions instead of D
+            self._values, inner = np.linalg.eigh(x @ x.T / len(x))
+            self._vectors = x.T @ inner / np.sqrt(len(x) * self._values.clip(1e-12))
+            self._vectors *= self._values > 1e-10 * self._values[-1]
+        else:
+            self._values, self._vectors = np.linalg.eigh(x.T @ x / len(x))
+        self._projected = self._vectors.T @ (x.T @ y) / len(x)
 
     def predict(self, x_ND: np.ndarray, alpha: float) -> np.ndarray:
         """Targets [N, J] by the regression with penalty ``alpha``."""
