@@ -1,6 +1,7 @@
 """The pipeline's definition tells the truth: declared code, parameters and data are what the stages use."""
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ PARAMS = parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml")
 
 def _lookup(name: str) -> Any:
     value = PARAMS
-    for key in name.split("."):
-        value = value[key]
+    for key in re.findall(r"\w+", name):
+        value = value[int(key) if key.isdigit() else key]
     return value
 
 
 def _resolve(text: str, item: dict[str, str]) -> str:
     return re.sub(
-        r"(?<!\\)\$\{([\w.]+)\}", lambda m: str(item[m[1][5:]] if m[1].startswith("item.") else _lookup(m[1])), text
+        r"(?<!\\)\$\{([\w.\[\]]+)\}", lambda m: str(item[m[1][5:]] if m[1].startswith("item.") else _lookup(m[1])), text
     )
 
 
@@ -34,17 +35,16 @@ def _stages() -> dict[str, dict[str, Any]]:
     stages = {}
     for file in ("dvc.yaml", "demo/dvc.yaml"):
         for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():
-            ((key, values),) = stage.get("matrix", {"": "${}"}).items()
-            for value in _lookup(values[2:-1]) if key else [None]:
-                filled = {
-                    part: [_resolve(path, {key: value}) for path in stage.get(part, [])] for part in ("deps", "outs")
-                }
+            matrix = {key: _lookup(values[2:-1]) for key, values in stage.get("matrix", {}).items()}
+            for chosen in itertools.product(*matrix.values()):
+                item = dict(zip(matrix, chosen, strict=True))
+                filled = {part: [_resolve(path, item) for path in stage.get(part, [])] for part in ("deps", "outs")}
                 filled |= {
-                    "cmd": _resolve(stage["cmd"], {key: value}),
+                    "cmd": _resolve(stage["cmd"], item),
                     "params": stage.get("params", []),
                     "desc": stage["desc"],
                 }
-                stages[f"{name}@{value}" if key else name] = filled
+                stages[f"{name}@{'-'.join(chosen)}" if chosen else name] = filled
     return stages
 
 
@@ -116,7 +116,7 @@ def test_metrics_and_plots_lie_in_cached_outs():
 
 
 def test_trainings_and_extractions_can_be_launched_on_many_gpus():
-    for name in ("train_autoencoder@depth", "embed@depth", "clip_grids@global"):
+    for name in ("train_autoencoder@depth", "embed@depth", "clip_grids@global", "train_fusion@actions-nine"):
         assert STAGES[name]["cmd"].startswith("\\${SIGHTLINE_LAUNCHER:-python} stages/")
 
 
@@ -142,7 +142,7 @@ def test_the_parameters_survive_an_override(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     for overrides in (
-        ["data.depth=[]", "data.images=[]", "clip.cameras=[]"],
+        ["data.depth=[]", "data.images=[]", "clip.cameras=[]", "fusion.designs=[]"],
         ["normalize.height_range=[1,2]"],
         ["normalize.invalid=[]"],
     ):

@@ -12,7 +12,6 @@ from conftest import depth_folder, only_error_line
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sightline.depth import probing
 from sightline.depth.accuracy import Accuracy, format_table, near_edges, ssim
 from sightline.depth.baselines import Dct, Grid, MeanImage, NearestTrainFrame, Pca
 from sightline.depth.evaluation import EvaluateParams, evaluate_autoencoder
@@ -24,6 +23,7 @@ from sightline.depth.store import DepthStore, create_depth_store, open_depth_row
 from sightline.depth.weights import Header, extract_encoder, save_weights
 from sightline.errors import UserError
 from sightline.recording.split import SplitParams
+from sightline.training import probing
 
 CPU = torch.device("cpu")
 RANGE = Preprocessing(height_range=(500, 2500), unit_mm=0.5)  # one normalised unit is 500 mm, zero is 750 mm

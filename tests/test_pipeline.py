@@ -18,7 +18,12 @@ SMALL = {
     "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 64,
     "evaluate.part": "val", "evaluate.baselines": "[mean_image,pca,dct]",
     "clip.model": "ViT-S-16", "clip.image_size": 32, "clip.grid": 2, "clip.verify.sample": 2,
+    "fusion.epochs": 1, "fusion.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
+    "evaluate_fusion.part": "val",
 }  # fmt: skip
+FUSION = {"pack_views@actions"} | {
+    f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("nine", "joints_only")
+}
 DEPTH_CHAIN = ["embed@depth", "evaluate@depth", "extract_encoder@depth", "train_autoencoder@depth"]
 
 
@@ -76,6 +81,7 @@ def test_it_ends_in_embeddings_of_every_frame(clone):
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert shown["metrics/embed/depth/metrics.json"]["data"]["images"] == 8
     assert shown["metrics/validate/metrics.json"]["data"]["frames"]["train"]["episodes"] == 1
+    assert shown["metrics/evaluate_fusion/actions/nine/metrics.json"]["data"]["frames"] == 4
     assert shown["metrics/clip_grids/global/metrics.json"]["data"]["random_weights"] == 1
     with h5py.File(clone.root / "data/clip/global.hdf5") as file:
         assert file["7_grids"].shape == (4, 384)
@@ -99,7 +105,7 @@ def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     ran = clone.ran("exp", "run", "-S", "demo.render.rgb_noise=2.0")
     assert ran[0] == "demo/dvc.yaml:render"
     checked = {f"validate_images@rgb/{camera}" for camera in ("left_wrist", "right_wrist", "global")}
-    assert set(ran[1:]) == {*checked, "clip_grids@global", "verify_clip_grids@global"}
+    assert set(ran[1:]) == {*checked, "clip_grids@global", "verify_clip_grids@global", *FUSION}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
 
@@ -123,7 +129,10 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 
 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
-    assert clone.ran("exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]") == []
+    assert (
+        clone.ran("exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]", "-S", "data.demonstrations=[]")
+        == []
+    )
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
     assert set(listed) == {"validate", "validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}
     clone.run("git", "checkout", "-q", ".")

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sightline.cache import digest
-from sightline.depth import pictures, probing
+from sightline.depth import pictures
 from sightline.depth.accuracy import Accuracy, near_edges
 from sightline.depth.baselines import BaselineName, Code, fit_baseline
 from sightline.depth.evaluator import ModelEvaluator
@@ -33,6 +33,7 @@ from sightline.files import write_json
 from sightline.hdf5 import open_hdf5, open_rows
 from sightline.params import Section
 from sightline.recording.frames import read_frames
+from sightline.training import probing
 
 AUTOENCODER, CLIP_GRID = "autoencoder", "clip_grid"
 

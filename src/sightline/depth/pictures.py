@@ -18,8 +18,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from sightline.depth.preprocessing import Preprocessing
-from sightline.depth.probing import effective_rank
 from sightline.files import atomic_output
+from sightline.training.probing import effective_rank
 
 INTERPOLATED = 6  # decoded images of an interpolation, both ends included
 INVALID = "#ff00c8"  # where the sensor has no reading: a colour of none of the maps

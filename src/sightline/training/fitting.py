@@ -31,7 +31,7 @@ from sightline.errors import UserError
 from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder, write_json
 from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
-from sightline.training.processes import world_size
+from sightline.training.processes import rank, world_size
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
 SECOND = 0.3  # highest learning rate of the second part of a training in two, in shares of the first's
@@ -55,7 +55,7 @@ class TrainerParams(Section):
 
 
 def configure_optimizer(
-    parameters: Iterable[nn.Parameter], params: TrainerParams, steps: int, restart: float = 0.0
+    parameters: Iterable[Any], params: TrainerParams, steps: int, restart: float = 0.0
 ) -> dict[str, Any]:
     """Optimizer and course of the learning rate, as Lightning takes them from ``configure_optimizers``.
 
@@ -90,7 +90,7 @@ def configure_optimizer(
 class FitResult:
     """What a fit leaves behind."""
 
-    best_weights: dict[str, Tensor]  # state dict of the epoch with the lowest val_loss
+    best_weights: dict[str, Tensor]  # state dict of the epoch with the lowest val_loss; empty but at the first process
     best: dict[str, float]  # that epoch's row of the history
     history: list[dict[str, float]]  # one row per epoch: epoch, lr and everything the module logged
     scratch: Path  # to be deleted, through `finish`, when the outputs are written
@@ -222,7 +222,7 @@ class _Keeper(Callback):
     def result(self) -> FitResult:
         if len(self.history) == self.start:
             raise UserError(f"the checkpoint has {self.start} epochs already; raise the number of epochs to go on")
-        best = torch.load(self.best, map_location="cpu", weights_only=True)
+        best = torch.load(self.best, map_location="cpu", weights_only=True) if rank() == 0 else {}
         return FitResult(best, self._best_row(), self.history, self.scratch)
 
     def _best_row(self) -> dict[str, float]:

@@ -1,0 +1,119 @@
+"""What a training step sees: views, joints, and the chunk of actions that follows, within the episode."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sightline.errors import UserError
+from sightline.fusion.views import Views
+from sightline.hdf5 import open_hdf5, open_rows
+from sightline.training.order import Draw
+
+
+def chunk_rows(episode_N: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the next ``steps`` frames of each frame, int64 [N, H], and which lie in its episode, bool [N, H].
+
+    Beyond the end of the episode the last row repeats. Frames are sorted by episode and step.
+    """
+    count = len(episode_N)
+    ends = np.flatnonzero(np.append(episode_N[1:] != episode_N[:-1], True))
+    last = ends[np.searchsorted(ends, np.arange(count))]
+    rows = np.arange(count)[:, None] + np.arange(steps)
+    inside = rows <= last[:, None]
+    return np.where(inside, rows, last[:, None]), inside
+
+
+def discounted_returns(reward_N: np.ndarray, episode_N: np.ndarray, discount: float) -> np.ndarray:
+    """Sum of the discounted rewards from each frame to the end of its episode, float32 [N]."""
+    returns, following = np.zeros(len(reward_N)), 0.0
+    for row in range(len(reward_N) - 1, -1, -1):
+        ends = row + 1 == len(reward_N) or episode_N[row + 1] != episode_N[row]
+        following = reward_N[row] + (0.0 if ends else discount * following)
+        returns[row] = following
+    return returns.astype(np.float32)
+
+
+class Chunks(Dataset[dict[str, Tensor]]):
+    """Batches of a file of views: `Draw` -> tensors.
+
+        views     uint8 [B, V, 3, S, S]     joints  float32 [B, J], data units
+        actions   float32 [B, H, A]         mask    float32 [B, H], 1 within the episode
+        chances   float32 [B, K]            returns float32 [B], of `discounted_returns`, in standard deviations
+        and what ``extras`` holds, by name
+
+    Args:
+        extras: precomputed features of every frame, [N, ...], by name; may be memory-mapped.
+        returns: [N]; None gives zeros.
+        resident: the views on a GPU, where they are then taken from; from `resident_views`.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        steps: int,
+        extras: dict[str, np.ndarray],
+        returns: np.ndarray | None = None,
+        resident: Tensor | None = None,
+    ) -> None:
+        self.views, self.extras, self.resident = views, extras, resident
+        self.ahead, self.inside = chunk_rows(views.episode, steps)
+        longest = int(self.inside.sum(1).max())
+        if steps > longest:
+            raise UserError(
+                f"{views.path}: fusion.chunk is {steps}, but the longest episode has {longest} frames; lower it"
+            )
+        self.returns = np.zeros(len(views.episode), np.float32) if returns is None else returns
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
+        rows = draw.rows
+        batch = {
+            "joints": self.views.joints[rows],
+            "actions": self.views.actions[self.ahead[rows]],
+            "mask": self.inside[rows].astype(np.float32),
+            "returns": self.returns[rows],
+            "chances": draw.chances,
+            **{name: np.asarray(values[rows]) for name, values in self.extras.items()},
+        }
+        tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+        if self.resident is not None:
+            return tensors | {"views": self.resident[torch.from_numpy(rows).to(self.resident.device)]}
+        return tensors | {"views": torch.from_numpy(self.views.images[rows])}
+
+
+def resident_views(views: Views, device: torch.device) -> Tensor | None:
+    """All views on ``device``, where that is a GPU and they take less than half of its free memory."""
+    if device.type != "cuda" or 2 * views.images.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return None
+    return torch.from_numpy(np.array(views.images)).to(device)
+
+
+def read_extras(files: dict[str, Path], views: Views) -> dict[str, np.ndarray]:
+    """Precomputed features of every frame of ``views``: [N, D] of ``embeddings``, or [N, P, C] of ``grids``.
+
+    Args:
+        files: name -> HDF5 file with ``embeddings`` and ``frame_id``, or ``grids`` and ``image_ids``.
+
+    Raises:
+        UserError: neither, or a frame that is missing.
+    """
+    found = {}
+    for name, path in files.items():
+        with open_hdf5(path) as file:
+            kind = next(
+                (kind for kind in (("embeddings", "frame_id"), ("grids", "image_ids")) if set(kind) <= set(file)), None
+            )
+            if kind is None:
+                raise UserError(f"{path}: holds neither depth embeddings nor CLIP grids")
+            ids = file[kind[1]][:]
+        missing = np.setdiff1d(views.frame_id[views.sound], ids)
+        if len(missing):
+            raise UserError(f"{path}: lacks {len(missing)} frames of {views.path} (first {missing[0]})")
+        order = np.argsort(ids)
+        rows = order[np.searchsorted(ids, views.frame_id, sorter=order).clip(max=len(ids) - 1)]
+        values = open_rows(path, kind[0])
+        same = len(ids) == len(rows) and (rows == np.arange(len(rows))).all()
+        found[name] = np.asarray(values if same else values[rows])
+    return found

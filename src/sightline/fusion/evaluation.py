@@ -1,0 +1,307 @@
+"""Evaluate a fusion model on episodes that it has not seen, beside what needs no learning, and what it looks at.
+
+`evaluate_fusion` writes ``metrics.json``, ``error_by_step.csv`` and ``actions.png``. Errors are of whole chunks; steps
+beyond the end of an episode, and actions that do not move in training, do not count. In ``metrics.json``:
+
+    nmse            squared error in units of the training actions' variance; ``r2`` is 1 - nmse / that of the mean
+    nmse_interval   95 % interval over episodes, by bootstrap
+    l1              mean absolute error of each action, data units
+    baselines       ``mean`` of the training actions, ``hold`` the present joints (where there is an action for each),
+                    ``previous_action``
+    use             how much larger nmse becomes when the views come from other frames, one camera shows its mean image,
+                    left and right are swapped, or the joints come from other frames
+    feature         effective rank, share of numbers that are always 0, linear probes (R2) of actions and later joints
+    cvae            KL divergence, active units, error of the posterior's mean against that at z = 0
+"""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor
+from tqdm import tqdm
+
+from sightline.errors import UserError
+from sightline.files import atomic_output, write_json
+from sightline.fusion.chunks import Chunks, read_extras
+from sightline.fusion.heads import CvaeHead, kl_divergence
+from sightline.fusion.policy import FusionPolicy, load_policy
+from sightline.fusion.views import Views
+from sightline.params import Section
+from sightline.training import probing
+from sightline.training.order import in_order
+from sightline.training.processes import process_device
+
+ACTIVE = 0.01  # variance of a latent's posterior mean above which it is used (Burda et al. 2016)
+_RESAMPLES, _SHOWN = 1000, 4  # bootstrap; actions in the picture
+
+
+class EvaluateFusionParams(Section):
+    """Section ``evaluate_fusion``."""
+
+    part: Literal["val", "test"] = Field(default="test", description="part of the split to evaluate on")
+    batch_size: int = Field(default=32, ge=1, description="frames at a time")
+    probe_frames: int = Field(default=500, ge=2, description="training frames at most for the linear probes")
+    seed: int = Field(default=0, ge=0, description="which other frame lends its views or joints; the bootstrap")
+
+
+def evaluate_fusion(
+    weights: Path, data: Path, output: Path, params: EvaluateFusionParams, extras: dict[str, Path] | None = None
+) -> dict[str, Any]:
+    """Write figures and the picture to the folder ``output``; return what ``metrics.json`` holds.
+
+    Args:
+        weights: file of a fusion model.
+        data: file of views with its split.
+        extras: name -> file of a further input that the model was trained with.
+
+    Raises:
+        UserError: files of another kind, other cameras, joints or actions than in training, no held-out frames,
+            held-out episodes that the model was trained on.
+    """
+    views = Views.open(data)
+    policy = load_policy(weights, views.cameras)
+    _check_fit(weights, data, policy, views)
+    rows = views.rows(params.part)
+    if not len(rows):
+        raise UserError(f"{data}: no frames in part {params.part}; set evaluate_fusion.part to the other one")
+    known = set(policy.config.train_episodes) & set(views.episode[rows].tolist())
+    if known:
+        raise UserError(f"{weights}: was trained on episode {min(known)} of part {params.part}; train it on this split")
+    further = read_extras({name: path for name, path in (extras or {}).items() if name in policy.config.extras}, views)
+    run = _Run(policy.to(process_device()), views, Chunks(views, policy.config.steps, further), params)
+    plain = run.predict(rows)
+    error = run.error(plain, rows)
+    nmse, mean_nmse = error.nmse(), run.error(run.constant(rows), rows).nmse()
+    baselines = {name: run.error(chunk, rows) for name, chunk in run.baselines(rows).items()}
+    figures: dict[str, Any] = {
+        "part": params.part,
+        "frames": len(rows),
+        "episodes": len(np.unique(views.episode[rows])),
+        "steps": policy.config.steps,
+        "nmse": nmse,
+        "r2": 1 - nmse / mean_nmse,
+        "nmse_interval": error.interval(views.episode[rows], params.seed),
+        "l1": dict(zip(map(str, np.flatnonzero(run.moves)), error.l1().tolist(), strict=True)),
+        "l1_mean": float(error.l1().mean()),
+        "baselines": {name: {"nmse": e.nmse(), "l1_mean": float(e.l1().mean())} for name, e in baselines.items()},
+        "use": {name: run.error(run.predict(rows, change), rows).nmse() - nmse for name, change in run.changes(rows)},
+        "feature": run.feature_health(rows),
+        "by_episode": error.by_episode(views.episode[rows]),
+    }
+    if isinstance(policy.head, CvaeHead):
+        figures["cvae"] = run.latent_health(rows)
+    write_json(output / "metrics.json", _rounded(figures))
+    _write_steps(output / "error_by_step.csv", {"model": error, **baselines})
+    _draw_actions(output / "actions.png", run, rows, plain)
+    return figures
+
+
+Change = Callable[[dict[str, Tensor], np.ndarray], dict[str, Tensor]]  # of a batch, whose rows are given
+
+
+class _Error:
+    """Errors of predicted chunks [M, H, A], data units."""
+
+    def __init__(self, predicted: np.ndarray, actual: np.ndarray, inside: np.ndarray, scale: np.ndarray) -> None:
+        self.absolute, self.inside = np.abs(predicted.astype(np.float64) - actual), inside  # (M, H, A), (M, H)
+        self.squares = (np.square(self.absolute / scale).mean(2) * inside).astype(np.float64)  # (M, H)
+
+    def nmse(self) -> float:
+        return float(self.squares.sum() / self.inside.sum())
+
+    def by_step(self) -> np.ndarray:
+        return self.squares.sum(0) / np.maximum(self.inside.sum(0), 1)
+
+    def l1(self) -> np.ndarray:
+        return (self.absolute * self.inside[..., None]).sum((0, 1)) / self.inside.sum()
+
+    def by_episode(self, episode_M: np.ndarray) -> dict[str, float]:
+        ids = np.unique(episode_M)
+        return {str(i): float(self.squares[episode_M == i].sum() / self.inside[episode_M == i].sum()) for i in ids}
+
+    def interval(self, episode_M: np.ndarray, seed: int) -> list[float]:
+        """95 % interval of nmse, by drawing episodes with replacement; of one episode, nmse twice."""
+        ids, index = np.unique(episode_M, return_inverse=True)
+        sums, counts = (np.bincount(index, weights=values.sum(1)) for values in (self.squares, self.inside))
+        drawn = np.random.default_rng(seed).integers(len(ids), size=(_RESAMPLES, len(ids)))
+        return np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975]).tolist()
+
+
+class _Run:
+    """A model on the frames of a file."""
+
+    def __init__(self, policy: FusionPolicy, views: Views, chunks: Chunks, params: EvaluateFusionParams) -> None:
+        self.policy, self.views, self.chunks, self.params = policy, views, chunks, params
+        self.device, self.train = process_device(), views.rows("train")
+        self.moves = policy.actions_moves.cpu().numpy()
+        self.scale = policy.actions_scale.cpu().numpy()[self.moves]
+
+    @torch.inference_mode()
+    def batches(self, rows: np.ndarray, change: Change | None = None, title: str = "evaluate") -> Any:
+        draws = in_order(rows, self.params.batch_size)
+        for draw in tqdm(draws, desc=title, unit="batch", mininterval=0.5, leave=False):
+            batch = self.chunks[draw]
+            batch = change(batch, draw.rows) if change else batch
+            yield {name: values.to(self.device) for name, values in batch.items()}
+
+    def _extras(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: batch[name] for name in self.policy.config.extras if name in batch}
+
+    @torch.inference_mode()
+    def predict(self, rows: np.ndarray, change: Change | None = None) -> np.ndarray:
+        """Chunks [M, H, A] in data units."""
+        found = [self.policy(b["views"], b["joints"], self._extras(b)) for b in self.batches(rows, change)]
+        return torch.cat(found).cpu().numpy()
+
+    @torch.inference_mode()
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        """[M, fusion_dim]."""
+        policy = self.policy
+        found = [
+            policy.feature(b["views"], policy.normalise_joints(b["joints"]), self._extras(b))
+            for b in self.batches(rows)
+        ]
+        return torch.cat(found).float().cpu().numpy()
+
+    def error(self, predicted: np.ndarray, rows: np.ndarray) -> _Error:
+        actual = self.views.actions[self.chunks.ahead[rows]]
+        return _Error(predicted[..., self.moves], actual[..., self.moves], self.chunks.inside[rows], self.scale)
+
+    def constant(self, rows: np.ndarray) -> np.ndarray:
+        mean = self.policy.actions_mean.cpu().numpy()
+        return np.broadcast_to(mean, (len(rows), self.policy.config.steps, len(mean)))
+
+    def baselines(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        shape, views = (len(rows), self.policy.config.steps, self.policy.config.actions), self.views
+        found = {"mean": self.constant(rows)}
+        if views.joints.shape[1] == views.actions.shape[1]:
+            found["hold"] = np.broadcast_to(views.joints[rows][:, None], shape)
+        before = np.where(views.step[rows] > 0, np.maximum(rows - 1, 0), rows)  # a first frame has its own
+        found["previous_action"] = np.broadcast_to(views.actions[before][:, None], shape)
+        return found
+
+    def changes(self, rows: np.ndarray) -> list[tuple[str, Change]]:
+        """What may be done to the inputs, to see what the model uses."""
+        rng = np.random.default_rng(self.params.seed)
+        other = dict(zip(rows.tolist(), np.roll(rng.permutation(rows), 1).tolist(), strict=True))
+        others = lambda some: np.array([other[row] for row in some.tolist()])  # noqa: E731
+        views, names, found = self.views, self.views.cameras, []
+        if self.policy.config.design != "joints_only":
+            sample = self.train[:: max(1, len(self.train) // 500)]
+            mean = torch.from_numpy(views.images[sample].mean(0).round().astype(np.uint8))  # (V, 3, S, S)
+
+            def blank(camera: int) -> Change:
+                def change(batch: dict[str, Tensor], some: np.ndarray) -> dict[str, Tensor]:
+                    changed = batch["views"].clone()
+                    changed[:, camera] = mean[camera]
+                    return batch | {"views": changed}
+
+                return change
+
+            found.append(
+                ("shuffled_views", lambda b, some: b | {"views": torch.from_numpy(views.images[others(some)])})
+            )
+            found += [(f"blank_{name}", blank(i)) for i, name in enumerate(names)]
+            found.append(("swapped_left_right", lambda b, _: b | {"views": b["views"][:, [1, 0, 2]]}))
+        if self.policy.config.design != "images_only":
+            found.append(
+                ("shuffled_joints", lambda b, some: b | {"joints": torch.from_numpy(views.joints[others(some)])})
+            )
+        return found
+
+    def feature_health(self, rows: np.ndarray) -> dict[str, Any]:
+        """Is the feature alive, and what does a linear map find in it?"""
+        views, later = self.views, self.chunks.ahead[:, -1]
+        fit = self.train[:: max(1, len(self.train) // self.params.probe_frames)]
+        fit, choose = np.split(fit, [max(1, len(fit) * 4 // 5)])  # mostly episodes of their own
+        choose = choose if len(choose) else fit
+        found, used, chosen = self.features(rows), self.features(fit), self.features(choose)
+        probes = {
+            name: probing.linear_probe((used, values[fit]), (chosen, values[choose]), (found, values[rows]))["r2"]
+            for name, values in (("action_r2", views.actions), ("later_joints_r2", views.joints[later]))
+        }
+        dead = float((found.max(0) <= 0).mean())
+        return {"effective_rank": probing.effective_rank(found)[0], "dead": dead, **probes}
+
+    @torch.inference_mode()
+    def latent_health(self, rows: np.ndarray) -> dict[str, float]:
+        """Does the latent of a CVAE carry anything?"""
+        policy, head = self.policy, self.policy.head
+        assert isinstance(head, CvaeHead)
+        means, kl, at_mean = [], [], []
+        for b in self.batches(rows):
+            feature = policy.feature(b["views"], policy.normalise_joints(b["joints"]), self._extras(b))
+            chunk = policy.normalise_actions(b["actions"])
+            mean, log_variance = head.posterior(feature, chunk, b["mask"])
+            means.append(mean)
+            kl.append(kl_divergence(mean, log_variance))
+            decoded = head(feature, mean).float() * policy.actions_scale + policy.actions_mean
+            at_mean.append(decoded.cpu().numpy())
+        posterior, prior = (self.error(p, rows).nmse() for p in (np.concatenate(at_mean), self.predict(rows)))
+        return {
+            "kl_nats": float(torch.cat(kl).mean()),
+            "active_units": int((torch.cat(means).var(0) > ACTIVE).sum()),
+            "latent": head.latent,
+            "posterior_nmse": posterior,
+            "gap": 1 - posterior / max(prior, 1e-12),
+        }
+
+
+def _check_fit(weights: Path, data: Path, policy: FusionPolicy, views: Views) -> None:
+    config = policy.config
+    for name, held, given in (
+        ("joints", config.joint_names, views.joint_names),
+        ("actions", config.actions, views.actions.shape[1]),
+        ("image_size", config.image_size, views.images.shape[-1]),
+    ):
+        if held != given:
+            raise UserError(f"{data}: {name} are {given}, but {weights} was trained with {held}")
+
+
+def _write_steps(path: Path, errors: dict[str, _Error]) -> None:
+    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *errors])
+        for step, row in enumerate(zip(*(error.by_step() for error in errors.values()), strict=True), 1):
+            writer.writerow([step, *(f"{value:.6g}" for value in row)])
+
+
+def _draw_actions(path: Path, run: _Run, rows: np.ndarray, predicted: np.ndarray) -> None:
+    """True actions of the first held-out episode, and the chunks predicted on the way, one after the other."""
+    episode = run.views.episode[rows]
+    first = np.flatnonzero(episode == episode[0])
+    steps, chosen = run.views.step[rows[first]], np.argsort(-run.views.actions[rows[first]].std(0) / np.where(
+        run.moves, run.policy.actions_scale.cpu().numpy(), np.inf))[:_SHOWN]  # fmt: skip
+    with matplotlib.rc_context({"svg.hashsalt": "sightline"}):
+        figure = Figure(figsize=(9, 2.2 * len(chosen)), layout="constrained")
+        axes = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
+        for axis, action in zip(axes, chosen, strict=True):
+            axis.plot(steps, run.views.actions[rows[first], action], color="black", label="recorded")
+            for number in range(0, len(first), run.policy.config.steps):
+                inside = run.chunks.inside[rows[first[number]]]
+                x = steps[number] + np.arange(len(inside))[inside]
+                axis.plot(
+                    x, predicted[first[number], inside, action], color="tab:orange", label="predicted" * (number == 0)
+                )
+            axis.set_ylabel(f"action {action}")
+        axes[0].legend(loc="best")
+        axes[0].set_title(f"episode {episode[0]}: chunks of {run.policy.config.steps} steps")
+        axes[-1].set_xlabel("step")
+        with atomic_output(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+
+
+def _rounded(value: Any) -> Any:
+    """``value`` with every float at six significant digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_rounded(child) for child in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

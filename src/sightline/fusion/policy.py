@@ -1,0 +1,154 @@
+"""The fusion model as a whole: normalisation, encoder and head, and the file they travel in.
+
+The file is safetensors; its header says everything that is needed to build the model: `PolicyConfig`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sightline.errors import UserError
+from sightline.files import atomic_output
+from sightline.fusion.heads import ChunkHead, CvaeHead, Loss, Objective
+from sightline.fusion.network import Conv1Init, Design, ImageJointEncoder, Norm
+from sightline.params import Section
+
+_KEY = "sightline_fusion"  # in the header of the file
+
+
+class PolicyConfig(Section):
+    """What a fusion model is."""
+
+    design: Design = "nine"
+    cameras: tuple[str, ...]
+    image_size: int
+    joint_names: tuple[str, ...]
+    actions: int
+    steps: int
+    objective: Objective = "bc"
+    loss: Loss = "l1"
+    detach_posterior: bool = True
+    prior_weight: float = 1.0
+    image_feature_dim: int = 256
+    fusion_dim: int = 256
+    conv1_init: Conv1Init = "independent"
+    norm: Norm = "bn"
+    extras: dict[str, tuple[int, ...]] = Field(default={})
+    train_episodes: tuple[int, ...] = ()  # so that a later evaluation can refuse to test on them
+    seed: int = 0
+
+
+class FusionPolicy(nn.Module):
+    """Views, joints -> feature -> a chunk of actions, in data units.
+
+    Buffers hold what training episodes say about joints and actions: mean, scale (the standard deviation; 1 where a
+    joint or action does not move) and whether it moves.
+
+    Args:
+        config: what to build.
+        pretrained: weights of the ResNet-18, see `sightline.fusion.network.ResNet18Encoder`.
+    """
+
+    joints_mean: Tensor
+    joints_scale: Tensor
+    joints_moves: Tensor
+    actions_mean: Tensor
+    actions_scale: Tensor
+    actions_moves: Tensor
+
+    def __init__(self, config: PolicyConfig, pretrained: str | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ImageJointEncoder(
+            len(config.joint_names), config.image_feature_dim, config.fusion_dim, pretrained, design=config.design,
+            conv1_init=config.conv1_init, norm=config.norm, extras=dict(config.extras),
+        )  # fmt: skip
+        self.head: ChunkHead | CvaeHead
+        if config.objective == "bc":
+            self.head = ChunkHead(config.fusion_dim, config.steps, config.actions, config.loss)
+        else:
+            self.head = CvaeHead(
+                config.fusion_dim, config.steps, config.actions,
+                detach_posterior=config.detach_posterior, prior_weight=config.prior_weight,
+            )  # fmt: skip
+        for name, count in (("joints", len(config.joint_names)), ("actions", config.actions)):
+            self.register_buffer(f"{name}_mean", torch.zeros(count))
+            self.register_buffer(f"{name}_scale", torch.ones(count))
+            self.register_buffer(f"{name}_moves", torch.ones(count, dtype=torch.bool))
+
+    def fit_normalisation(self, joints: Tensor, actions: Tensor, floor: float = 1e-3) -> None:
+        """Take means and scales from ``joints`` [N, J] and ``actions`` [N, A] of the training episodes.
+
+        What moves by less than ``floor`` of the largest scale among its kind counts as constant.
+        """
+        for name, values in (("joints", joints), ("actions", actions)):
+            mean, scale = values.double().mean(0), values.double().std(0, correction=0)
+            moves = scale > floor * scale.max()
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_scale").copy_(torch.where(moves, scale, 1.0))
+            getattr(self, f"{name}_moves").copy_(moves)
+
+    def normalise_joints(self, joints: Tensor) -> Tensor:
+        """Joints in data units [B, J] -> in standard deviations; a constant joint is 0, whatever it is."""
+        return torch.where(self.joints_moves, (joints - self.joints_mean) / self.joints_scale, 0.0)
+
+    def normalise_actions(self, actions: Tensor) -> Tensor:
+        """Actions in data units [..., A] -> in standard deviations of the training episodes."""
+        return torch.where(self.actions_moves, (actions - self.actions_mean) / self.actions_scale, 0.0)
+
+    def feature(
+        self,
+        views: Tensor,
+        joints_normalised: Tensor,
+        extras: dict[str, Tensor] | None = None,
+        hidden: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Feature [B, fusion_dim] of views [B, 3, 3, S, S] (camera, colour), uint8 or in [0, 1]; see the encoder."""
+        return self.encoder(views[:, 0], views[:, 1], views[:, 2], joints_normalised, extras, hidden)
+
+    def forward(self, views: Tensor, joints: Tensor, extras: dict[str, Tensor] | None = None) -> Tensor:
+        """Predicted actions [B, H, A] in data units, from views and joints [B, J] in data units."""
+        chunk = self.head(self.feature(views, self.normalise_joints(joints), extras)).float()
+        return torch.where(self.actions_moves, chunk * self.actions_scale + self.actions_mean, self.actions_mean)
+
+
+def save_policy(path: Path, policy: FusionPolicy) -> None:
+    """Write ``policy`` as safetensors, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    header = json.dumps(policy.config.model_dump(mode="json"), sort_keys=True)
+    with atomic_output(path) as temporary:
+        save_file(tensors, temporary, {_KEY: header})
+        temporary.chmod(0o644)  # save_file leaves 0600, which a shared cache could not read
+
+
+def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> FusionPolicy:
+    """Read a fusion model, in evaluation mode, on the CPU.
+
+    Args:
+        cameras: the cameras that the caller will give, in this order; None does not check.
+
+    Raises:
+        UserError: not a file of a fusion model, or one that was trained on other cameras or in another order.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = PolicyConfig.model_validate_json((file.metadata() or {})[_KEY])
+            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValidationError):
+        raise UserError(f"{path}: not a fusion model; write one with stages/train_fusion.py") from None
+    if cameras is not None and tuple(cameras) != config.cameras:
+        raise UserError(
+            f"{path}: trained on cameras {', '.join(config.cameras)}, in this order, but given {', '.join(cameras)}"
+        )
+    policy = FusionPolicy(config)
+    policy.load_state_dict(tensors)
+    return policy.eval()

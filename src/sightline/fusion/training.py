@@ -1,0 +1,268 @@
+"""Train the fusion model on demonstrations."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sightline.errors import UserError
+from sightline.files import file_sha256, write_json
+from sightline.fusion.augmentation import CHANCES, augment_views
+from sightline.fusion.chunks import Chunks, discounted_returns, read_extras, resident_views
+from sightline.fusion.heads import CvaeHead, Loss, Objective, elementwise
+from sightline.fusion.network import Conv1Init, Design, Norm
+from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy
+from sightline.fusion.views import Views
+from sightline.params import PartOfSection
+from sightline.training.fitting import TrainerParams, configure_optimizer, fit
+from sightline.training.order import EpochBatches, in_order
+from sightline.training.processes import process_device, rank, world_size
+
+WARM_UP = 0.1  # share of the steps over which beta rises
+
+
+class FusionParams(TrainerParams, PartOfSection):
+    """Section ``fusion``, what a training reads of it."""
+
+    chunk: int = Field(default=16, ge=1, description="steps predicted at once; with few, copying the joints wins")
+    objective: Objective = Field(default="bc", description="bc: regression; cvae: LAPO's behaviour model")
+    loss: Loss = Field(default="l1", description="of bc: l1, huber or mse")
+    beta: float = Field(
+        default=0.01, ge=0, description="weight of the KL divergence of cvae; LAPO's 1 unlearns the latent"
+    )
+    detach_posterior: bool = Field(default=True, description="cvae: the posterior passes no gradient to the feature")
+    prior_weight: float = Field(default=1.0, ge=0, description="cvae: weight of the error at z = 0")
+    weights: Literal["none", "mc"] = Field(
+        default="none", description="of samples: none, or mc: by advantage of returns"
+    )
+    discount: float = Field(default=0.99, gt=0, le=1, description="mc: of later rewards")
+    expectile: float = Field(default=0.7, gt=0, lt=1, description="mc: of the returns, which the value estimates")
+    advantage_weight: float = Field(
+        default=0.9, gt=0, lt=1, description="mc: of positive advantages; others get the rest"
+    )
+    pretrained: str | None = Field(default=None, description="torchvision tag or file for the ResNet-18; None: random")
+    trunk_lr: float = Field(default=3e-5, gt=0, description="highest learning rate of a pretrained ResNet-18")
+    conv1_init: Conv1Init = Field(default="independent", description="filters of the first convolution")
+    norm: Norm = Field(default="bn", description="bn, frozen_bn or gn")
+    shift: int = Field(default=4, ge=0, description="largest random shift of a view, pixels")
+    jitter: float = Field(default=0.2, ge=0, lt=1, description="largest random change of colours, as a share")
+    joint_dropout: float = Field(default=0.2, ge=0, lt=1, description="probability that a sample's joints are hidden")
+    extra_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that a further input is hidden")
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of averaged weights and statistics; 0 switches it off"
+    )
+
+
+def chances_of(config: PolicyConfig) -> list[int]:
+    """Random numbers of a sample: for hiding the joints, for the views, for hiding further inputs, for the latent."""
+    latent = 2 * config.actions if config.objective == "cvae" else 0
+    return [1, CHANCES * len(config.cameras), len(config.extras), latent]
+
+
+class FusionModule(lightning.LightningModule):
+    """The losses around `FusionPolicy`."""
+
+    def __init__(self, policy: FusionPolicy, params: FusionParams) -> None:
+        super().__init__()
+        self.policy, self.params_ = policy, params
+        self.average = copy.deepcopy(policy).requires_grad_(False) if params.ema else None
+        self.value = None
+        if params.weights == "mc":
+            width = policy.config.fusion_dim
+            self.value = nn.Sequential(
+                nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1)
+            )
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        params, policy = self.params_, self.policy
+        of_joints, of_views, of_extras, of_latent = batch["chances"].split(chances_of(policy.config), dim=1)
+        views = augment_views(batch["views"], of_views, params.shift, params.jitter)
+        joints = torch.where(of_joints < self._joint_dropout, 0.0, policy.normalise_joints(batch["joints"]))
+        hidden = {name: of_extras[:, i] < params.extra_dropout for i, name in enumerate(policy.config.extras)}
+        feature = policy.feature(views, joints, self._extras(batch), hidden)
+        noise = torch.special.ndtri(of_latent.clamp(1e-6, 1 - 1e-6))
+        actions = policy.normalise_actions(batch["actions"])
+        losses, parts = policy.head.losses(feature, actions, batch["mask"], self._beta, noise)
+        weights = torch.ones_like(losses)
+        if self.value is not None:
+            advantage = batch["returns"] - self.value(feature.detach())[:, 0]
+            weights = torch.where(advantage > 0, params.advantage_weight, 1 - params.advantage_weight)
+            expectile = torch.where(advantage > 0, params.expectile, 1 - params.expectile)
+            parts = parts | {
+                "value": expectile * advantage.square(),
+                "positive_advantage": (advantage > 0).float(),
+                "effective_sample": weights.sum().square() / (len(weights) * weights.square().sum()),
+            }
+        loss = (weights * losses).sum() / weights.sum()
+        self._log("train", {"loss": losses, **parts}, len(losses))
+        return loss + parts["value"].mean() if self.value is not None else loss
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        policy = self.average or self.policy
+        feature = policy.feature(batch["views"], policy.normalise_joints(batch["joints"]), self._extras(batch))
+        actions, mask = policy.normalise_actions(batch["actions"]), batch["mask"][..., None]
+        error = policy.head(feature).float() - actions
+        kind: Loss = "mse" if isinstance(policy.head, CvaeHead) else policy.config.loss
+        moving = policy.actions_moves.sum().clamp(min=1)
+        steps = int(mask.sum())  # errors are pooled over steps
+        values = {"loss": elementwise(error, kind), "nmse": error.square()}
+        self._log("val", {name: (value * mask).sum() / (steps * moving) for name, value in values.items()}, steps)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Average weights, and statistics of the normalisation with them."""
+        if self.average is None:
+            return
+        decay = min(self.params_.ema, (1 + self.trainer.global_step) / (10 + self.trainer.global_step))
+        with torch.no_grad():
+            for kept, new in zip(self.average.state_dict().values(), self.policy.state_dict().values(), strict=True):
+                if kept.is_floating_point():
+                    kept.lerp_(new, 1 - decay)
+                else:
+                    kept.copy_(new)
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        trunk = {id(p) for p in self.policy.encoder.parameters() if self.params_.pretrained} & {
+            id(p) for name, p in self.policy.encoder.named_parameters() if ".resnet." in name
+        }
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                groups.setdefault((id(parameter) in trunk, parameter.ndim > 1), []).append(parameter)
+        lr, decay = self.params_.lr, self.params_.weight_decay
+        described = [
+            {"params": some, "lr": self.params_.trunk_lr if of_trunk else lr, "weight_decay": decay if decays else 0.0}
+            for (of_trunk, decays), some in groups.items()
+        ]  # norms and biases do not decay
+        return configure_optimizer(described, self.params_, steps)
+
+    @property
+    def _beta(self) -> float:
+        rise = WARM_UP * float(self.trainer.estimated_stepping_batches)
+        return self.params_.beta * min(1.0, self.trainer.global_step / max(1.0, rise))
+
+    @property
+    def _joint_dropout(self) -> float:
+        return self.params_.joint_dropout if self.policy.config.design != "joints_only" else 0.0
+
+    def _extras(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: batch[name] for name in self.policy.config.extras}
+
+    def _log(self, part: str, values: dict[str, Tensor], weight: int) -> None:
+        means = {f"{part}_{name}": value.mean() for name, value in values.items()}
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=weight, prog_bar=part == "val", sync_dist=True)
+
+
+def train_fusion(
+    data: Path,
+    weights: Path,
+    metrics_dir: Path,
+    params: FusionParams,
+    seed: int,
+    *,
+    design: Design = "nine",
+    extras: dict[str, Path] | None = None,
+    output_dir: Path | None = None,
+    resume: Path | None = None,
+) -> None:
+    """Train on the ``train`` part of ``data``, keep the epoch that is best on ``val``, write weights and metrics.
+
+    Writes ``weights`` (see `sightline.fusion.policy`), ``metrics_dir/metrics.json`` and ``metrics_dir/curves.csv``. The
+    ``test`` part is not touched. An interrupted run continues where it was.
+
+    Args:
+        data: file of views.
+        extras: name -> HDF5 file of depth embeddings or CLIP grids of the same frames, as further inputs.
+        output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
+
+    Raises:
+        UserError: not a file of views, no training or validation frames, a chunk longer than every episode, pretrained
+            weights that cannot be had, a further input that lacks frames.
+    """
+    views = Views.open(data)
+    train_rows, val_rows = views.rows("train"), views.rows("val")
+    if len(train_rows) < 2 or len(val_rows) < 1:
+        raise UserError(
+            f"{data}: {len(train_rows)} training and {len(val_rows)} validation frames; at least 2 and 1 are needed, "
+            "of different episodes: record more, or change data.split"
+        )
+    further = read_extras(extras or {}, views)
+    params = _with_signal(params, views)
+    lightning.seed_everything(seed, verbose=False)
+    in_train = views.split == "train"
+    config = PolicyConfig(
+        design=design, cameras=views.cameras, image_size=views.images.shape[-1], joint_names=views.joint_names,
+        actions=views.actions.shape[1], steps=params.chunk, objective=params.objective, loss=params.loss,
+        detach_posterior=params.detach_posterior, prior_weight=params.prior_weight, conv1_init=params.conv1_init,
+        norm=params.norm, extras={name: values.shape[1:] for name, values in further.items()},
+        train_episodes=tuple(np.unique(views.episode[in_train]).tolist()), seed=seed,
+    )  # fmt: skip
+    policy = FusionPolicy(config, params.pretrained)
+    policy.fit_normalisation(torch.from_numpy(views.joints[in_train]), torch.from_numpy(views.actions[in_train]))
+    if params.pretrained is None and design != "joints_only":
+        print("train_fusion: the ResNet-18 starts from random weights (fusion.pretrained is null)")
+    chunks = Chunks(views, params.chunk, further, _returns(views, params), resident_views(views, process_device()))
+    order = EpochBatches(train_rows, params.batch_size, seed, sum(chances_of(config)), rank(), world_size())
+    val_batches: Any = in_order(val_rows[rank() :: world_size()], params.batch_size)
+    inputs = [file_sha256(path) for path in (data, resume, *(extras or {}).values()) if path]
+    module = FusionModule(policy, params)
+    result = fit(
+        module,
+        DataLoader(chunks, sampler=order, batch_size=None),
+        DataLoader(chunks, sampler=val_batches, batch_size=None),
+        params,
+        stage="train_fusion",
+        identity=[params.model_dump(mode="json"), design, seed, sorted(config.extras), *inputs],
+        output_dir=output_dir,
+        resume=resume,
+    )
+    if rank() != 0:
+        return
+    prefix = "average." if params.ema else "policy."
+    kept = {name.removeprefix(prefix): value for name, value in result.best_weights.items() if name.startswith(prefix)}
+    policy.load_state_dict(kept)
+    save_policy(weights, policy)
+    best = result.best
+    write_json(
+        metrics_dir / "metrics.json",
+        {
+            "epochs": len(result.history),
+            "best_epoch": int(best["epoch"]),
+            "parameters": sum(p.numel() for p in policy.encoder.parameters()),
+            "val": {name: float(f"{best[f'val_{name}']:.6g}") for name in ("loss", "nmse")},
+        },
+    )
+    result.write_curves(metrics_dir / "curves.csv")
+    result.finish()
+
+
+def _with_signal(params: FusionParams, views: Views) -> FusionParams:
+    """``params``, without advantage weights where rewards tell nothing."""
+    if params.weights == "none":
+        return params
+    if not views.has_reward:
+        raise UserError(f"{views.path}: fusion.weights is {params.weights}, but the recording has no column reward")
+    reward = views.reward[views.split == "train"]
+    if reward.min() < reward.max():
+        return params
+    warnings.warn(
+        f"{views.path}: the reward is {reward[0]:g} in every training frame: no signal, every sample counts alike; set "
+        "fusion.weights to none",
+        stacklevel=3,
+    )
+    return params.model_copy(update={"weights": "none"})
+
+
+def _returns(views: Views, params: FusionParams) -> np.ndarray | None:
+    if params.weights == "none":
+        return None
+    returns = discounted_returns(views.reward, views.episode, params.discount)
+    known = returns[views.split == "train"]
+    return ((returns - known.mean()) / max(float(known.std()), 1e-6)).astype(np.float32)

@@ -1,0 +1,225 @@
+"""The file of views: every frame of a recording as the fusion model takes it, decoded once.
+
+    images    uint8   [N, V, 3, S, S]   RGB of each camera, squashed to a square; zeros where ``sound`` is False
+    sound     bool    [N]               every camera has an image of the frame
+    joints    float32 [N, J]
+    actions   float32 [N, A]
+    reward    float32 [N]               zeros where the recording has none
+    frame_id, episode, step   int64 [N]   frame_id ascending
+    split     S5      [N]               train, val or test, by whole episodes
+
+Root attributes: ``cameras`` and ``joint_names`` (JSON), ``target`` (the column of the actions), ``has_reward``.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, field_validator
+
+from sightline.errors import UserError
+from sightline.files import atomic_output, fingerprint, scratch_folder
+from sightline.hdf5 import create_contiguous, open_hdf5, open_rows
+from sightline.parallel import unordered_map
+from sightline.params import PartOfSection
+from sightline.recording.frames import first_few, read_frames, read_index
+from sightline.recording.images import list_images, read_pixels
+from sightline.recording.layout import read_recording_info
+
+_BLOCK = 64  # frames in a job
+_NAMES = ("images", "sound", "joints", "actions", "reward", "frame_id", "episode", "step", "split")
+
+
+class ViewParams(PartOfSection):
+    """Of the section ``fusion``: what is packed."""
+
+    cameras: tuple[str, ...] = Field(
+        default=("left_wrist", "right_wrist", "global"), description="folders under rgb/: left, right and global view"
+    )
+    image_size: int = Field(default=84, ge=16, le=512, description="side of the square views, pixels")
+
+    @field_validator("cameras")
+    @classmethod
+    def _are_three(cls, cameras: tuple[str, ...]) -> tuple[str, ...]:
+        if len(cameras) != 3 or len(set(cameras)) != 3:
+            raise ValueError(f"three different cameras are needed (left, right, global), not {list(cameras)}")
+        return cameras
+
+
+@dataclass(frozen=True)
+class Views:
+    """An opened file of views; the images are memory-mapped."""
+
+    path: Path
+    images: np.ndarray
+    sound: np.ndarray
+    joints: np.ndarray
+    actions: np.ndarray
+    reward: np.ndarray
+    frame_id: np.ndarray
+    episode: np.ndarray
+    step: np.ndarray
+    split: np.ndarray  # str
+    cameras: tuple[str, ...]
+    joint_names: tuple[str, ...]
+    has_reward: bool
+
+    @classmethod
+    def open(cls, path: Path) -> "Views":
+        """Open for reading. Raises `UserError` where ``path`` is not a file that `pack_views` wrote."""
+        with open_hdf5(path) as file:
+            if not set(_NAMES) <= set(file):
+                raise UserError(f"{path}: not a file of views; write one with stages/pack_views.py")
+            arrays = {name: file[name][:] for name in _NAMES[1:]}
+            cameras, joints = (tuple(json.loads(file.attrs[name])) for name in ("cameras", "joint_names"))
+            has_reward = bool(file.attrs["has_reward"])
+        arrays["split"] = arrays["split"].astype(str)
+        images = np.asarray(open_rows(path, "images"))
+        return cls(path, images, **arrays, cameras=cameras, joint_names=joints, has_reward=has_reward)
+
+    def rows(self, part: str) -> np.ndarray:
+        """Rows of the frames in a part of the split that have all their images, int64, ascending."""
+        return np.flatnonzero((self.split == part) & self.sound)
+
+
+def pack_views(
+    recording: Path,
+    index_dir: Path,
+    output: Path,
+    params: ViewParams,
+    target: str = "actions",
+    processes: int | None = None,
+) -> dict[str, Any]:
+    """Decode the views of every frame once, to ``output`` -> figures. An interrupted run continues where it was.
+
+    Args:
+        recording: folder of the recording.
+        index_dir: what stages/validate.py wrote: frames.parquet with the split, rgb/<camera>.parquet of sound images.
+        target: column of frames.parquet that holds the actions.
+        processes: number of processes that decode; None takes one per core.
+
+    Raises:
+        UserError: no such camera, column or index, images that cannot be read, no frame with all its images.
+    """
+    info = read_recording_info(recording / "recording.json")
+    unknown = [camera for camera in params.cameras if camera not in info.cameras]
+    if unknown:
+        known = ", ".join(info.cameras) or "none"
+        raise UserError(f"fusion.cameras: {', '.join(unknown)} not in {recording}/recording.json, which has: {known}")
+    frames = read_frames(recording / "frames.parquet", info)
+    for column in ("joints", target):
+        if column not in frames:
+            raise UserError(f"{recording}/frames.parquet: no column {column}; without demonstrations set "
+                            "data.demonstrations to []")  # fmt: skip
+    split = read_index(index_dir / "frames.parquet").set_index("frame_id")["split"]
+    frames = frames[frames["frame_id"].isin(split.index)].reset_index(drop=True)
+    ids = frames["frame_id"].to_numpy(np.int64)
+    sound = np.ones(len(frames), bool)
+    for camera in params.cameras:
+        sound &= np.isin(ids, read_index(index_dir / f"rgb/{camera}.parquet")["frame_id"])
+    if not sound.any():
+        raise UserError(f"{recording}: no frame has an image of each of {', '.join(params.cameras)}")
+    if not sound.all():
+        lacking = f"{(~sound).sum()} of {len(sound)} frames lack an image (frames {first_few(ids[~sound])})"
+        warnings.warn(f"{recording}: {lacking}: not learnt from, but their actions are", stacklevel=2)
+    names = info.joints or tuple(f"joint_{i}" for i in range(len(frames["joints"][0])))
+    attributes = {
+        "cameras": json.dumps(params.cameras),
+        "joint_names": json.dumps(names),
+        "target": target,
+        "has_reward": "reward" in frames,
+    }
+    shape = (len(frames), len(params.cameras), 3, params.image_size, params.image_size)
+    filled = {
+        "sound": sound,
+        "joints": np.stack(frames["joints"].tolist()).astype(np.float32),
+        "actions": np.stack(frames[target].tolist()).astype(np.float32),
+        "reward": np.asarray(frames["reward"] if "reward" in frames else np.zeros(len(frames)), np.float32),
+        "frame_id": ids,
+        "episode": frames["episode"].to_numpy(np.int64),
+        "step": frames["step"].to_numpy(np.int64),
+        "split": split.loc[ids].to_numpy().astype("S5"),
+    }
+    folders = [recording / "rgb" / camera for camera in params.cameras]
+    listed = [list_images(folder) for folder in folders]
+    paths = [[images[i] for images in listed] if ok else None for i, ok in zip(ids.tolist(), sound, strict=True)]
+    scratch = _prepared(paths, shape)
+    _decode(paths, scratch, params.image_size, processes)
+    decoded = open_rows(scratch / "images.hdf5", "images")
+    with atomic_output(output) as temporary:
+        create_contiguous(temporary, {"images": (shape, np.uint8)}, filled, attributes)
+        rows = open_rows(temporary, "images", "r+")
+        for start in range(0, len(rows), _BLOCK):
+            rows[start : start + _BLOCK] = decoded[start : start + _BLOCK]
+        rows.flush()
+    shutil.rmtree(scratch)
+    return {
+        "frames": len(frames),
+        "episodes": int(frames["episode"].nunique()),
+        "without_images": int((~sound).sum()),
+        "joints": filled["joints"].shape[1],
+        "actions": filled["actions"].shape[1],
+    }
+
+
+def _prepared(paths: list[list[Path] | None], shape: tuple[int, ...]) -> Path:
+    """Scratch folder of these files at this size, with a file of images that may be filled in part."""
+    known = [
+        [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in row] if row else None for row in paths
+    ]
+    scratch = scratch_folder("pack_views", fingerprint(known, shape))
+    if not (scratch / "images.hdf5").exists():
+        with atomic_output(scratch / "images.hdf5") as temporary:
+            create_contiguous(temporary, {"images": (shape, np.uint8)}, {}, {})
+            rows = open_rows(temporary, "images", "r+")
+            for i, row in enumerate(paths):
+                if row is None:
+                    rows[i] = 0
+            rows.flush()
+    return scratch
+
+
+def _decode(paths: list[list[Path] | None], scratch: Path, size: int, processes: int | None) -> None:
+    """Fill the file of images; blocks in the journal are done."""
+    journal = scratch / "done.txt"
+    done = {int(line) for line in journal.read_text().splitlines()} if journal.exists() else set()
+    starts = [start for start in range(0, len(paths), _BLOCK) if start not in done]
+    jobs = [
+        ((scratch, start, paths[start : start + _BLOCK], size), len(paths[start : start + _BLOCK])) for start in starts
+    ]
+    faults: list[str] = []
+    with open(journal, "a", encoding="utf-8") as file:
+        for start, broken in unordered_map(
+            _decode_block, jobs, total=len(paths), unit="frame", title="decode views", processes=processes
+        ):
+            faults += broken
+            if not broken:
+                file.write(f"{start}\n")
+                file.flush()
+    if faults:
+        lines = "\n  ".join(sorted(faults))
+        raise UserError(f"{len(faults)} frames cannot be read; run stages/validate.py again\n  {lines}")
+
+
+def _decode_block(job: tuple[Path, int, Sequence[list[Path] | None], int]) -> tuple[int, list[str]]:
+    scratch, start, paths, size = job
+    rows, faults = open_rows(scratch / "images.hdf5", "images", "r+"), []
+    for row, files in enumerate(paths, start):
+        for view, path in enumerate(files or ()):
+            try:
+                image = Image.fromarray(read_pixels(path, ("RGB",)))
+            except UserError as error:
+                faults.append(str(error))
+                continue
+            small = image.resize(
+                (size, size), Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BICUBIC
+            )
+            rows[row, view] = np.asarray(small).transpose(2, 0, 1)
+    rows.flush()
+    return start, faults

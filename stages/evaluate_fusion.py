@@ -1,0 +1,32 @@
+"""Evaluate the fusion model on held-out episodes, beside simple predictors, and tell which inputs it uses."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sightline.cli import run_stage
+from sightline.fusion.evaluation import EvaluateFusionParams, evaluate_fusion
+from sightline.params import Section
+
+
+class Params(Section):
+    evaluate_fusion: EvaluateFusionParams = EvaluateFusionParams()
+
+
+def main(args: Namespace, params: Params) -> None:
+    extras = {"depth": args.depth_embeddings, "clip": args.clip_grids}
+    files = {name: path for name, path in extras.items() if path}
+    figures = evaluate_fusion(args.weights, args.views, args.output, params.evaluate_fusion, files)
+    print(f"{'model':16}{figures['nmse']:8.4f} NMSE, R2 {figures['r2']:.3f}")
+    for name, baseline in figures["baselines"].items():
+        print(f"{name:16}{baseline['nmse']:8.4f}")
+
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("weights", type=Path, help="safetensors file written by stages/train_fusion.py")
+parser.add_argument("views", type=Path, help="HDF5 file written by stages/pack_views.py")
+parser.add_argument("output", type=Path, help="folder for metrics.json, error_by_step.csv and actions.png")
+parser.add_argument("--depth-embeddings", type=Path, help="the further input that the model was trained with")
+parser.add_argument("--clip-grids", type=Path, help="the further input that the model was trained with")
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)

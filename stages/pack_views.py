@@ -1,0 +1,29 @@
+"""Decode the views of every frame once, to one HDF5 file with joints, actions and split."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sightline.cli import report, run_stage
+from sightline.fusion.views import ViewParams, pack_views
+from sightline.params import Section
+
+
+class Params(Section):
+    fusion: ViewParams = ViewParams()
+
+
+def main(args: Namespace, params: Params) -> None:
+    figures = pack_views(args.recording, args.index, args.output, params.fusion, args.target, args.processes)
+    report(figures, args.metrics_dir)
+
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("recording", type=Path, help="folder of the recording")
+parser.add_argument("output", type=Path, help="HDF5 file to write")
+parser.add_argument("--index", type=Path, required=True, help="folder of indices written by stages/validate.py")
+parser.add_argument("--target", default="actions", help="column of frames.parquet with the actions (actions)")
+parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
+parser.add_argument("--processes", type=int, help="worker processes (default: one per core)")
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)

@@ -1,0 +1,37 @@
+"""Train the fusion model on demonstrations; keep the epoch that is best on the validation episodes."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import get_args
+
+from sightline.cli import run_stage
+from sightline.fusion.network import Design
+from sightline.fusion.training import FusionParams, train_fusion
+from sightline.params import Section
+
+
+class Params(Section):
+    seed: int = 0
+    fusion: FusionParams = FusionParams()
+
+
+def main(args: Namespace, params: Params) -> None:
+    extras = {"depth": args.depth_embeddings, "clip": args.clip_grids}
+    train_fusion(
+        args.views, args.weights, args.metrics_dir, params.fusion, params.seed, design=args.design,
+        extras={name: path for name, path in extras.items() if path}, output_dir=args.output_dir, resume=args.resume,
+    )  # fmt: skip
+
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("views", type=Path, help="HDF5 file written by stages/pack_views.py")
+parser.add_argument("weights", type=Path, help="safetensors file to write")
+parser.add_argument("--design", choices=get_args(Design), default="nine", help="what encodes the views (nine)")
+parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
+parser.add_argument("--depth-embeddings", type=Path, help="file written by stages/embed.py, as a further input")
+parser.add_argument("--clip-grids", type=Path, help="file written by stages/clip_grids.py, as a further input")
+parser.add_argument("--output-dir", type=Path, help="folder for checkpoints and TensorBoard logs")
+parser.add_argument("--resume", type=Path, help="checkpoint of an earlier run by hand to go on from")
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)

@@ -1,0 +1,305 @@
+"""Packing views, training on them, and an evaluation that sees what the model looks at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, only_error_line
+from PIL import Image
+
+from sightline.errors import UserError
+from sightline.fusion import FusionPolicy, load_policy
+from sightline.fusion import views as views_module
+from sightline.fusion.chunks import Chunks, chunk_rows, discounted_returns
+from sightline.fusion.evaluation import EvaluateFusionParams, evaluate_fusion
+from sightline.fusion.policy import PolicyConfig, save_policy
+from sightline.fusion.training import FusionParams, train_fusion
+from sightline.fusion.views import ViewParams, Views, pack_views
+from sightline.recording.layout import RecordingInfo, write_recording_info
+from sightline.recording.split import DataPart, SplitParams
+from sightline.recording.validation import validate_recording
+from sightline.training.order import Draw
+
+CAMERAS = ("left_wrist", "right_wrist", "global")
+SMALL = FusionParams(chunk=4, epochs=2, batch_size=8, lr=1e-3, precision="fp32", shift=2)
+EPISODES, STEPS = 6, 8
+
+
+def write_recording(root: Path, cue: bool = False) -> Path:
+    """Six episodes of eight frames: joints rise, actions follow; with ``cue`` the left view's colour is the action."""
+    rng, count = np.random.default_rng(0), EPISODES * STEPS
+    shown = rng.uniform(-1, 1, EPISODES).repeat(STEPS)
+    step = np.tile(np.arange(STEPS), EPISODES)
+    joints = np.stack([step / STEPS, np.full(count, 0.7)], axis=1)  # the second does not move
+    actions = np.stack([shown if cue else joints[:, 0] + 0.1, np.full(count, 2.0)], axis=1)
+    table = {"frame_id": np.arange(count) + 10, "episode": np.arange(EPISODES).repeat(STEPS), "step": step,
+             "time_s": step / 10, "joints": list(joints), "actions": list(actions), "reward": step / STEPS}  # fmt: skip
+    root.mkdir(parents=True)
+    pd.DataFrame(table).to_parquet(root / "frames.parquet")
+    write_recording_info(root / "recording.json", RecordingInfo(fps=10.0, cameras=CAMERAS, joints=("lift", "fixed")))
+    for camera in CAMERAS:
+        (root / "rgb" / camera).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(90, 110, (20, 30, 3))
+            if camera == "left_wrist":
+                pixels[..., 0] = 127 + 100 * shown[i]
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"rgb/{camera}/{i + 10:06d}.png")
+    return root
+
+
+def pack(root: Path, on_error: str = "fail", test: float = 0.15) -> Path:
+    """Validate and pack the recording at ``root`` -> file of views."""
+    data = DataPart(on_error=on_error, split=SplitParams(val=0.15, test=test))
+    validate_recording(root, root.parent / "index", data, processes=1)
+    pack_views(root, root.parent / "index", root.parent / "views.hdf5", ViewParams(image_size=32), processes=1)
+    return root.parent / "views.hdf5"
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return pack(write_recording(tmp_path / "recording"))
+
+
+def train(data: Path, name: str = "m", design="nine", seed=0, params=SMALL, **options) -> Path:
+    weights = data.parent / f"{name}.safetensors"
+    train_fusion(data, weights, data.parent / name, params, seed, design=design, **options)
+    return weights
+
+
+def test_the_file_of_views_holds_every_frame_once(data, tmp_path):
+    views = Views.open(data)
+    assert views.images.shape == (48, 3, 3, 32, 32)
+    assert (views.cameras, views.joint_names, views.has_reward) == (CAMERAS, ("lift", "fixed"), True)
+    assert views.frame_id.tolist() == list(range(10, 58))
+    assert {part: len(views.rows(part)) for part in ("train", "val", "test")} == {"train": 32, "val": 8, "test": 8}
+    image = Image.open(tmp_path / "recording/rgb/global/000020.png").resize((32, 32), Image.Resampling.BICUBIC)
+    assert (views.images[10, 2].transpose(1, 2, 0) == np.asarray(image)).all()
+    before = data.read_bytes()
+    pack(tmp_path / "recording")
+    assert data.read_bytes() == before
+
+
+def test_interrupted_packing_continues(data, tmp_path, monkeypatch):
+    expected, decoded = data.read_bytes(), []
+    monkeypatch.setattr(views_module, "_BLOCK", 16)
+    decode = views_module._decode_block
+
+    def failing(job):
+        if len(decoded) == 2:
+            raise KeyboardInterrupt
+        decoded.append(job[1])
+        return decode(job)
+
+    monkeypatch.setattr(views_module, "_decode_block", failing)
+    arguments = (tmp_path / "recording", tmp_path / "index", tmp_path / "views.hdf5", ViewParams(image_size=32))
+    with pytest.raises(KeyboardInterrupt):
+        pack_views(*arguments, processes=1)
+    decoded.clear()
+    pack_views(*arguments, processes=1)
+    assert decoded == [32]
+    assert data.read_bytes() == expected
+
+
+def test_frames_without_an_image_are_not_learnt_from_but_their_actions_are(tmp_path):
+    root = write_recording(tmp_path / "recording")
+    (root / "rgb/right_wrist/000012.png").unlink()
+    with pytest.warns(UserWarning, match=r"1 of 48 .* are broken or missing|1 of 48 frames lack an image .*12"):
+        data = pack(root, on_error="skip")
+    views = Views.open(data)
+    assert (views.sound.sum(), views.images[2].max()) == (47, 0)
+    assert 2 not in views.rows(views.split[2])
+    batch = Chunks(views, 4, {})[Draw(np.array([1]), np.zeros((1, 0), np.float32))]
+    assert (batch["actions"][0].numpy() == views.actions[1:5]).all()
+
+
+def test_chunks_stay_within_their_episode():
+    ahead, inside = chunk_rows(np.array([0, 0, 0, 5, 5]), 3)
+    assert ahead.tolist() == [[0, 1, 2], [1, 2, 2], [2, 2, 2], [3, 4, 4], [4, 4, 4]]
+    assert inside.sum(1).tolist() == [3, 2, 1, 2, 1]
+
+
+def test_returns_are_discounted_within_the_episode():
+    found = discounted_returns(np.array([1.0, 2, 4, 8, 16]), np.array([0, 0, 1, 1, 1]), 0.5)
+    assert found.tolist() == [2, 2, 12, 16, 16]
+
+
+def test_normalisation_is_that_of_training_episodes_and_constants_stay_constant():
+    config = PolicyConfig(
+        design="joints_only", cameras=CAMERAS, image_size=32, joint_names=("a", "b"), actions=2, steps=1
+    )
+    policy = FusionPolicy(config)
+    values = torch.tensor([[0.0, 3.0], [2.0, 3.0]])
+    policy.fit_normalisation(values, values * 10)
+    assert policy.normalise_joints(torch.tensor([[1.0, 3.0], [3.0, 3.01]])).tolist() == [[0, 0], [2, 0]]
+    assert policy.actions_scale.tolist() == [10, 1]
+    predicted = policy.eval()(torch.zeros(1, 3, 3, 32, 32), torch.zeros(1, 2))
+    assert predicted[0, 0, 1] == 30
+
+
+@pytest.mark.parametrize("options", [{}, {"objective": "cvae", "weights": "mc", "ema": 0.9, "norm": "gn"}], ids=str)
+def test_a_killed_training_continues_and_ends_with_the_same_bytes(data, options, monkeypatch):
+    params = SMALL.model_copy(update={"epochs": 3, **options})
+    whole = train(data, "whole", params=params)
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import os, lightning, test_fusion_training as t\nfrom pathlib import Path\n"
+        "from sightline.training import fitting\n"
+        "end = fitting._Keeper.on_train_epoch_end\n"
+        "def die(self, trainer, module):\n"
+        "    end(self, trainer, module)\n"
+        "    trainer.current_epoch == 1 and os._exit(9)\n"
+        "fitting._Keeper.on_train_epoch_end = die\n"
+        f"t.train(Path({str(data)!r}), 'killed', params=t.SMALL.model_copy(update={params.model_dump()!r}))\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == 9, killed.stderr
+    assert not (data.parent / "killed.safetensors").exists()
+    again = train(data, "killed", params=params)
+    assert again.read_bytes() == whole.read_bytes()
+    for name in ("metrics.json", "curves.csv"):
+        assert (data.parent / "killed" / name).read_bytes() == (data.parent / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("design", ["three", "shared", "images_only", "joints_only"])
+def test_every_design_trains_and_is_evaluated(data, tmp_path, design):
+    figures = evaluate_fusion(train(data, design=design), data, tmp_path / "e", EvaluateFusionParams())
+    assert figures["frames"] == 8
+    assert np.isfinite(figures["nmse"])
+    assert ("shuffled_views" in figures["use"]) == (design != "joints_only")
+    assert ("shuffled_joints" in figures["use"]) == (design != "images_only")
+
+
+def test_the_evaluation_shows_that_the_model_looks_where_the_cue_is(tmp_path):
+    data = pack(write_recording(tmp_path / "recording", cue=True), test=0.3)
+    params = SMALL.model_copy(update={"epochs": 25, "jitter": 0.0, "joint_dropout": 0.0, "patience": 25})
+    figures = evaluate_fusion(train(data, params=params), data, tmp_path / "e", EvaluateFusionParams())
+    blind = evaluate_fusion(
+        train(data, "j", "joints_only", params=params), data, tmp_path / "j", EvaluateFusionParams()
+    )
+    assert figures["nmse"] < 0.5 * figures["baselines"]["mean"]["nmse"]
+    assert figures["nmse"] < blind["nmse"]
+    assert figures["use"]["blank_left_wrist"] > 10 * abs(figures["use"]["blank_global"])
+    assert figures["use"]["shuffled_views"] > abs(figures["use"]["shuffled_joints"])
+    assert figures["use"]["swapped_left_right"] > 0.1
+    low, high = figures["nmse_interval"]
+    assert low <= figures["nmse"] <= high
+    assert set(figures["by_episode"]) == {
+        str(i) for i in np.unique(Views.open(data).episode[Views.open(data).rows("test")])
+    }
+
+
+def test_figures_are_those_of_the_errors(data, tmp_path):
+    weights = train(data, design="joints_only", params=SMALL.model_copy(update={"objective": "cvae"}))
+    figures = evaluate_fusion(weights, data, tmp_path / "e", EvaluateFusionParams(batch_size=3))
+    views, policy = Views.open(data), load_policy(weights, CAMERAS)
+    rows = views.rows("test")
+    with torch.inference_mode():
+        predicted = policy(torch.from_numpy(views.images[rows]), torch.from_numpy(views.joints[rows])).numpy()
+    ahead, inside = chunk_rows(views.episode, 4)
+    scale = views.actions[views.split == "train", 0].std()
+    error = (predicted - views.actions[ahead[rows]])[..., 0]  # the other action does not move
+    squares = np.square(error / scale) * inside[rows]
+    assert figures["nmse"] == pytest.approx(squares.sum() / inside[rows].sum(), rel=1e-4)
+    assert figures["l1"]["0"] == pytest.approx((np.abs(error) * inside[rows]).sum() / inside[rows].sum(), rel=1e-4)
+    hold = np.square((views.joints[rows][:, None, 0] - views.actions[ahead[rows]][..., 0]) / scale) * inside[rows]
+    assert figures["baselines"]["hold"]["nmse"] == pytest.approx(hold.sum() / inside[rows].sum(), rel=1e-4)
+    assert 0 <= figures["cvae"]["active_units"] <= figures["cvae"]["latent"] == 4
+    lines = (tmp_path / "e/error_by_step.csv").read_text().splitlines()
+    assert (lines[0], len(lines)) == ("step,model,mean,hold,previous_action", 5)
+    assert json.loads((tmp_path / "e/metrics.json").read_text())["nmse"] == pytest.approx(figures["nmse"], rel=1e-5)
+    assert min(Image.open(tmp_path / "e/actions.png").size) > 300
+
+
+def test_averaged_weights_include_statistics(data):
+    plain = load_policy(train(data, "a"))
+    averaged = load_policy(train(data, "b", params=SMALL.model_copy(update={"ema": 0.99})))
+    name = "encoder.image_encoders.0.resnet.1.running_mean"
+    assert not torch.equal(plain.state_dict()[name], averaged.state_dict()[name])
+    assert averaged.state_dict()[name].abs().sum() > 0
+
+
+def test_further_inputs_are_learnt_from(data, tmp_path):
+    views = Views.open(data)
+    with h5py.File(tmp_path / "d.hdf5", "w") as file:
+        file["embeddings"], file["frame_id"] = (
+            np.random.default_rng(0).normal(size=(48, 8)).astype("f4"),
+            views.frame_id,
+        )
+    with h5py.File(tmp_path / "c.hdf5", "w") as file:
+        file["grids"], file["image_ids"] = np.ones((50, 4, 6), "f2"), np.arange(8, 58)
+    extras = {"depth": tmp_path / "d.hdf5", "clip": tmp_path / "c.hdf5"}
+    weights = train(data, design="joints_only", extras=extras)
+    assert load_policy(weights).config.extras == {"depth": (8,), "clip": (4, 6)}
+    evaluate_fusion(weights, data, tmp_path / "e", EvaluateFusionParams(), extras)
+    with h5py.File(tmp_path / "d.hdf5", "w") as file:
+        file["embeddings"], file["frame_id"] = np.ones((47, 8), "f4"), views.frame_id[1:]
+    with pytest.raises(UserError, match=r"d.hdf5: lacks 1 frames of .*views.hdf5 \(first 10\)"):
+        train(data, extras=extras)
+
+
+def test_constant_rewards_are_no_signal_and_it_is_said(tmp_path):
+    root = write_recording(tmp_path / "recording")
+    frames = pd.read_parquet(root / "frames.parquet")
+    frames["reward"] = 1.0
+    frames.to_parquet(root / "frames.parquet")
+    data = pack(root)
+    with pytest.warns(UserWarning, match=r"the reward is 1 in every training frame: no signal"):
+        weighted = train(data, "w", "joints_only", params=SMALL.model_copy(update={"weights": "mc"}))
+    assert weighted.read_bytes() == train(data, "n", "joints_only").read_bytes()
+
+
+def test_the_command_under_a_launcher_with_two_processes(data):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", ROOT / "stages/train_fusion.py"]
+    options = [data, "two.safetensors", "--design", "joints_only", "--metrics-dir", "two", "--set", "fusion.epochs=1",
+               "--set", "fusion.chunk=4", "--set", "fusion.batch_size=4"]  # fmt: skip
+    result = subprocess.run(
+        [*launcher, *options], cwd=data.parent, env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert load_policy(data.parent / "two.safetensors").config.steps == 4
+
+
+def test_what_cannot_be_packed_is_refused(tmp_path):
+    root = write_recording(tmp_path / "recording")
+    pack(root)
+    index, output = tmp_path / "index", tmp_path / "o.hdf5"
+    with pytest.raises(UserError, match=r"fusion.cameras: front not in .*recording.json, which has: left_wrist"):
+        pack_views(root, index, output, ViewParams(cameras=("left_wrist", "front", "global")))
+    with pytest.raises(UserError, match=r"frames.parquet: no column torques; without demonstrations"):
+        pack_views(root, index, output, ViewParams(), "torques")
+    with pytest.raises(UserError, match=r"no such frame index"):
+        pack_views(root, tmp_path, output, ViewParams())
+    (root / "rgb/global/000013.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"1 frames cannot be read; .*\n.*000013.png: broken image"):
+        pack_views(root, index, output, ViewParams(image_size=48), processes=1)
+    assert not output.exists()
+
+
+def test_what_cannot_be_trained_or_evaluated_is_refused(data, tmp_path, stage):
+    with pytest.raises(UserError, match=r"fusion.chunk is 9, but the longest episode has 8 frames"):
+        train(data, params=SMALL.model_copy(update={"chunk": 9}))
+    weights = train(data, design="joints_only")
+    with pytest.raises(
+        UserError, match=r"trained on cameras left_wrist, right_wrist, global, in this order, but given"
+    ):
+        load_policy(weights, ("right_wrist", "left_wrist", "global"))
+    with pytest.raises(UserError, match="not a fusion model"):
+        evaluate_fusion(data, data, tmp_path / "e", EvaluateFusionParams())
+    policy = load_policy(weights)
+    config = policy.config.model_copy(update={"train_episodes": tuple(range(EPISODES))})
+    policy.config = config
+    save_policy(tmp_path / "all.safetensors", policy)
+    with pytest.raises(UserError, match=r"all.safetensors: was trained on episode \d of part test"):
+        evaluate_fusion(tmp_path / "all.safetensors", data, tmp_path / "e", EvaluateFusionParams())
+    arguments = ("views.hdf5", "o.safetensors", "--metrics-dir", "o")
+    assert "fusion.lr: " in only_error_line(stage("train_fusion", *arguments, "--set", "fusion.lr=-1"))
+    assert not (tmp_path / "o.safetensors").exists()
