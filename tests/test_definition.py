@@ -51,6 +51,7 @@ def _stages() -> dict[str, dict[str, Any]]:
 STAGES = _stages()
 SCRIPTS = {name: re.search(r"stages/\w+\.py", stage["cmd"])[0] for name, stage in STAGES.items()}
 OUTS = [out for stage in STAGES.values() for out in stage["outs"]]
+BY_HAND = ("stages/import_hdf5.py", "stages/import_lerobot.py")  # make recordings, which the pipeline then reads
 is_code = re.compile(r"(stages|src)/.*\.py").fullmatch
 
 
@@ -123,7 +124,7 @@ def test_trainings_and_extractions_can_be_launched_on_many_gpus():
 @pytest.mark.parametrize("script", sorted((ROOT / "stages").glob("*.py")), ids=lambda path: path.name)
 def test_stage_scripts_are_thin_and_used(script):
     assert len(script.read_text().splitlines()) <= 40
-    assert f"stages/{script.name}" in SCRIPTS.values()
+    assert f"stages/{script.name}" in {*SCRIPTS.values(), *BY_HAND}
 
 
 def test_every_stage_is_described():

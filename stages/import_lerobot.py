@@ -1,0 +1,34 @@
+"""Import a LeRobot data set (format v2.0, v2.1 or v3.0) as a recording: its table, and the pictures of its cameras."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sightline.cli import run_stage
+from sightline.params import Section
+from sightline.recording.importers.lerobot import import_lerobot
+
+
+class Params(Section):
+    """No parameters: nothing here is part of the pipeline."""
+
+
+def main(args: Namespace, _: Params) -> None:
+    choices = {name: getattr(args, name) for name in ("joints", "actions", "size", "processes")}
+    print(import_lerobot(args.source, args.recording, args.camera, **choices))
+
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("source", type=Path, help="folder of the data set, which holds meta/info.json")
+parser.add_argument("recording", type=Path, help="folder to write: new or empty")
+parser.add_argument(
+    "--camera", action="append", default=[], metavar="KEY[=NAME]",
+    help="import this camera, as NAME; repeat for more (default: all, named by the last part of their keys)",
+)  # fmt: skip
+KEYS = {"action": "append", "default": [], "metavar": "KEY"}
+parser.add_argument("--joints", **KEYS, help="feature with joint states; repeat to join several (observation.state)")
+parser.add_argument("--actions", **KEYS, help="feature with actions; repeat to join several (action)")
+parser.add_argument("--size", type=int, default=224, help="shorter side of pictures, pixels; 0: native size (224)")
+parser.add_argument("--processes", type=int, help="episodes read at a time (default: one per core)")
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)
