@@ -300,7 +300,7 @@ def _demonstration(
 ) -> Demonstration:
     keys = [key for group in features.values() for key in group]
     one_each = info.codebase_version.startswith("v2")
-    rows = _read_rows(episode.data, (*_TIME, *keys))
+    rows = _read_rows(episode.data, tuple(dict.fromkeys((*_TIME, *keys))))
     rows = rows.filter(pc.field("episode_index") == episode.number).sort_by("frame_index")
     label = str(episode.data) if one_each else f"{episode.data}: episode {episode.number}"
     if rows.num_rows != episode.length:
