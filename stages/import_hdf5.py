@@ -13,7 +13,7 @@ class Params(Section):
 
 
 def main(args: Namespace, _: Params) -> None:
-    choices = {name: getattr(args, name) for name in ("joints", "actions", "size", "fps", "bgr", "processes")}
+    choices = {name: getattr(args, name) for name in ("joints", "actions", "skip", "size", "fps", "bgr", "processes")}
     print(import_hdf5(args.source, args.recording, args.camera, **choices))
 
 
@@ -27,6 +27,7 @@ parser.add_argument(
 KEYS = {"action": "append", "default": [], "metavar": "KEY"}
 parser.add_argument("--joints", **KEYS, help="joint states, e.g. observations/qpos; repeat to join several data sets")
 parser.add_argument("--actions", **KEYS, help="actions, e.g. action; repeat to join several data sets")
+parser.add_argument("--skip", type=int, action="append", default=[], metavar="N", help="leave episode N out; repeat")
 parser.add_argument("--size", type=int, default=224, help="shorter side of pictures, pixels; 0: native size (224)")
 parser.add_argument("--fps", type=float, help="frames per second (default: 50, or robomimic's control_freq)")
 parser.add_argument("--bgr", action="store_true", help="exchange red and blue: look at a picture if in doubt")

@@ -13,7 +13,7 @@ class Params(Section):
 
 
 def main(args: Namespace, _: Params) -> None:
-    choices = {name: getattr(args, name) for name in ("joints", "actions", "size", "processes")}
+    choices = {name: getattr(args, name) for name in ("joints", "actions", "skip", "size", "processes")}
     print(import_lerobot(args.source, args.recording, args.camera, **choices))
 
 
@@ -27,6 +27,7 @@ parser.add_argument(
 KEYS = {"action": "append", "default": [], "metavar": "KEY"}
 parser.add_argument("--joints", **KEYS, help="feature with joint states; repeat to join several (observation.state)")
 parser.add_argument("--actions", **KEYS, help="feature with actions; repeat to join several (action)")
+parser.add_argument("--skip", type=int, action="append", default=[], metavar="N", help="leave episode N out; repeat")
 parser.add_argument("--size", type=int, default=224, help="shorter side of pictures, pixels; 0: native size (224)")
 parser.add_argument("--processes", type=int, help="episodes read at a time (default: one per core)")
 

@@ -3,6 +3,7 @@
 The data sets are written here, in the layouts that the formats document.
 """
 
+import errno
 import io
 import json
 import os
@@ -362,6 +363,20 @@ def test_cameras_are_chosen_and_named_by_the_user(v2, tmp_path):
     assert f"dvc add {tmp_path}/recording/recording.json" in text
 
 
+@pytest.mark.parametrize("layout", ["v2.1", "v3.0", "aloha"])
+def test_episodes_are_left_out(layout, tmp_path):
+    source = aloha(tmp_path / "set") if layout == "aloha" else LEROBOT[layout](tmp_path / "set")
+    convert = import_hdf5 if layout == "aloha" else import_lerobot
+    refused(convert, source, "--skip 7", "0, 1", skip=[7])
+    refused(convert, source, "no episode is left", skip=[0, 1])
+    for broken in (*source.rglob("episode_000000.*"), *source.rglob("episode_0.hdf5")):
+        broken.write_bytes(b"")
+    convert(source, tmp_path / "recording", skip=[0], processes=1)
+    assert read_frames(tmp_path / "recording/frames.parquet")["episode"].tolist() == [1] * STEPS
+    pixels = pixels_of(tmp_path / "recording", "cam_high" if layout == "aloha" else "left", 0)
+    assert np.abs(pixels - picture(0, 1, 0).astype(float)).mean() < CODEC_ERROR
+
+
 def test_features_are_put_side_by_side(v2, tmp_path):
     import_lerobot(v2, tmp_path / "recording", joints=["observation.state", "next.reward"], processes=1)
     info = read_recording_info(tmp_path / "recording/recording.json")
@@ -478,6 +493,21 @@ def test_a_killed_import_leaves_nothing_that_looks_complete(v2, tmp_path):
     check_pictures(target, ("left", "top"), CODEC_ERROR)
 
 
+def test_disks_without_links(v2, tmp_path, monkeypatch):
+    import_lerobot(v2, tmp_path / "linked", processes=1)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    import_lerobot(v2, tmp_path / "copied", processes=1)
+    assert contents(tmp_path / "copied") == contents(tmp_path / "linked")
+
+
+def test_a_full_disk(v2, monkeypatch):
+    def save(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    refused(import_lerobot, v2, "refused", "No space left on device")
+
+
 # Mistakes
 
 
@@ -585,7 +615,7 @@ def test_rows_that_are_not_what_the_episodes_say(v2):
     ("columns", "words"),
     [
         ({"observation.state": [np.full(3, np.nan, np.float32)] * STEPS}, ("joints", "6 of 6 rows", "NaN")),
-        ({"timestamp": np.zeros(STEPS, np.float32)}, ("time does not rise", "5 rows")),
+        ({"timestamp": np.zeros(STEPS, np.float32)}, ("time does not rise", "5 of 6 rows")),
         ({"frame_index": np.arange(STEPS) * 2}, ("frame_index", "missing")),
         ({"observation.state": [np.zeros(2 + i % 2) for i in range(STEPS)]}, ("observation.state", "3 numbers")),
         ({"observation.state": ["a"] * STEPS}, ("observation.state", "3 numbers")),
@@ -659,7 +689,7 @@ GREY = np.zeros((STEPS, HEIGHT, WIDTH), np.uint8)
         ({"observations__images__cam_high": GREY}, ("cam_high", "not colour pictures", "--camera")),
         ({"observations__images__cam_high": GREY[..., None]}, ("cam_high", "not colour pictures")),
         ({"observations__images__cam_high": np.zeros((5, 4, 4, 3), np.uint8)}, ("5 pictures", "6 rows")),
-        ({"observations__images__cam_high": np.ones((STEPS, 99), np.uint8)}, ("cam_high, picture 0", "broken")),
+        ({"observations__images__cam_high": np.ones((STEPS, 99), np.uint8)}, ("cam_high, picture 0", "not a picture")),
         ({"observations__qpos": np.full((STEPS, 3), np.nan)}, ("joints", "NaN")),
         ({"observations__qpos": np.zeros((STEPS, 4))}, ("4 joints", "episode_0.hdf5 has 3")),
         ({"observations__qpos": np.zeros((STEPS - 1, 3))}, ("5 rows of joints", "6 of actions")),

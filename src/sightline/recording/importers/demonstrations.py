@@ -7,6 +7,7 @@ recording is whole: an interrupted import continues, and the recording appears i
 
 import os
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,12 +15,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sightline.errors import UserError
 from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder
@@ -42,15 +43,26 @@ class Pictures(Protocol):
         """Yield uint8 RGB [H, W, 3]. Raises `UserError` where the file is broken or its pictures are not colour."""
 
 
+class Numbered(Protocol):
+    """An episode of a source, before it is read."""
+
+    @property
+    def number(self) -> int:
+        """Its number in the source."""
+
+
+E = TypeVar("E", bound=Numbered)
+
+
 @dataclass(frozen=True)
 class Demonstration:
     """One episode of a source.
 
-    ``columns`` has ``time_s`` [T], seconds, and ``joints`` [T, J]; perhaps ``actions`` [T, A], ``reward`` [T] and
+    ``columns`` has ``time_s`` [T], seconds, ``joints`` [T, J] and ``actions`` [T, A]; perhaps ``reward`` [T] and
     ``success`` [T] (bool).
     """
 
-    episode: int
+    number: int  # of the episode
     source: str  # the file (and place in it) that the columns are from, for messages
     columns: dict[str, np.ndarray]
     pictures: dict[str, Pictures]  # camera name -> one picture per row
@@ -91,6 +103,18 @@ def choose_cameras(options: Iterable[str], known: Iterable[str], source: Path) -
     return {key: chosen[key] for key in known if key in chosen}
 
 
+def leave_out(episodes: list[E], numbers: Iterable[int], source: Path) -> list[E]:
+    """``episodes`` without those whose ``number`` is among ``numbers``. Raises `UserError` where there is no such."""
+    known = [episode.number for episode in episodes]
+    for number in numbers:
+        if number not in known:
+            raise UserError(f"--skip {number}: no episode {number} in {source}; it has {first_few(sorted(known))}")
+    kept = [episode for episode in episodes if episode.number not in set(numbers)]
+    if not kept:
+        raise UserError(f"{source}: no episode is left of {len(known)}; take fewer --skip")
+    return kept
+
+
 def require_data(path: Path) -> Path:
     """``path``, where it is a file with data. Raises `UserError` where it is missing or a git-LFS pointer."""
     try:
@@ -114,6 +138,8 @@ def decode_picture(data: bytes, where: str) -> np.ndarray:
             if image.mode != "RGB":
                 raise UserError(f"{where}: a picture of mode {image.mode}, not RGB; name colour cameras with --camera")
             return np.asarray(image)
+    except UnidentifiedImageError:
+        raise UserError(f"{where}: not a picture in JPEG or PNG; copy the file again") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{where}: broken picture ({' '.join(str(error).split())}); copy the file again") from None
 
@@ -146,8 +172,8 @@ def write_recording(
         raise UserError(f"{target}: exists and is not an empty folder; name a new one, or delete it first")
     if size < 0:
         raise UserError(f"--size {size}: pixels of the shorter side are needed, or 0 for the pictures' own size")
-    demonstrations = sorted(demonstrations, key=lambda d: d.episode)
-    _check(demonstrations, joints)
+    demonstrations = sorted(demonstrations, key=lambda d: d.number)
+    _check(demonstrations)
     cameras = tuple(demonstrations[0].pictures)
     sizes = {camera: _first_size(pictures) for camera, pictures in demonstrations[0].pictures.items()}
     place = target.resolve()
@@ -180,21 +206,19 @@ class _Job:
     size: int
 
 
-def _check(demonstrations: list[Demonstration], joints: tuple[str, ...]) -> None:
+def _check(demonstrations: list[Demonstration]) -> None:
     """What can be known without reading pictures."""
     first = demonstrations[0]
     for one, other in pairwise(demonstrations):
-        if one.episode == other.episode:
-            raise UserError(f"{other.source}: episode {other.episode} is also {one.source}; leave one of them out")
+        if one.number == other.number:
+            raise UserError(f"{other.source}: episode {other.number} is also {one.source}; leave one of them out")
     for d in demonstrations:
         if d.steps == 0:
-            raise UserError(f"{d.source}: the episode has no rows; leave it out")
+            raise UserError(f"{d.source}: the episode has no rows; leave it out with --skip {d.number}")
         if d.columns.keys() != first.columns.keys():
             odd = ", ".join(sorted(d.columns.keys() ^ first.columns.keys()))
-            raise UserError(f"{d.source}: of it and {first.source} only one has {odd}; import them separately")
+            raise UserError(f"{d.source}: only one of it and {first.source} has {odd}; import them separately")
         for name, values in d.columns.items():
-            if len(values) != d.steps:
-                raise UserError(f"{d.source}: {len(values)} rows of {name}, but {d.steps} of time; record it again")
             if values.ndim == 2 and values.shape[1] != first.columns[name].shape[1]:
                 counts = f"{values.shape[1]} {name}, but {first.source} has {first.columns[name].shape[1]}"
                 raise UserError(f"{d.source}: has {counts}; import episodes of different robots separately")
@@ -202,13 +226,14 @@ def _check(demonstrations: list[Demonstration], joints: tuple[str, ...]) -> None
             if len(bad):
                 raise UserError(
                     f"{d.source}: {name}: {len(bad)} of {d.steps} rows hold NaN or infinity (rows {first_few(bad)}); "
-                    "mend them, or leave the episode out"
+                    f"mend them, or leave the episode out with --skip {d.number}"
                 )
         falls = np.flatnonzero(np.diff(d.columns["time_s"]) <= 0) + 1
         if len(falls):
-            raise UserError(f"{d.source}: time does not rise at {len(falls)} rows ({first_few(falls)}); mend them")
-    if len(joints) != first.columns["joints"].shape[1]:
-        raise UserError(f"{first.source}: {first.columns['joints'].shape[1]} joints, but {len(joints)} names for them")
+            raise UserError(
+                f"{d.source}: time does not rise at {len(falls)} of {d.steps} rows ({first_few(falls)}); mend them, or "
+                f"leave the episode out with --skip {d.number}"
+            )
 
 
 def _first_size(pictures: Pictures) -> tuple[int, int]:
@@ -242,8 +267,9 @@ def _write_pictures(job: _Job) -> None:
                     _save(pixels, folder / camera / f"{count - 1:06d}.png", job.size)
             if count != demonstration.steps:
                 raise UserError(
-                    f"{pictures.path}: {count} pictures of camera {camera} in episode {demonstration.episode}, but "
-                    f"{demonstration.source} has {demonstration.steps} rows; copy or record the episode again"
+                    f"{pictures.path}: {count} pictures of camera {camera} in episode {demonstration.number}, but "
+                    f"{demonstration.source} has {demonstration.steps} rows; copy them again, or leave the "
+                    f"episode out with --skip {demonstration.number}"
                 )
 
 
@@ -269,7 +295,7 @@ def _table(demonstrations: list[Demonstration]) -> pa.Table:
     steps = [d.steps for d in demonstrations]
     columns: dict[str, Any] = {
         "frame_id": np.arange(sum(steps)),
-        "episode": np.repeat([d.episode for d in demonstrations], steps),
+        "episode": np.repeat([d.number for d in demonstrations], steps),
         "step": np.concatenate([np.arange(n) for n in steps]),
     }
     for name in demonstrations[0].columns:
@@ -290,18 +316,18 @@ def _summary(
         new = _target_size(height, width, size)
         done = "as they were" if new == (height, width) else f"averaged down to {new[0]}x{new[1]}"
         lines.append(f"  rgb/{camera}: pictures of {height}x{width} pixels, {done}")
-    cameras = ", ".join(sizes)
-    folders = ", ".join(f"rgb/{camera}" for camera in sizes)
+    folders = [f"rgb/{camera}" for camera in sizes]
+    tracked = ["recording.json", "frames.parquet", *folders]
     return "\n".join(
         [
             *lines,
             "Next, track it and use it:",
-            f"  dvc add {target}/recording.json {target}/frames.parquet {' '.join(f'{target}/rgb/{c}' for c in sizes)}",
+            f"  dvc add {shlex.join(f'{target}/{name}' for name in tracked)}",
             "  in params.yaml:",
             f"    data.root: {target}",
-            f"    data.images: [{folders}]",
+            f"    data.images: [{', '.join(folders)}]",
             "    data.depth: []",
-            f"    clip.cameras: [{cameras}]",
+            f"    clip.cameras: [{', '.join(sizes)}]",
             "  dvc repro",
         ]
     )

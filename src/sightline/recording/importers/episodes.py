@@ -23,11 +23,13 @@ from sightline.recording.importers.demonstrations import (
     Demonstration,
     choose_cameras,
     decode_picture,
+    leave_out,
     require_data,
     write_recording,
 )
 
 _BLOCK = 16  # pictures read at a time: chunks of the file may hold several
+_MEND = "copy the file again, or leave the episode out with --skip"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def import_hdf5(
     cameras: Iterable[str] = (),
     joints: Iterable[str] = (),
     actions: Iterable[str] = (),
+    skip: Iterable[int] = (),
     size: int = 224,
     fps: float | None = None,
     bgr: bool = False,
@@ -69,6 +72,7 @@ def import_hdf5(
             ``obs/agentview_image``).
         joints, actions: paths of the data sets that are put side by side as joints (default ``observations/qpos`` or
             ``obs/robot0_joint_pos``) and actions (default ``action`` or ``actions``).
+        skip: numbers of episodes that are left out.
         fps: frames per second; None takes 50 for ALOHA/ACT, whose files do not say it, and robomimic's control_freq.
         bgr: red and blue are exchanged in the source, as where OpenCV encoded RGB pictures.
         size, processes: see `write_recording`.
@@ -86,6 +90,7 @@ def import_hdf5(
         places, usual = _episode_groups(source), ("obs/robot0_joint_pos", "actions", "obs")
         fps = fps or _control_frequency(source)
     vectors = {"joints": list(joints) or [usual[0]], "actions": list(actions) or [usual[1]]}
+    places = leave_out(places, skip, source)
     first = places[0]
     with _reading(first.path) as file:
         known = _cameras(file, first, usual[2])
@@ -161,7 +166,7 @@ def _demonstration(
         steps = len(columns["joints"])
         for name, values in columns.items():
             if len(values) != steps:
-                raise UserError(f"{place}: {steps} rows of joints, but {len(values)} of {name}; record it again")
+                raise UserError(f"{place}: {steps} rows of joints, but {len(values)} of {name}; {_MEND} {place.number}")
         for key in cameras:
             _check_pictures(_dataset(file, place, key), place, key, steps)
     time = {"time_s": np.arange(steps) / fps}
@@ -197,7 +202,9 @@ def _check_pictures(dataset: h5py.Dataset, place: _Place, key: str, steps: int) 
             "name the colour cameras, each with --camera KEY=NAME"
         )
     if len(dataset) != steps:
-        raise UserError(f"{place}: {len(dataset)} pictures in {key}, but {steps} rows of joints; record it again")
+        raise UserError(
+            f"{place}: {len(dataset)} pictures in {key}, but {steps} rows of joints; {_MEND} {place.number}"
+        )
 
 
 @contextmanager

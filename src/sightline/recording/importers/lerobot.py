@@ -29,6 +29,7 @@ from sightline.recording.importers.demonstrations import (
     Pictures,
     choose_cameras,
     decode_picture,
+    leave_out,
     require_data,
     write_recording,
 )
@@ -74,6 +75,7 @@ def import_lerobot(
     cameras: Iterable[str] = (),
     joints: Iterable[str] = (),
     actions: Iterable[str] = (),
+    skip: Iterable[int] = (),
     size: int = 224,
     processes: int | None = None,
 ) -> str:
@@ -85,6 +87,7 @@ def import_lerobot(
         cameras: see `choose_cameras`; keys are names of features.
         joints, actions: names of the features that are put side by side as joints (default ``observation.state``)
             and actions (default ``action``).
+        skip: numbers of episodes that are left out.
         size, processes: see `write_recording`.
 
     Raises:
@@ -106,7 +109,7 @@ def import_lerobot(
                 f"{source / 'meta/info.json'}: {key}: a depth or greyscale camera, which is not imported; name the "
                 "colour cameras, each with --camera KEY=NAME"
             )
-    episodes = _read_episodes(source, info, list(names))
+    episodes = leave_out(_read_episodes(source, info, list(names)), skip, source)
     demonstrations = [_demonstration(source, info, episode, features, names) for episode in episodes]
     labels = [label for key in features["joints"] for label in _joint_names(info.features[key])]
     if not all(labels) or len(set(labels)) < len(labels):
@@ -287,7 +290,7 @@ def _place(source: Path, info: Info, pattern: str, **values: Any) -> Path:
     """The file that ``data_path`` or ``video_path`` names."""
     text = getattr(info, pattern)
     try:
-        return require_data(source / text.format(**values))
+        return source / text.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError):
         known = ", ".join(values)
         raise UserError(
@@ -298,6 +301,8 @@ def _place(source: Path, info: Info, pattern: str, **values: Any) -> Path:
 def _demonstration(
     source: Path, info: Info, episode: _Episode, features: dict[str, list[str]], cameras: dict[str, str]
 ) -> Demonstration:
+    for path in [episode.data, *(clip.path for clip in episode.videos.values())]:
+        require_data(path)
     keys = [key for group in features.values() for key in group]
     one_each = info.codebase_version.startswith("v2")
     rows = _read_rows(episode.data, tuple(dict.fromkeys((*_TIME, *keys))))
@@ -305,7 +310,8 @@ def _demonstration(
     label = str(episode.data) if one_each else f"{episode.data}: episode {episode.number}"
     if rows.num_rows != episode.length:
         raise UserError(
-            f"{label}: {rows.num_rows} rows, but meta/episodes says length {episode.length}; copy the data set again"
+            f"{label}: {rows.num_rows} rows, but meta/episodes says length {episode.length}; copy the data set again, "
+            f"or leave the episode out with --skip {episode.number}"
         )
     steps = rows.column("frame_index").to_numpy()
     wrong = np.flatnonzero(steps != np.arange(len(steps)))
