@@ -141,14 +141,15 @@ class VideoClip:
                 if self.start_s > 0:  # to the key frame before it; back by a frame, as the time is rounded
                     container.seek(int(max(0, self.start_s - 2 * half) * av.time_base))
                 for frame in container.decode(stream):
+                    if frame.time >= self.end_s - half:
+                        return
+                    if frame.time < self.start_s - half:
+                        continue
                     if frame.is_corrupt:
                         raise UserError(f"{self.path}: damaged at {frame.time:.2f} s; copy the file again")
                     if len(frame.format.components) < 3:
                         raise UserError(f"{self.path}: a greyscale video; name colour cameras with --camera KEY=NAME")
-                    if frame.time >= self.end_s - half:
-                        return
-                    if frame.time >= self.start_s - half:
-                        yield frame.to_ndarray(format="rgb24")
+                    yield frame.to_ndarray(format="rgb24")
         except av.FFmpegError as error:
             reason = error.strerror or type(error).__name__
             raise UserError(f"{self.path}: a broken or truncated video ({reason}); copy the file again") from None
