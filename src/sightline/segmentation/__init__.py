@@ -1,0 +1,20 @@
+"""Semi-supervised segmentation: a class-wise contrastive memory bank.
+
+The public names load their module when they are first used, so that what needs no network does not load torch.
+"""
+
+import importlib
+from typing import Any
+
+_MODULES = {"ContrastivePrototypeManager": "prototypes"}
+__all__ = ["ContrastivePrototypeManager"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,3 @@
+from sightline.segmentation.prototypes import ContrastivePrototypeManager
+
+__all__ = ["ContrastivePrototypeManager"]

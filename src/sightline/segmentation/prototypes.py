@@ -1,0 +1,545 @@
+"""A memory bank of features for each class, and the losses that pull new features towards it.
+
+The bank and its learned selectors: Alonso et al., "Semi-Supervised Semantic Segmentation with Pixel-Level Contrastive
+Learning from a Class-wise Memory Bank" (ICCV 2021), there a queue. As one part of a semi-supervised method, replaced at
+every step: Wu et al., "Exploring Smoothness and Class-Separation for Semi-supervised Medical Image Segmentation"
+(SS-Net, MICCAI 2022). Where their texts and their published code differ, the defaults here compute what the code of
+SS-Net computes, and an option gives the other reading.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline.errors import UserError
+from sightline.segmentation.contrastive import (
+    attraction,
+    class_members,
+    inter_class_loss,
+    intra_class_loss,
+    mean_directions,
+)
+
+SelectionOrder = Literal["ascending", "descending"]
+Divisor = Literal["num_classes", "present"]
+MemoryWeights = Literal["ones", "live"]
+Update = Literal["replace", "fifo"]
+MemorySource = Literal["labelled", "all"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        # what SS-Net trains with; everything else is the default
+        "ss_net": {"use_learned_selector": True, "heads": True},
+        # the published code keeps batch size x max(1, round(256 / labelled images)) rows of a class at each step: 8 is
+        # a batch of 8 from 171 labelled images or more
+        "semiseg": {
+            "elements_per_class": 256,
+            "elements_per_update": 8,
+            "use_learned_selector": True,
+            "heads": True,
+            "store_background": True,
+            "confidence_threshold": 0.95,
+            "update": "fifo",
+        },
+        # a description of SS-Net's bank for raw features: best scores first, weights as its formula has them, the mean
+        # over the classes that take part, and an update at every call; where it is silent, SS-Net
+        "document": {
+            "selection_order": "descending",
+            "divisor": "present",
+            "memory_weights": "live",
+            "memory_source": "all",
+        },
+    }
+)
+
+
+class ArgumentError(UserError, ValueError):
+    """A wrong argument: a ``ValueError``, as a library's caller expects, that a stage prints as its one line."""
+
+
+class ContrastivePrototypeManager(nn.Module):
+    """Keeps up to K rows of features of each class, and computes the losses of new features against them.
+
+        manager = ContrastivePrototypeManager(num_classes=4, feature_dim=32)
+        loss, parts = manager.update_and_compute_loss(features, logits, labels)          # labelled images
+        more, parts = manager.update_and_compute_loss(features, logits, None, False)     # unlabelled images
+        (loss + more).backward()
+
+    The bank is two buffers: ``memory`` [C, K, D], rows of a class first and zeros after them, and ``memory_count`` [C].
+    It moves with the module, is part of its state dict, has no gradient, and keeps the module's precision. Losses are
+    computed in float32 or, for float64 features, in float64, also under autocast.
+
+    The selectors work in the mode (train or eval) that the module is in: in train mode, ranking rows and computing the
+    loss both move the running statistics of their batch normalisation, as in SS-Net.
+
+    In a distributed run, each process has a bank of its own.
+
+    Args:
+        num_classes: C; class 0 is the background.
+        feature_dim: D, numbers in a row that is stored and compared.
+        elements_per_class: K, rows kept of each class. A class of which only one is stored has no contrastive loss.
+        use_learned_selector: two small networks for each class. The feature selector scores the rows that may be
+            stored, and weighs those of the loss; the memory selector weighs the stored ones. Without them all
+            weights are 1, and of more rows than fit, evenly spaced ones are kept.
+        selection_order: which scores are kept first. SS-Net sorts upwards and so keeps the lowest, though its comment,
+            and Alonso et al., say the highest; the loss teaches selectors to give outliers low scores.
+        divisor: what the sum over classes is divided by: all classes, also those that are absent, as in SS-Net, or
+            those that take part.
+        store_background: store class 0 as well; `update_and_compute_loss` alone heeds this and the next two.
+        require_correct: store only rows whose prediction equals their label.
+        confidence_threshold: store only rows whose predicted class has more than this probability; 0 stores all.
+        memory_weights: "ones": SS-Net normalises each stored row's weight by itself, so that all are exactly 1 and
+            memory selectors learn nothing. "live": they have a mean of 1, and are learned. The same without selectors.
+        update: "replace" the rows of a class that is seen, as SS-Net, or "fifo": put new rows before the older ones,
+            as Alonso et al.; a class that is not seen keeps its rows either way.
+        elements_per_update: most rows of a class that one update stores; None is K, with which a queue of full-size
+            images is replaced at every step.
+        memory_source: who may write the bank in `update_and_compute_loss`: labelled rows alone, or all, unlabelled ones
+            with their predicted class.
+        heads: put SS-Net's projection and prediction heads before the losses of `update_and_compute_loss`: stored is
+            the projection of a row (in eval mode), compared is the prediction from the projection. Without such an
+            asymmetry, here or in the network (see ``memory_features``), the loss pulls all classes to one direction.
+        input_dim: numbers in a row that the heads take; None is ``feature_dim``.
+        inter_margin: see `sightline.segmentation.contrastive.inter_class_loss`.
+        ignore_index: the label of rows without a class; they are neither stored nor compared.
+        eps: smallest length that a row is scaled to length one from. A row of zeros has a gradient of the order of
+            1 / eps: harmless with heads, whose rows are never all zeros; raise it to 1e-3 for raw features after a
+            ReLU.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    memory: Tensor
+    memory_count: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        elements_per_class: int = 32,
+        use_learned_selector: bool = False,
+        *,
+        selection_order: SelectionOrder = "ascending",
+        divisor: Divisor = "num_classes",
+        store_background: bool = False,
+        require_correct: bool = True,
+        confidence_threshold: float = 0.0,
+        memory_weights: MemoryWeights = "ones",
+        update: Update = "replace",
+        elements_per_update: int | None = None,
+        memory_source: MemorySource = "labelled",
+        heads: bool = False,
+        input_dim: int | None = None,
+        inter_margin: float = 1.0,
+        ignore_index: int = 255,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        self.num_classes = _at_least_one("num_classes", num_classes)
+        self.feature_dim = _at_least_one("feature_dim", feature_dim)
+        self.elements_per_class = _at_least_one("elements_per_class", elements_per_class)
+        _check_one_of("selection_order", selection_order, SelectionOrder)
+        self.selection_order = selection_order
+        _check_one_of("divisor", divisor, Divisor)
+        self.divisor = divisor
+        self.store_background = store_background
+        self.require_correct = require_correct
+        if not 0 <= confidence_threshold < 1:
+            raise ArgumentError(f"confidence_threshold must be at least 0 and below 1, not {confidence_threshold}")
+        self.confidence_threshold = confidence_threshold
+        _check_one_of("memory_weights", memory_weights, MemoryWeights)
+        self.memory_weights = memory_weights
+        _check_one_of("update", update, Update)
+        self.update = update
+        self.elements_per_update = elements_per_class
+        if elements_per_update is not None:
+            self.elements_per_update = _at_least_one("elements_per_update", elements_per_update)
+            if elements_per_update > elements_per_class:
+                raise ArgumentError(
+                    f"elements_per_update must be at most elements_per_class {elements_per_class}, "
+                    f"not {elements_per_update}"
+                )
+        _check_one_of("memory_source", memory_source, MemorySource)
+        self.memory_source = memory_source
+        if input_dim is not None and not heads:
+            raise ArgumentError(f"input_dim {input_dim} is of the heads: give heads=True as well")
+        self.input_dim = feature_dim if input_dim is None else _at_least_one("input_dim", input_dim)
+        if not inter_margin > 0:
+            raise ArgumentError(f"inter_margin must be above 0, not {inter_margin}")
+        self.inter_margin = inter_margin
+        if 0 <= ignore_index < num_classes:
+            raise ArgumentError(f"ignore_index must not be one of the {num_classes} classes, not {ignore_index}")
+        self.ignore_index = ignore_index
+        if not eps > 0:
+            raise ArgumentError(f"eps must be above 0, not {eps}")
+        self.eps = eps
+
+        self.register_buffer("memory", torch.zeros(num_classes, elements_per_class, feature_dim))
+        self.register_buffer("memory_count", torch.zeros(num_classes, dtype=torch.int64))
+        self.feature_selectors: nn.ModuleList | None = None
+        self.memory_selectors: nn.ModuleList | None = None
+        if use_learned_selector:
+            self.feature_selectors = nn.ModuleList(_selector(feature_dim) for _ in range(num_classes))
+            self.memory_selectors = nn.ModuleList(_selector(feature_dim) for _ in range(num_classes))
+        self.projection: nn.Module | None = None
+        self.prediction: nn.Module | None = None
+        if heads:
+            self.projection = _head(self.input_dim, feature_dim)
+            self.prediction = _head(feature_dim, feature_dim)
+
+    @classmethod
+    def from_preset(cls, name: str, num_classes: int, feature_dim: int, **options: Any) -> Self:
+        """The options that belong together: "ss_net", "semiseg" (Alonso et al.) or "document", see `PRESETS`.
+
+        Args:
+            name: one of these.
+            options: further arguments of the constructor; they win over the preset's.
+
+        Raises:
+            ValueError: no such preset, or an argument out of its range.
+        """
+        if name not in PRESETS:
+            raise ArgumentError(f"name must be one of {', '.join(PRESETS)}, not {name!r}")
+        return cls(num_classes, feature_dim, **{**PRESETS[name], **options})
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, elements={self.elements_per_class}"
+
+    def get_selectors(self) -> tuple[nn.ModuleList | None, nn.ModuleList | None]:
+        """Feature selectors and memory selectors, one of each for every class; (None, None) without any."""
+        return self.feature_selectors, self.memory_selectors
+
+    # --- the bank
+
+    def memory_rows(self, class_id: int) -> Tensor | None:
+        """A copy of the rows stored of a class: [k, D] with k <= K, the newest or best first; None where none is.
+
+        Raises:
+            ValueError: no such class.
+        """
+        self._check_class("class_id", class_id)
+        count = int(self.memory_count[class_id])
+        return self.memory[class_id, :count].clone() if count else None
+
+    @torch.no_grad()
+    def select_elements(self, features: Tensor, class_id: int) -> Tensor:
+        """The rows that an update would store, without gradient: [N, D] -> [<= elements_per_update, D].
+
+        All rows, in their order, where they fit. Else those that ``selection_order`` puts first by the score of the
+        class's feature selector, or, without selectors, evenly spaced ones.
+
+        Raises:
+            ValueError: another shape or type, or no such class.
+        """
+        self._check_class("class_id", class_id)
+        self._check_rows("features", features)
+        count, most = len(features), self.elements_per_update
+        if count <= most:
+            return features.detach()  # the selector does not run, and its statistics do not move
+        if self.feature_selectors is None:
+            chosen = _evenly_spaced(count, most, features.device)
+        else:
+            scores = _scores(self.feature_selectors[class_id], features)
+            chosen = scores.argsort(descending=self.selection_order == "descending", stable=True)[:most]
+        return features.detach()[chosen]
+
+    @torch.no_grad()
+    def update_memory(self, features_dict: Mapping[int, Tensor]) -> None:
+        """Store rows: class -> [n, D], of which `select_elements` keeps some where they are many. Changes all or none.
+
+        Rows are stored as they are, not scaled, in the bank's precision and on its device. A class that is absent, or
+        has no rows, keeps what it had.
+
+        Raises:
+            ValueError: another shape or type, or no such class.
+        """
+        for class_id, features in features_dict.items():
+            self._check_class("class in features_dict", class_id)
+            self._check_rows(f"features_dict[{class_id}]", features)
+        for class_id, features in features_dict.items():
+            if not len(features):
+                continue
+            new = self.select_elements(features, class_id).to(self.memory)
+            older, count = self.memory[class_id], self.memory_count[class_id]
+            if self.update == "replace":
+                older, count = torch.zeros_like(older), torch.zeros_like(count)
+            self.memory[class_id] = torch.cat([new, older])[: self.elements_per_class]
+            self.memory_count[class_id] = (count + len(new)).clamp_max(self.elements_per_class)
+
+    # --- losses
+
+    def contrastive_class_to_class_learned_memory(self, features: Tensor, class_labels: Tensor) -> Tensor:
+        """How far features point from the stored rows of their own class; does not change the bank.
+
+        For each class with more than one row here and more than one stored, the mean over all pairs of
+        weight x (1 - cosine). Weights of the features come from the feature selectors, which see them without
+        gradient; those of a class have a mean of 1.
+
+        Args:
+            features: floating point [N, D], or dense [B, D, ...] with any number of axes after D.
+            class_labels: whole numbers 0..C-1, or ``ignore_index``: [N] or [B, ...].
+
+        Returns:
+            A scalar in 0..2. It has a gradient path to the features, also where no class takes part and it is 0.
+
+        Raises:
+            ValueError: another shape or type, or labels out of range.
+        """
+        rows_ND = _flatten("features", features, self.feature_dim)
+        classes_N = self._classes("class_labels", class_labels, features)
+        with torch.autocast(features.device.type, enabled=False):
+            members_CN = class_members(classes_N, self.num_classes)
+            return self._contrastive(_full_precision(rows_ND), classes_N, members_CN)
+
+    def update_and_compute_loss(
+        self,
+        features: Tensor,
+        predictions: Tensor,
+        labels: Tensor | None,
+        is_labeled: bool = True,
+        contrastive_weight: float = 1.0,
+        intra_weight: float = 0.1,
+        inter_weight: float = 0.1,
+        *,
+        memory_features: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Store what qualifies, then compute the losses of all rows: one step's part of one kind of images.
+
+        The bank is written in eval mode too; for a validation loss, call `contrastive_class_to_class_learned_memory`.
+        Rows with infinite numbers or NaN, which a step in half precision may have, are never stored.
+
+        Args:
+            features: floating point [N, D], or dense [B, D, ...] with any number of axes after D; with heads,
+                ``input_dim`` in place of D.
+            predictions: logits [N, C] or [B, C, ...] of the same rows; no gradient flows into them.
+            labels: whole numbers 0..C-1, or ``ignore_index``: [N] or [B, ...]. None, of unlabelled images, takes the
+                predicted classes.
+            is_labeled: False where labels are themselves predicted, for example by a teacher; they are used in the
+                losses, but count as unlabelled for ``memory_source``.
+            contrastive_weight: factor of `contrastive_class_to_class_learned_memory`. SS-Net ramps it up to 0.1.
+            intra_weight: factor of `sightline.segmentation.contrastive.intra_class_loss`, of the rows' own classes.
+            inter_weight: factor of `sightline.segmentation.contrastive.inter_class_loss`, of the same.
+            memory_features: what is stored in place of ``features``, [N, D] or [B, D, ...]: the output of a network's
+                (or a teacher's) projection head where ``features`` are those of its prediction head.
+
+        Returns:
+            The weighted sum, a scalar with a gradient path to ``features``, and its parts, without gradient and before
+            weighting, on the features' device: contrastive_loss, intra_loss, inter_loss; and total_loss, the sum.
+
+        Raises:
+            ValueError: another shape or type, labels out of range, or ``memory_features`` beside the manager's heads.
+        """
+        rows_ND = _flatten("features", features, self.input_dim)
+        logits_NC = _flatten("predictions", predictions, self.num_classes).detach()
+        _check_same("predictions", _layout(predictions), features)
+        stored_ND = rows_ND
+        if memory_features is not None:
+            if self.projection is not None:
+                raise ArgumentError("memory_features must be None with heads: the projection makes what is stored")
+            stored_ND = _flatten("memory_features", memory_features, self.feature_dim)
+            _check_same("memory_features", _layout(memory_features), features)
+        predicted_N = logits_NC.argmax(dim=1)
+        classes_N = predicted_N if labels is None else self._classes("labels", labels, features)
+
+        with torch.autocast(features.device.type, enabled=False):
+            if self.memory_source == "all" or (is_labeled and labels is not None):
+                self._remember(stored_ND.detach(), logits_NC, predicted_N, classes_N)
+            embedded_ND = self._embed(rows_ND)
+            members_CN = class_members(classes_N, self.num_classes)
+            means_CD, present_C = mean_directions(embedded_ND, members_CN, self.eps), members_CN.any(dim=1)
+            contrastive = self._contrastive(embedded_ND, classes_N, members_CN, means_CD)
+            intra = intra_class_loss(means_CD, present_C)
+            inter = inter_class_loss(means_CD, present_C, self.inter_margin, self.eps)
+            total = contrastive_weight * contrastive + intra_weight * intra + inter_weight * inter
+        parts = {"contrastive_loss": contrastive, "intra_loss": intra, "inter_loss": inter, "total_loss": total}
+        return total, {name: part.detach() for name, part in parts.items()}
+
+    def _contrastive(
+        self, features_ND: Tensor, classes_N: Tensor, members_CN: Tensor, means_CD: Tensor | None = None
+    ) -> Tensor:
+        """The loss from the rows; ``means_CD``, of the rows without weights, where the caller has them."""
+        takes_part_C = (members_CN.sum(dim=1) > 1) & (self.memory_count > 1)
+        memory_CKD = F.normalize(self.memory.to(features_ND.dtype), dim=2, eps=self.eps)  # free places stay zeros
+        if self.feature_selectors is not None:
+            takes_part = takes_part_C.tolist()
+            weights_N = self._feature_weights(features_ND.detach(), classes_N, takes_part)
+            means_CD = mean_directions(features_ND, members_CN, self.eps, weights_N)
+            memory_CKD = self._weigh_memory(memory_CKD, takes_part)
+        elif means_CD is None:
+            means_CD = mean_directions(features_ND, members_CN, self.eps)
+        memory_means_CD = memory_CKD.sum(dim=1) / self.memory_count.clamp_min(1)[:, None]
+        loss_C = attraction(means_CD, memory_means_CD) * takes_part_C
+        return loss_C.sum() / (self.num_classes if self.divisor == "num_classes" else takes_part_C.sum().clamp_min(1))
+
+    def _feature_weights(self, features_ND: Tensor, classes_N: Tensor, takes_part: list[bool]) -> Tensor:
+        """Scores of the feature selectors, with a mean of 1 in each class: [N]; 1 where a class takes no part."""
+        weights_N = features_ND.new_ones(len(features_ND))
+        if not any(takes_part):
+            return weights_N
+        assert self.feature_selectors is not None
+        places, weights = [], []
+        for class_id, rows in enumerate(_rows_by_class(classes_N, self.num_classes)):
+            if takes_part[class_id]:
+                score = _scores(self.feature_selectors[class_id], features_ND[rows])
+                places.append(rows)
+                weights.append(score * (len(rows) / score.sum()))
+        return weights_N.index_put((torch.cat(places),), torch.cat(weights))
+
+    def _weigh_memory(self, memory_CKD: Tensor, takes_part: list[bool]) -> Tensor:
+        """Stored rows at length one, times the memory selectors' weights with a mean of 1 in each class."""
+        assert self.memory_selectors is not None
+        weighted = list(memory_CKD)
+        for class_id, count in enumerate(self.memory_count.tolist()):
+            if not takes_part[class_id]:
+                continue
+            rows_kD = memory_CKD[class_id, :count]
+            # with weights of one, the scores cancel; the statistics of the selector's normalisation move all the same
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.memory_weights == "live"):
+                score_k = _scores(self.memory_selectors[class_id], rows_kD)
+            if self.memory_weights == "live":
+                weighted[class_id] = F.pad(
+                    rows_kD * (score_k * (count / score_k.sum()))[:, None], (0, 0, 0, self.elements_per_class - count)
+                )
+        return torch.stack(weighted)
+
+    def _embed(self, features_ND: Tensor) -> Tensor:
+        """The prediction of the projection, where there are heads."""
+        if self.projection is None or self.prediction is None:
+            return _full_precision(features_ND)
+        features_ND = features_ND.to(self.memory.dtype)
+        if len(features_ND) < 2:  # a batch's statistics need two rows, and so does every loss
+            return _full_precision(_in_eval_mode(self.prediction, _in_eval_mode(self.projection, features_ND)))
+        return _full_precision(self.prediction(self.projection(features_ND)))
+
+    @torch.no_grad()
+    def _remember(self, features_ND: Tensor, logits_NC: Tensor, predicted_N: Tensor, classes_N: Tensor) -> None:
+        """Store the rows that are of a class, foreground, correct and confident, as the options ask."""
+        qualifies_N = features_ND.sum(dim=1).isfinite()
+        if not self.store_background:
+            qualifies_N &= classes_N != 0
+        if self.require_correct:
+            qualifies_N &= predicted_N == classes_N
+        if self.confidence_threshold > 0:
+            qualifies_N &= _full_precision(logits_NC).softmax(dim=1).amax(dim=1) > self.confidence_threshold
+        rows = _rows_by_class(torch.where(qualifies_N, classes_N, self.num_classes), self.num_classes)
+        if self.feature_selectors is None:  # what `select_elements` would keep, without copying the rest first
+            rows = [chosen[_evenly_spaced(len(chosen), self.elements_per_update, chosen.device)] for chosen in rows]
+        features_dict = {class_id: features_ND[chosen] for class_id, chosen in enumerate(rows) if len(chosen)}
+        if self.projection is not None:
+            features_dict = {
+                class_id: _in_eval_mode(self.projection, features.to(self.memory.dtype))
+                for class_id, features in features_dict.items()
+            }
+        self.update_memory(features_dict)
+
+    # --- arguments
+
+    def _classes(self, name: str, labels: Tensor, features: Tensor) -> Tensor:
+        """Labels checked and flattened: [N], ignored rows as class C."""
+        if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype.is_complex:
+            raise ArgumentError(f"{name} must be a tensor of whole numbers, not {_kind(labels)}")
+        _check_same(name, labels.shape, features)
+        labels_N = labels.detach().reshape(-1).long()
+        ignored_N = labels_N == self.ignore_index
+        wrong_N = ~ignored_N & ((labels_N < 0) | (labels_N >= self.num_classes))
+        if wrong_N.any():  # the one look at numbers from outside: an id too high would be a class that never learns
+            raise ArgumentError(
+                f"{name} must be 0..{self.num_classes - 1} or ignore_index {self.ignore_index}, "
+                f"not {int(labels_N[wrong_N][0])}"
+            )
+        return torch.where(ignored_N, self.num_classes, labels_N)
+
+    def _check_class(self, name: str, class_id: int) -> None:
+        if not 0 <= class_id < self.num_classes:
+            raise ArgumentError(f"{name} must be 0..{self.num_classes - 1}, not {class_id}")
+
+    def _check_rows(self, name: str, features: Tensor) -> None:
+        _check_floating(name, features)
+        if features.ndim != 2 or features.shape[1] != self.feature_dim:
+            raise ArgumentError(f"{name} must be [N, {self.feature_dim}], not {list(features.shape)}")
+
+
+def _selector(dim: int) -> nn.Sequential:
+    """Row [N, D] -> score [N, 1] before the sigmoid."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.LeakyReLU(0.2), nn.Linear(dim, 1))
+
+
+def _head(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Row [N, in_dim] -> [N, out_dim]."""
+    return nn.Sequential(nn.Linear(in_dim, out_dim), nn.BatchNorm1d(out_dim), nn.ReLU(), nn.Linear(out_dim, out_dim))
+
+
+def _scores(selector: nn.Module, rows_ND: Tensor) -> Tensor:
+    """Scores in 0..1, [N], in the precision of the rows."""
+    with torch.autocast(rows_ND.device.type, enabled=False):
+        weight = next(selector.parameters())
+        return selector(rows_ND.to(weight.dtype)).sigmoid().squeeze(1).to(_full_precision(rows_ND).dtype)
+
+
+def _in_eval_mode(module: nn.Module, rows: Tensor) -> Tensor:
+    training = module.training
+    module.eval()
+    try:
+        return module(rows)
+    finally:
+        module.train(training)
+
+
+def _rows_by_class(classes_N: Tensor, num_classes: int) -> list[Tensor]:
+    """Places of the rows of each class, in their order; numbers from C on are of no class. One look from the host."""
+    order = classes_N.argsort(stable=True)
+    counts = class_members(classes_N, num_classes).sum(dim=1).tolist()
+    return list(order[: sum(counts)].split(counts))
+
+
+def _evenly_spaced(count: int, most: int, device: torch.device) -> Tensor:
+    """Places 0..count-1: all where they are at most ``most``, else so many of them."""
+    kept = min(count, most)
+    return torch.arange(kept, device=device) * count // max(kept, 1)
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _flatten(name: str, x: Tensor, channels: int) -> Tensor:
+    """[N, channels] as it is, [B, channels, ...] -> [N, channels]."""
+    _check_floating(name, x)
+    if x.ndim < 2 or x.shape[1] != channels:
+        raise ArgumentError(f"{name} must be [N, {channels}] or [B, {channels}, ...], not {list(x.shape)}")
+    return x if x.ndim == 2 else x.movedim(1, -1).reshape(-1, channels)
+
+
+def _layout(x: Tensor) -> torch.Size:
+    """The shape without the channels: [N] or [B, ...]."""
+    return x.shape[:1] + x.shape[2:]
+
+
+def _check_same(name: str, layout: torch.Size, features: Tensor) -> None:
+    if layout != _layout(features):
+        raise ArgumentError(f"{name} must be of the features' rows {list(_layout(features))}, not of {list(layout)}")
+
+
+def _check_floating(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+        raise ArgumentError(f"{name} must be a floating point tensor, not {_kind(x)}")
+
+
+def _kind(x: object) -> str:
+    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise ArgumentError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def _check_one_of(name: str, value: str, literal: Any) -> None:
+    if value not in get_args(literal):
+        raise ArgumentError(f"{name} must be one of {', '.join(get_args(literal))}, not {value!r}")
