@@ -46,7 +46,7 @@ class _UnitSums(torch.autograd.Function):
     """Factors [R, N] @ rows [N, D] at length one -> [R, D], the same as ``factors @ F.normalize(rows, eps=eps)``.
 
     The rows at length one, as many numbers as the features, are never written; the backward pass writes the gradient
-    and nothing else of that size. On a CPU this is twice as fast, forward and backward, as leaving it to autograd.
+    and nothing else of that size. Left to autograd, both passes spend most of their time on such matrices.
     """
 
     @staticmethod

@@ -4,7 +4,8 @@ The bank and its learned selectors: Alonso et al., "Semi-Supervised Semantic Seg
 Learning from a Class-wise Memory Bank" (ICCV 2021), there a queue. As one part of a semi-supervised method, replaced at
 every step: Wu et al., "Exploring Smoothness and Class-Separation for Semi-supervised Medical Image Segmentation"
 (SS-Net, MICCAI 2022). Where their texts and their published code differ, the defaults here compute what the code of
-SS-Net computes, and an option gives the other reading.
+SS-Net computes, and an option gives the other reading. Its selectors and its heads are parts of its network; here they
+are off until asked for, by name or by the preset `ss_net`.
 """
 
 from collections.abc import Mapping
