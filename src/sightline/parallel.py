@@ -1,8 +1,10 @@
 """Work spread over processes, with one progress bar."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -54,7 +56,7 @@ def unordered_map(
                 bar.update(units)
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_ignore_interrupt) as pool:
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
             try:
                 waiting = iter(jobs)
                 running = {pool.submit(function, job): units for job, units in islice(waiting, 2 * processes)}
@@ -73,5 +75,14 @@ def unordered_map(
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without this, the workers of a killed command wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
