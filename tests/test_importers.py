@@ -360,6 +360,7 @@ def test_cameras_are_chosen_and_named_by_the_user(v2, tmp_path):
     assert np.abs(pixels_of(tmp_path / "recording", "global", 7) - picture(1, 1, 1).astype(float)).mean() < CODEC_ERROR
     assert "data.images: [rgb/global]" in text
     assert "clip.cameras: [global]" in text
+    assert "data.demonstrations: []  (the fusion model takes three cameras)" in text
     assert f"dvc add {tmp_path}/recording/recording.json" in text
 
 

@@ -306,6 +306,14 @@ def _table(demonstrations: list[Demonstration]) -> pa.Table:
     return pa.table(columns)
 
 
+def _fusion_lines(cameras: list[str]) -> list[str]:
+    """The parameters of the fusion model, which takes three views: left, right, and one of everything."""
+    if len(cameras) < 3:
+        return ["    data.demonstrations: []  (the fusion model takes three cameras)"]
+    ordered = sorted(cameras, key=lambda name: (["left" in name, "right" in name, True].index(True), name))
+    return [f"    fusion.cameras: [{', '.join(ordered[:3])}]"]
+
+
 def _summary(
     demonstrations: list[Demonstration], target: Path, fps: float, sizes: dict[str, tuple[int, int]], size: int
 ) -> str:
@@ -328,6 +336,7 @@ def _summary(
             f"    data.images: [{', '.join(folders)}]",
             "    data.depth: []",
             f"    clip.cameras: [{', '.join(sizes)}]",
+            *_fusion_lines(list(sizes)),
             "  dvc repro",
         ]
     )
