@@ -28,7 +28,7 @@ from sightline.recording.validation import validate_recording
 from sightline.training.order import Draw
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
-SMALL = FusionParams(chunk=4, epochs=2, batch_size=8, lr=1e-3, precision="fp32", shift=2)
+SMALL = FusionParams(chunk=4, epochs=2, batch_size=8, lr=1e-3, trunk_lr=1e-3, precision="fp32", shift=2)
 EPISODES, STEPS = 6, 8
 
 
@@ -115,7 +115,7 @@ def test_frames_without_an_image_are_not_learnt_from_but_their_actions_are(tmp_p
     views = Views.open(data)
     assert (views.sound.sum(), views.images[2].max()) == (47, 0)
     assert 2 not in views.rows(views.split[2])
-    batch = Chunks(views, 4, {})[Draw(np.array([1]), np.zeros((1, 0), np.float32))]
+    batch = Chunks(views, 4, 1, {})[Draw(np.array([1]), np.zeros((1, 0), np.float32))]
     assert (batch["actions"][0].numpy() == views.actions[1:5]).all()
 
 
@@ -123,6 +123,8 @@ def test_chunks_stay_within_their_episode():
     ahead, inside = chunk_rows(np.array([0, 0, 0, 5, 5]), 3)
     assert ahead.tolist() == [[0, 1, 2], [1, 2, 2], [2, 2, 2], [3, 4, 4], [4, 4, 4]]
     assert inside.sum(1).tolist() == [3, 2, 1, 2, 1]
+    ahead, inside = chunk_rows(np.array([0, 0, 0, 0, 5]), 2, stride=2)
+    assert (ahead.tolist(), inside.sum(1).tolist()) == ([[0, 2], [1, 3], [2, 3], [3, 3], [4, 4]], [2, 2, 1, 1, 1])
 
 
 def test_returns_are_discounted_within_the_episode():
@@ -285,7 +287,9 @@ def test_what_cannot_be_packed_is_refused(tmp_path):
 
 
 def test_what_cannot_be_trained_or_evaluated_is_refused(data, tmp_path, stage):
-    with pytest.raises(UserError, match=r"fusion.chunk is 9, but the longest episode has 8 frames"):
+    with pytest.raises(
+        UserError, match=r"fusion.chunk is 9 steps, 1 frames apart, but the longest episode has room for 8"
+    ):
         train(data, params=SMALL.model_copy(update={"chunk": 9}))
     weights = train(data, design="joints_only")
     with pytest.raises(

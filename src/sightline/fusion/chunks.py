@@ -13,15 +13,16 @@ from sightline.hdf5 import open_hdf5, open_rows
 from sightline.training.order import Draw
 
 
-def chunk_rows(episode_N: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the next ``steps`` frames of each frame, int64 [N, H], and which lie in its episode, bool [N, H].
+def chunk_rows(episode_N: np.ndarray, steps: int, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each frame and the ``steps`` - 1 after it, ``stride`` frames apart, int64 [N, H]; and which lie in its
+    episode, bool [N, H].
 
     Beyond the end of the episode the last row repeats. Frames are sorted by episode and step.
     """
     count = len(episode_N)
     ends = np.flatnonzero(np.append(episode_N[1:] != episode_N[:-1], True))
     last = ends[np.searchsorted(ends, np.arange(count))]
-    rows = np.arange(count)[:, None] + np.arange(steps)
+    rows = np.arange(count)[:, None] + stride * np.arange(steps)
     inside = rows <= last[:, None]
     return np.where(inside, rows, last[:, None]), inside
 
@@ -54,16 +55,18 @@ class Chunks(Dataset[dict[str, Tensor]]):
         self,
         views: Views,
         steps: int,
+        stride: int,
         extras: dict[str, np.ndarray],
         returns: np.ndarray | None = None,
         resident: Tensor | None = None,
     ) -> None:
         self.views, self.extras, self.resident = views, extras, resident
-        self.ahead, self.inside = chunk_rows(views.episode, steps)
+        self.ahead, self.inside = chunk_rows(views.episode, steps, stride)
         longest = int(self.inside.sum(1).max())
         if steps > longest:
             raise UserError(
-                f"{views.path}: fusion.chunk is {steps}, but the longest episode has {longest} frames; lower it"
+                f"{views.path}: fusion.chunk is {steps} steps, {stride} frames apart, but the longest episode has room "
+                f"for {longest}; lower it"
             )
         self.returns = np.zeros(len(views.episode), np.float32) if returns is None else returns
 

@@ -75,7 +75,9 @@ def evaluate_fusion(
     if known:
         raise UserError(f"{weights}: was trained on episode {min(known)} of part {params.part}; train it on this split")
     further = read_extras({name: path for name, path in (extras or {}).items() if name in policy.config.extras}, views)
-    run = _Run(policy.to(process_device()), views, Chunks(views, policy.config.steps, further), params)
+    run = _Run(
+        policy.to(process_device()), views, Chunks(views, policy.config.steps, policy.config.stride, further), params
+    )
     plain = run.predict(rows)
     error = run.error(plain, rows)
     nmse, mean_nmse = error.nmse(), run.error(run.constant(rows), rows).nmse()
@@ -85,6 +87,7 @@ def evaluate_fusion(
         "frames": len(rows),
         "episodes": len(np.unique(views.episode[rows])),
         "steps": policy.config.steps,
+        "stride": policy.config.stride,
         "nmse": nmse,
         "r2": 1 - nmse / mean_nmse,
         "nmse_interval": error.interval(views.episode[rows], params.seed),
@@ -284,9 +287,9 @@ def _draw_actions(path: Path, run: _Run, rows: np.ndarray, predicted: np.ndarray
         axes = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
         for axis, action in zip(axes, chosen, strict=True):
             axis.plot(steps, run.views.actions[rows[first], action], color="black", label="recorded")
-            for number in range(0, len(first), run.policy.config.steps):
+            for number in range(0, len(first), run.policy.config.steps * run.policy.config.stride):
                 inside = run.chunks.inside[rows[first[number]]]
-                x = steps[number] + np.arange(len(inside))[inside]
+                x = steps[number] + run.policy.config.stride * np.arange(len(inside))[inside]
                 axis.plot(
                     x, predicted[first[number], inside, action], color="tab:orange", label="predicted" * (number == 0)
                 )

@@ -31,6 +31,7 @@ class PolicyConfig(Section):
     joint_names: tuple[str, ...]
     actions: int
     steps: int
+    stride: int = 1  # frames between the steps of a chunk
     objective: Objective = "bc"
     loss: Loss = "l1"
     detach_posterior: bool = True

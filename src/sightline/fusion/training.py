@@ -8,7 +8,7 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -31,7 +31,14 @@ WARM_UP = 0.1  # share of the steps over which beta rises
 class FusionParams(TrainerParams, PartOfSection):
     """Section ``fusion``, what a training reads of it."""
 
+    @model_validator(mode="after")
+    def _leaves_something(self) -> "FusionParams":
+        if self.joint_dropout + self.view_dropout > 1:
+            raise ValueError("joint_dropout + view_dropout must be at most 1: a sample needs one of the two")
+        return self
+
     chunk: int = Field(default=16, ge=1, description="steps predicted at once; with few, copying the joints wins")
+    stride: int = Field(default=1, ge=1, description="frames between the steps of a chunk: 3 makes 10 Hz of 30 Hz")
     objective: Objective = Field(default="bc", description="bc: regression; cvae: LAPO's behaviour model")
     loss: Loss = Field(default="l1", description="of bc: l1, huber or mse")
     beta: float = Field(
@@ -48,12 +55,13 @@ class FusionParams(TrainerParams, PartOfSection):
         default=0.9, gt=0, lt=1, description="mc: of positive advantages; others get the rest"
     )
     pretrained: str | None = Field(default=None, description="torchvision tag or file for the ResNet-18; None: random")
-    trunk_lr: float = Field(default=3e-5, gt=0, description="highest learning rate of a pretrained ResNet-18")
+    trunk_lr: float = Field(default=3e-5, gt=0, description="highest learning rate of the ResNet-18")
     conv1_init: Conv1Init = Field(default="independent", description="filters of the first convolution")
     norm: Norm = Field(default="bn", description="bn, frozen_bn or gn")
     shift: int = Field(default=4, ge=0, description="largest random shift of a view, pixels")
     jitter: float = Field(default=0.2, ge=0, lt=1, description="largest random change of colours, as a share")
     joint_dropout: float = Field(default=0.2, ge=0, lt=1, description="probability that a sample's joints are hidden")
+    view_dropout: float = Field(default=0.0, ge=0, lt=1, description="probability that a sample's views are hidden")
     extra_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that a further input is hidden")
     ema: float = Field(
         default=0.0, ge=0, lt=1, description="decay of averaged weights and statistics; 0 switches it off"
@@ -82,9 +90,14 @@ class FusionModule(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         params, policy = self.params_, self.policy
-        of_joints, of_views, of_extras, of_latent = batch["chances"].split(chances_of(policy.config), dim=1)
+        of_inputs, of_views, of_extras, of_latent = batch["chances"].split(chances_of(policy.config), dim=1)
         views = augment_views(batch["views"], of_views, params.shift, params.jitter)
-        joints = torch.where(of_joints < self._joint_dropout, 0.0, policy.normalise_joints(batch["joints"]))
+        joints = policy.normalise_joints(batch["joints"])
+        if policy.config.design not in ("joints_only", "images_only"):  # those have but one input
+            without_joints = of_inputs[:, :1] < params.joint_dropout
+            without_views = of_inputs[:, :1] > 1 - params.view_dropout  # never both
+            joints = torch.where(without_joints, 0.0, joints)
+            views = torch.where(without_views[:, :, None, None, None], policy.encoder.mean, views)  # grey
         hidden = {name: of_extras[:, i] < params.extra_dropout for i, name in enumerate(policy.config.extras)}
         feature = policy.feature(views, joints, self._extras(batch), hidden)
         noise = torch.special.ndtri(of_latent.clamp(1e-6, 1 - 1e-6))
@@ -129,9 +142,7 @@ class FusionModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        trunk = {id(p) for p in self.policy.encoder.parameters() if self.params_.pretrained} & {
-            id(p) for name, p in self.policy.encoder.named_parameters() if ".resnet." in name
-        }
+        trunk = {id(p) for name, p in self.policy.encoder.named_parameters() if ".resnet." in name}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for parameter in self.parameters():
             if parameter.requires_grad:
@@ -147,10 +158,6 @@ class FusionModule(lightning.LightningModule):
     def _beta(self) -> float:
         rise = WARM_UP * float(self.trainer.estimated_stepping_batches)
         return self.params_.beta * min(1.0, self.trainer.global_step / max(1.0, rise))
-
-    @property
-    def _joint_dropout(self) -> float:
-        return self.params_.joint_dropout if self.policy.config.design != "joints_only" else 0.0
 
     def _extras(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: batch[name] for name in self.policy.config.extras}
@@ -199,7 +206,8 @@ def train_fusion(
     in_train = views.split == "train"
     config = PolicyConfig(
         design=design, cameras=views.cameras, image_size=views.images.shape[-1], joint_names=views.joint_names,
-        actions=views.actions.shape[1], steps=params.chunk, objective=params.objective, loss=params.loss,
+        actions=views.actions.shape[1], steps=params.chunk, stride=params.stride, objective=params.objective,
+        loss=params.loss,
         detach_posterior=params.detach_posterior, prior_weight=params.prior_weight, conv1_init=params.conv1_init,
         norm=params.norm, extras={name: values.shape[1:] for name, values in further.items()},
         train_episodes=tuple(np.unique(views.episode[in_train]).tolist()), seed=seed,
@@ -208,7 +216,9 @@ def train_fusion(
     policy.fit_normalisation(torch.from_numpy(views.joints[in_train]), torch.from_numpy(views.actions[in_train]))
     if params.pretrained is None and design != "joints_only":
         print("train_fusion: the ResNet-18 starts from random weights (fusion.pretrained is null)")
-    chunks = Chunks(views, params.chunk, further, _returns(views, params), resident_views(views, process_device()))
+    chunks = Chunks(
+        views, params.chunk, params.stride, further, _returns(views, params), resident_views(views, process_device())
+    )
     order = EpochBatches(train_rows, params.batch_size, seed, sum(chances_of(config)), rank(), world_size())
     val_batches: Any = in_order(val_rows[rank() :: world_size()], params.batch_size)
     inputs = [file_sha256(path) for path in (data, resume, *(extras or {}).values()) if path]
