@@ -2,9 +2,9 @@
 
     python benchmarks/fusion.py [--batch-size 32] [--repeats 5]
 
-Forward, loss, backward and optimizer step on views of 84x84 in memory. The plain step is what one would write first: three
-ResNet-18s in float32, default memory format, unfused optimizer. Ours is in bfloat16 where the hardware has it, channels
-last, with a fused optimizer. Saved activations are what autograd keeps between forward and backward, weights left out.
+Forward, loss, backward and optimizer step on views of 84x84 in memory. The plain step is what one would write first:
+three ResNet-18s in float32, default memory format, unfused optimizer. Ours is in bfloat16 where the hardware has it,
+channels last, with a fused optimizer. Saved activations are what autograd keeps between forward and backward, weights left out.
 Times are the least of several, taken in turn.
 """
 
@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     device = process_device()
-    steps = {(design, fast): Step(design, fast, args.batch_size, device) for fast in (False, True) for design in DESIGNS}
+    steps = {
+        (design, fast): Step(design, fast, args.batch_size, device) for fast in (False, True) for design in DESIGNS
+    }
     seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
     for step in steps.values():
         step.seconds()  # warm up

@@ -229,7 +229,7 @@ def test_only_the_frames_of_the_index_are_extracted(photos, tmp_path):
 def test_compression_saves_something_and_says_how_much(photos, tmp_path, compression, capsys):
     extract_grids([photos], tmp_path / "plain.hdf5", small())
     extract_grids([photos], tmp_path / "small.hdf5", small(compression=compression))
-    assert f"{compression} saves " in capsys.readouterr().out
+    assert f"{compression} saves " in capsys.readouterr().err
     plain, packed = GridStore(tmp_path / "plain.hdf5"), GridStore(tmp_path / "small.hdf5")
     assert (plain.read([7, 1]) == packed.read([7, 1])).all()
     with h5py.File(tmp_path / "small.hdf5") as file:

@@ -58,6 +58,8 @@ def extract_grids(
     """
     if output.is_dir():
         raise UserError(f"{output}: is a folder; after the folders of images comes the file to write")
+    if previous and not previous.is_file():
+        raise UserError(f"{previous}: no such file")
     paths = list_photographs(folders, index)
     items = list(paths.items())[rank() :: world_size()]  # not a share of what is missing: that changes as others append
     survey = _survey(items)
@@ -108,7 +110,8 @@ def extract_grids(
         size = temporary.stat().st_size
     if params.compression != "none":
         saved = 1 - size / max(1, grid_bytes * len(ids))
-        print(f"{output}: {params.compression} saves {saved:.1%}, keys included; plain files are read far faster")
+        told = f"{output}: {params.compression} saves {saved:.1%}, keys included; plain files are read far faster"
+        print(told, file=sys.stderr)
     return {
         "images": len(ids),
         "skipped": len(skipped),

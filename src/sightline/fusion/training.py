@@ -1,6 +1,7 @@
 """Train the fusion model on demonstrations."""
 
 import copy
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -215,7 +216,7 @@ def train_fusion(
     policy = FusionPolicy(config, params.pretrained)
     policy.fit_normalisation(torch.from_numpy(views.joints[in_train]), torch.from_numpy(views.actions[in_train]))
     if params.pretrained is None and design != "joints_only":
-        print("train_fusion: the ResNet-18 starts from random weights (fusion.pretrained is null)")
+        print("train_fusion: the ResNet-18 starts from random weights (fusion.pretrained is null)", file=sys.stderr)
     chunks = Chunks(
         views, params.chunk, params.stride, further, _returns(views, params), resident_views(views, process_device())
     )
