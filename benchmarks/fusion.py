@@ -4,8 +4,8 @@
 
 Forward, loss, backward and optimizer step on views of 84x84 in memory. The plain step is what one would write first:
 three ResNet-18s in float32, default memory format, unfused optimizer. Ours is in bfloat16 where the hardware has it,
-channels last, with a fused optimizer. Saved activations are what autograd keeps between forward and backward, weights left out.
-Times are the least of several, taken in turn.
+channels last, with a fused optimizer. Saved activations are what autograd keeps between forward and backward, without
+weights. Times are the least of several, taken in turn.
 """
 
 import time
