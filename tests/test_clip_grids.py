@@ -181,7 +181,14 @@ def test_an_interrupted_extraction_continues_and_ends_with_the_same_bytes(photos
 
 def test_processes_started_by_a_launcher_share_the_images_and_write_the_same_bytes(photos, tmp_path):
     settings = [word for key, value in SMALL.items() for word in ("--set", f"clip.{key}={value}")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", ROOT / "stages/clip_grids.py"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        ROOT / "stages/clip_grids.py",
+    ]
     result = subprocess.run(
         [*launcher, "photos", "two.hdf5", *settings], cwd=tmp_path, env=os.environ, capture_output=True, text=True,
         check=False,

@@ -96,7 +96,14 @@ def test_what_was_computed_once_is_not_computed_again_and_the_bytes_stay(files, 
 
 def test_processes_started_by_a_launcher_share_the_images_and_write_the_same_bytes(files):
     options = ["encoder.safetensors", "depth.hdf5", "two.hdf5", "--set", "embed.batch_size=4"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", ROOT / "stages/embed.py"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        ROOT / "stages/embed.py",
+    ]
     result = subprocess.run(
         [*launcher, *options], cwd=files, env=os.environ, capture_output=True, text=True, check=False
     )

@@ -145,9 +145,8 @@ def test_normalisation_is_that_of_training_episodes_and_constants_stay_constant(
     assert predicted[0, 0, 1] == 30
 
 
-@pytest.mark.parametrize("options", [{}, {"objective": "cvae", "weights": "mc", "ema": 0.9, "norm": "gn"}], ids=str)
-def test_a_killed_training_continues_and_ends_with_the_same_bytes(data, options, monkeypatch):
-    params = SMALL.model_copy(update={"epochs": 3, **options})
+def test_a_killed_training_continues_and_ends_with_the_same_bytes(data):
+    params = SMALL.model_copy(update={"epochs": 3, "objective": "cvae", "weights": "mc", "ema": 0.9})
     whole = train(data, "whole", params=params)
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
@@ -171,7 +170,7 @@ def test_a_killed_training_continues_and_ends_with_the_same_bytes(data, options,
         assert (data.parent / "killed" / name).read_bytes() == (data.parent / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("design", ["three", "shared", "images_only", "joints_only"])
+@pytest.mark.parametrize("design", ["shared", "images_only", "joints_only"])
 def test_every_design_trains_and_is_evaluated(data, tmp_path, design):
     figures = evaluate_fusion(train(data, design=design), data, tmp_path / "e", EvaluateFusionParams())
     assert figures["frames"] == 8
@@ -260,7 +259,14 @@ def test_constant_rewards_are_no_signal_and_it_is_said(tmp_path):
 
 
 def test_the_command_under_a_launcher_with_two_processes(data):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", ROOT / "stages/train_fusion.py"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        ROOT / "stages/train_fusion.py",
+    ]
     options = [data, "two.safetensors", "--design", "joints_only", "--metrics-dir", "two", "--set", "fusion.epochs=1",
                "--set", "fusion.chunk=4", "--set", "fusion.batch_size=4"]  # fmt: skip
     result = subprocess.run(

@@ -77,14 +77,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(data, stage
 
 
 def test_processes_started_by_a_launcher_train_together(data, tmp_path):
-    options = [
-        "--nproc-per-node=2",
-        SCRIPT,
-        data,
-        "two.safetensors",
-        "--metrics-dir",
-        "two",
-    ]
+    options = ["--standalone", "--nproc-per-node=2", SCRIPT, data, "two.safetensors", "--metrics-dir", "two"]
     command = [sys.executable, "-m", "torch.distributed.run", *options, *SETTINGS, "--set", "train.epochs=1"]
     result = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
