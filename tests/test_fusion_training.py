@@ -17,7 +17,8 @@ from PIL import Image
 from sightline.errors import UserError
 from sightline.fusion import FusionPolicy, load_policy
 from sightline.fusion import views as views_module
-from sightline.fusion.chunks import Chunks, chunk_rows, discounted_returns
+from sightline.fusion.advantage import LapoCritic, chunk_rewards, discounted_returns
+from sightline.fusion.chunks import Chunks, chunk_rows
 from sightline.fusion.evaluation import EvaluateFusionParams, evaluate_fusion
 from sightline.fusion.policy import PolicyConfig, save_policy
 from sightline.fusion.training import FusionParams, train_fusion
@@ -168,6 +169,79 @@ def test_a_killed_training_continues_and_ends_with_the_same_bytes(data):
     assert again.read_bytes() == whole.read_bytes()
     for name in ("metrics.json", "curves.csv"):
         assert (data.parent / "killed" / name).read_bytes() == (data.parent / "whole" / name).read_bytes()
+
+
+def test_the_rewards_of_a_chunk_end_where_the_episode_ends(data):
+    views = Views.open(data)  # the reward is step / 8, in episodes of 8
+    found = chunk_rewards(views, 0.5, 3)
+    scale = discounted_returns(views.reward, views.episode, 0.5)[views.split == "train"].std()
+    assert found.gained[[0, 6]] * scale == pytest.approx([0 + 0.5 / 8 + 0.25 * 2 / 8, 6 / 8 + 0.5 * 7 / 8])
+    assert found.following[[0, 4, 5, 7, 8]].tolist() == [3, 7, 5, 7, 11]
+    assert found.continues[[0, 4, 5, 7]].tolist() == [0.125, 0.125, 0, 0]
+
+
+def test_the_critic_is_that_of_lapo(data):
+    """One step, a step ahead: the losses, written down from the paper's algorithm, and where their gradients go."""
+    views = Views.open(data)
+    config = PolicyConfig(design="joints_only", cameras=CAMERAS, image_size=32, joint_names=("a", "b"), actions=2,
+                          steps=1, objective="cvae")  # fmt: skip
+    torch.manual_seed(0)
+    policy = FusionPolicy(config)
+    rewards = chunk_rewards(views, 0.9, 1)
+    critic = LapoCritic(policy, 0.9, rewards.lowest, rewards.highest)
+    batch = Chunks(views, 1, 1, {}, rewards)[Draw(np.arange(5, 9), np.zeros((4, 0), np.float32))]
+    assert batch["continues"].tolist() == pytest.approx([0.9, 0.9, 0, 0.9])
+    assert torch.equal(batch["next_joints"][0], torch.from_numpy(views.joints[6]))
+    feature = policy.feature(batch["views"], batch["joints"])
+    found = critic(feature, batch["actions"], batch, torch.zeros(4, critic.noises))
+
+    f, g, c = feature.detach(), batch["gained"], batch["continues"]
+    (q1, q2), v, pi, decode = critic.values, critic.value, critic.latent_policy, policy.head
+    with torch.no_grad():
+        after = policy.feature(batch["next_views"], batch["next_joints"])
+        best = {name: torch.minimum(*(q(torch.cat([at, decode(at, 2 * pi(at).tanh()).flatten(1)], 1))[:, 0]
+                for q in (q1, q2))) for name, at in (("here", f), ("after", after))}  # fmt: skip
+        wanted_q, wanted_v = g + c * v(after)[:, 0], best["here"].clamp(rewards.lowest, rewards.highest)
+        advantage = g + c * best["after"] - v(f)[:, 0]
+    both = torch.cat([f, batch["actions"].flatten(1)], 1)
+    loss = sum(((q(both)[:, 0] - wanted_q) ** 2).mean() for q in (q1, q2)) + ((v(f)[:, 0] - wanted_v) ** 2).mean()
+    loss -= q1(torch.cat([f, decode(f, 2 * pi(f).tanh()).flatten(1)], 1))[:, 0].mean()
+    assert found.weights.tolist() == pytest.approx([0.9 if a > 0 else 0.1 for a in advantage.tolist()])
+    assert found.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    found.loss.backward()
+    assert all(p.grad is None for p in policy.parameters())
+    on_policy = torch.autograd.grad(-q1(torch.cat([f, decode(f, 2 * pi(f).tanh()).flatten(1)], 1))[:, 0].mean(),
+                                    list(pi.parameters()))  # fmt: skip
+    assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(pi.parameters(), on_policy, strict=True))
+    on_q = torch.autograd.grad(((q1(both)[:, 0] - wanted_q) ** 2).mean(), list(q1.parameters()))
+    assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(q1.parameters(), on_q, strict=True))
+
+
+def test_targets_follow_slowly_with_their_statistics():
+    config = PolicyConfig(design="nine", cameras=CAMERAS, image_size=32, joint_names=("a",), actions=1, steps=1,
+                          objective="cvae")  # fmt: skip
+    policy = FusionPolicy(config)
+    critic = LapoCritic(policy, 0.9, 0.0, 1.0)
+    statistics = policy.encoder.image_encoders[0].resnet[1].running_mean
+    statistics.fill_(1.0)
+    critic.follow(policy)
+    assert critic.target.encoder.image_encoders[0].resnet[1].running_mean[0].item() == pytest.approx(0.005)
+
+
+def test_weights_by_temporal_difference_train_and_need_sound_next_frames(data):
+    params = SMALL.model_copy(update={"objective": "cvae", "weights": "td"})
+    train(data, params=params)
+    curves = pd.read_csv(data.parent / "m/curves.csv")
+    assert np.isfinite(curves[["train_q", "train_policy", "train_value"]].to_numpy()).all()
+    assert curves["train_positive_advantage"].between(0, 1).all()
+    views = Views.open(data)
+    row = int(views.rows("train")[5])
+    with h5py.File(data, "r+") as file:
+        file["sound"][row] = False
+    with pytest.raises(UserError, match=rf"frame {row + 10} lacks an image, which fusion.weights td needs after frame"):
+        train(data, "n", params=params)
+    with pytest.raises(ValueError, match="weights td is of objective cvae"):
+        FusionParams(weights="td")
 
 
 @pytest.mark.parametrize("design", ["shared", "images_only", "joints_only"])

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sightline.errors import UserError
+from sightline.fusion.advantage import Rewards
 from sightline.fusion.views import Views
 from sightline.hdf5 import open_hdf5, open_rows
 from sightline.training.order import Draw
@@ -27,27 +28,18 @@ def chunk_rows(episode_N: np.ndarray, steps: int, stride: int = 1) -> tuple[np.n
     return np.where(inside, rows, last[:, None]), inside
 
 
-def discounted_returns(reward_N: np.ndarray, episode_N: np.ndarray, discount: float) -> np.ndarray:
-    """Sum of the discounted rewards from each frame to the end of its episode, float32 [N]."""
-    returns, following = np.zeros(len(reward_N)), 0.0
-    for row in range(len(reward_N) - 1, -1, -1):
-        ends = row + 1 == len(reward_N) or episode_N[row + 1] != episode_N[row]
-        following = reward_N[row] + (0.0 if ends else discount * following)
-        returns[row] = following
-    return returns.astype(np.float32)
-
-
 class Chunks(Dataset[dict[str, Tensor]]):
     """Batches of a file of views: `Draw` -> tensors.
 
         views     uint8 [B, V, 3, S, S]     joints  float32 [B, J], data units
         actions   float32 [B, H, A]         mask    float32 [B, H], 1 within the episode
-        chances   float32 [B, K]            returns float32 [B], of `discounted_returns`, in standard deviations
-        and what ``extras`` holds, by name
+        chances   float32 [B, K]
+        and what ``extras`` holds, by name; with ``rewards``, ``gained``, see `Rewards`, and where that has rows that
+        follow, ``continues``, and ``next_views``, ``next_joints`` and ``next_<extra>`` of them
 
     Args:
         extras: precomputed features of every frame, [N, ...], by name; may be memory-mapped.
-        returns: [N]; None gives zeros.
+        rewards: what a critic learns from.
         resident: the views on a GPU, where they are then taken from; from `resident_views`.
     """
 
@@ -57,10 +49,10 @@ class Chunks(Dataset[dict[str, Tensor]]):
         steps: int,
         stride: int,
         extras: dict[str, np.ndarray],
-        returns: np.ndarray | None = None,
+        rewards: Rewards | None = None,
         resident: Tensor | None = None,
     ) -> None:
-        self.views, self.extras, self.resident = views, extras, resident
+        self.views, self.extras, self.rewards, self.resident = views, extras, rewards, resident
         self.ahead, self.inside = chunk_rows(views.episode, steps, stride)
         longest = int(self.inside.sum(1).max())
         if steps > longest:
@@ -68,22 +60,29 @@ class Chunks(Dataset[dict[str, Tensor]]):
                 f"{views.path}: fusion.chunk is {steps} steps, {stride} frames apart, but the longest episode has room "
                 f"for {longest}; lower it"
             )
-        self.returns = np.zeros(len(views.episode), np.float32) if returns is None else returns
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
-        rows = draw.rows
-        batch = {
-            "joints": self.views.joints[rows],
-            "actions": self.views.actions[self.ahead[rows]],
-            "mask": self.inside[rows].astype(np.float32),
-            "returns": self.returns[rows],
-            "chances": draw.chances,
-            **{name: np.asarray(values[rows]) for name, values in self.extras.items()},
+        rows, rewards = draw.rows, self.rewards
+        batch = self._seen(rows) | {
+            "actions": torch.from_numpy(self.views.actions[self.ahead[rows]]),
+            "mask": torch.from_numpy(self.inside[rows].astype(np.float32)),
+            "chances": torch.from_numpy(draw.chances),
         }
-        tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+        if rewards is not None:
+            batch["gained"] = torch.from_numpy(rewards.gained[rows])
+            if rewards.following is not None and rewards.continues is not None:
+                batch["continues"] = torch.from_numpy(rewards.continues[rows])
+                batch |= {f"next_{name}": value for name, value in self._seen(rewards.following[rows]).items()}
+        return batch
+
+    def _seen(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """What the encoder takes of these frames."""
         if self.resident is not None:
-            return tensors | {"views": self.resident[torch.from_numpy(rows).to(self.resident.device)]}
-        return tensors | {"views": torch.from_numpy(self.views.images[rows])}
+            views = self.resident[torch.from_numpy(rows).to(self.resident.device)]
+        else:
+            views = torch.from_numpy(self.views.images[rows])
+        extras = {name: torch.from_numpy(np.asarray(values[rows])) for name, values in self.extras.items()}
+        return {"views": views, "joints": torch.from_numpy(self.views.joints[rows]), **extras}
 
 
 def resident_views(views: Views, device: torch.device) -> Tensor | None:

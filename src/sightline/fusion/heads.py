@@ -19,7 +19,7 @@ class ChunkHead(nn.Module):
     def __init__(self, feature_dim: int, steps: int, actions: int, loss: Loss) -> None:
         super().__init__()
         self.shape, self.kind = (steps, actions), loss
-        self.layers = _mlp(feature_dim, 256, 1, steps * actions)
+        self.layers = mlp(feature_dim, 256, 1, steps * actions)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Predicted chunk [B, H, A]."""
@@ -52,8 +52,8 @@ class CvaeHead(nn.Module):
         super().__init__()
         self.shape, self.latent = (steps, actions), 2 * actions
         self.detach_posterior, self.prior_weight = detach_posterior, prior_weight
-        self.posterior_layers = _mlp(feature_dim + steps * actions, 256, 2, 2 * self.latent)
-        self.decoder = _mlp(feature_dim + self.latent, 256, 2, steps * actions)
+        self.posterior_layers = mlp(feature_dim + steps * actions, 256, 2, 2 * self.latent)
+        self.decoder = mlp(feature_dim + self.latent, 256, 2, steps * actions)
 
     def forward(self, feature: Tensor, z: Tensor | None = None) -> Tensor:
         """Chunk [B, H, A] for latents [B, 2A]; None takes the mean of the prior, 0."""
@@ -100,7 +100,8 @@ def elementwise(error: Tensor, kind: Loss) -> Tensor:
     return size if kind == "l1" else torch.where(size < 1, 0.5 * size.square(), size - 0.5)
 
 
-def _mlp(entering: int, width: int, hidden: int, leaving: int) -> nn.Sequential:
+def mlp(entering: int, width: int, hidden: int, leaving: int) -> nn.Sequential:
+    """``hidden`` layers of ``width`` with ReLU, and a linear one."""
     layers: list[nn.Module] = []
     for _ in range(hidden):
         layers += [nn.Linear(entering, width), nn.ReLU()]

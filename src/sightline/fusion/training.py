@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from sightline.errors import UserError
 from sightline.files import file_sha256, write_json
+from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, chunk_rewards, episode_rewards
 from sightline.fusion.augmentation import CHANCES, augment_views
-from sightline.fusion.chunks import Chunks, discounted_returns, read_extras, resident_views
+from sightline.fusion.chunks import Chunks, read_extras, resident_views
 from sightline.fusion.heads import CvaeHead, Loss, Objective, elementwise
 from sightline.fusion.network import Conv1Init, Design, Norm
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy
@@ -36,6 +37,10 @@ class FusionParams(TrainerParams, PartOfSection):
     def _leaves_something(self) -> "FusionParams":
         if self.joint_dropout + self.view_dropout > 1:
             raise ValueError("joint_dropout + view_dropout must be at most 1: a sample needs one of the two")
+        if self.weights == "td" and self.objective != "cvae":
+            raise ValueError(
+                "weights td is of objective cvae: its critic asks what the decoder would do; take mc with bc"
+            )
         return self
 
     chunk: int = Field(default=16, ge=1, description="steps predicted at once; with few, copying the joints wins")
@@ -47,13 +52,13 @@ class FusionParams(TrainerParams, PartOfSection):
     )
     detach_posterior: bool = Field(default=True, description="cvae: the posterior passes no gradient to the feature")
     prior_weight: float = Field(default=1.0, ge=0, description="cvae: weight of the error at z = 0")
-    weights: Literal["none", "mc"] = Field(
-        default="none", description="of samples: none, or mc: by advantage of returns"
+    weights: Literal["none", "mc", "td"] = Field(
+        default="none", description="of samples: none, or by advantage, of returns (mc) or of LAPO's critics (td)"
     )
-    discount: float = Field(default=0.99, gt=0, le=1, description="mc: of later rewards")
+    discount: float = Field(default=0.99, gt=0, le=1, description="mc and td: of later rewards, per frame")
     expectile: float = Field(default=0.7, gt=0, lt=1, description="mc: of the returns, which the value estimates")
     advantage_weight: float = Field(
-        default=0.9, gt=0, lt=1, description="mc: of positive advantages; others get the rest"
+        default=0.9, gt=0, lt=1, description="mc and td: of positive advantages; others get the rest"
     )
     pretrained: str | None = Field(default=None, description="torchvision tag or file for the ResNet-18; None: random")
     trunk_lr: float = Field(default=3e-5, gt=0, description="highest learning rate of the ResNet-18")
@@ -69,30 +74,33 @@ class FusionParams(TrainerParams, PartOfSection):
     )
 
 
-def chances_of(config: PolicyConfig) -> list[int]:
-    """Random numbers of a sample: for hiding the joints, for the views, for hiding further inputs, for the latent."""
-    latent = 2 * config.actions if config.objective == "cvae" else 0
-    return [1, CHANCES * len(config.cameras), len(config.extras), latent]
-
-
 class FusionModule(lightning.LightningModule):
     """The losses around `FusionPolicy`."""
 
-    def __init__(self, policy: FusionPolicy, params: FusionParams) -> None:
+    def __init__(self, policy: FusionPolicy, params: FusionParams, rewards: Rewards | None = None) -> None:
         super().__init__()
         self.policy, self.params_ = policy, params
         self.average = copy.deepcopy(policy).requires_grad_(False) if params.ema else None
-        self.value = None
+        self.critic: MonteCarloCritic | LapoCritic | None = None
         if params.weights == "mc":
             width = policy.config.fusion_dim
-            self.value = nn.Sequential(
-                nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1)
-            )
+            self.critic = MonteCarloCritic(width, params.expectile, params.advantage_weight)
+        elif params.weights == "td" and rewards is not None:
+            self.critic = LapoCritic(policy, params.advantage_weight, rewards.lowest, rewards.highest)
+
+    @property
+    def chances(self) -> list[int]:
+        """Random numbers of a sample: to hide joints or views, of the views, to hide further inputs, latent, critic."""
+        config = self.policy.config
+        latent = 2 * config.actions if config.objective == "cvae" else 0
+        return [1, CHANCES * len(config.cameras), len(config.extras), latent, self.critic.noises if self.critic else 0]
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         params, policy = self.params_, self.policy
-        of_inputs, of_views, of_extras, of_latent = batch["chances"].split(chances_of(policy.config), dim=1)
-        views = augment_views(batch["views"], of_views, params.shift, params.jitter)
+        of_inputs, of_views, of_extras, of_latent, of_critic = batch["chances"].split(self.chances, dim=1)
+        views = batch["views"]
+        if policy.config.design != "joints_only":
+            views = augment_views(views, of_views, params.shift, params.jitter)
         joints = policy.normalise_joints(batch["joints"])
         if policy.config.design not in ("joints_only", "images_only"):  # those have but one input
             without_joints = of_inputs[:, :1] < params.joint_dropout
@@ -101,22 +109,16 @@ class FusionModule(lightning.LightningModule):
             views = torch.where(without_views[:, :, None, None, None], policy.encoder.mean, views)  # grey
         hidden = {name: of_extras[:, i] < params.extra_dropout for i, name in enumerate(policy.config.extras)}
         feature = policy.feature(views, joints, self._extras(batch), hidden)
-        noise = torch.special.ndtri(of_latent.clamp(1e-6, 1 - 1e-6))
-        actions = policy.normalise_actions(batch["actions"])
-        losses, parts = policy.head.losses(feature, actions, batch["mask"], self._beta, noise)
-        weights = torch.ones_like(losses)
-        if self.value is not None:
-            advantage = batch["returns"] - self.value(feature.detach())[:, 0]
-            weights = torch.where(advantage > 0, params.advantage_weight, 1 - params.advantage_weight)
-            expectile = torch.where(advantage > 0, params.expectile, 1 - params.expectile)
-            parts = parts | {
-                "value": expectile * advantage.square(),
-                "positive_advantage": (advantage > 0).float(),
-                "effective_sample": weights.sum().square() / (len(weights) * weights.square().sum()),
-            }
-        loss = (weights * losses).sum() / weights.sum()
+        chunk, mask = policy.normalise_actions(batch["actions"]), batch["mask"]
+        losses, parts = policy.head.losses(feature, chunk, mask, self._beta, _normal(of_latent))
+        if self.critic is None:
+            loss = losses.mean()
+        else:
+            weighing = self.critic(feature, chunk * mask[..., None], batch, _normal(of_critic))
+            loss = (weighing.weights * losses).sum() / weighing.weights.sum() + weighing.loss
+            parts = parts | weighing.parts
         self._log("train", {"loss": losses, **parts}, len(losses))
-        return loss + parts["value"].mean() if self.value is not None else loss
+        return loss
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         policy = self.average or self.policy
@@ -131,6 +133,8 @@ class FusionModule(lightning.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Average weights, and statistics of the normalisation with them."""
+        if self.critic is not None:
+            self.critic.follow(self.policy)
         if self.average is None:
             return
         decay = min(self.params_.ema, (1 + self.trainer.global_step) / (10 + self.trainer.global_step))
@@ -192,7 +196,8 @@ def train_fusion(
 
     Raises:
         UserError: not a file of views, no training or validation frames, a chunk longer than every episode, pretrained
-            weights that cannot be had, a further input that lacks frames.
+            weights that cannot be had, a further input that lacks frames, no rewards to weigh by, or for td a frame
+            without images that a chunk leads to.
     """
     views = Views.open(data)
     train_rows, val_rows = views.rows("train"), views.rows("val")
@@ -217,13 +222,16 @@ def train_fusion(
     policy.fit_normalisation(torch.from_numpy(views.joints[in_train]), torch.from_numpy(views.actions[in_train]))
     if params.pretrained is None and design != "joints_only":
         print("train_fusion: the ResNet-18 starts from random weights (fusion.pretrained is null)", file=sys.stderr)
-    chunks = Chunks(
-        views, params.chunk, params.stride, further, _returns(views, params), resident_views(views, process_device())
-    )
-    order = EpochBatches(train_rows, params.batch_size, seed, sum(chances_of(config)), rank(), world_size())
+    rewards = None
+    if params.weights == "mc":
+        rewards = episode_rewards(views, params.discount)
+    elif params.weights == "td":
+        rewards = chunk_rewards(views, params.discount, params.chunk * params.stride)
+    chunks = Chunks(views, params.chunk, params.stride, further, rewards, resident_views(views, process_device()))
+    module = FusionModule(policy, params, rewards)
+    order = EpochBatches(train_rows, params.batch_size, seed, sum(module.chances), rank(), world_size())
     val_batches: Any = in_order(val_rows[rank() :: world_size()], params.batch_size)
     inputs = [file_sha256(path) for path in (data, resume, *(extras or {}).values()) if path]
-    module = FusionModule(policy, params)
     result = fit(
         module,
         DataLoader(chunks, sampler=order, batch_size=None),
@@ -271,9 +279,6 @@ def _with_signal(params: FusionParams, views: Views) -> FusionParams:
     return params.model_copy(update={"weights": "none"})
 
 
-def _returns(views: Views, params: FusionParams) -> np.ndarray | None:
-    if params.weights == "none":
-        return None
-    returns = discounted_returns(views.reward, views.episode, params.discount)
-    known = returns[views.split == "train"]
-    return ((returns - known.mean()) / max(float(known.std()), 1e-6)).astype(np.float32)
+def _normal(chances: Tensor) -> Tensor:
+    """Uniform random numbers -> of a standard normal distribution."""
+    return torch.special.ndtri(chances.clamp(1e-6, 1 - 1e-6))
