@@ -1,6 +1,6 @@
 """A training step of the nine-channel encoder against the other designs: time, saved activations, weights.
 
-    python benchmarks/fusion.py [--batch-size 32] [--repeats 5]
+    python benchmarks/fusion.py [--batch-size 32] [--repeats 5] [--compile]
 
 Forward, loss, backward and optimizer step on views of 84x84 in memory. The plain step is what one would write first:
 three ResNet-18s in float32, default memory format, unfused optimizer. Ours is in bfloat16 where the hardware has it,
@@ -24,11 +24,13 @@ DESIGNS = ("nine", "shared", "three")
 class Step:
     """One training step of an encoder with a linear head."""
 
-    def __init__(self, design: str, fast: bool, batch: int, device: torch.device) -> None:
+    def __init__(self, design: str, fast: bool, batch: int, device: torch.device, compiled: bool) -> None:
         torch.manual_seed(0)
         self.encoder = ImageJointEncoder(design=design).to(device)  # type: ignore[arg-type]
         if fast:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
+            if compiled:
+                self.encoder.compile()
         self.head, self.device = nn.Linear(256, 256).to(device), device
         self.bf16 = fast and use_bf16("auto")
         parameters = [*self.encoder.parameters(), *self.head.parameters()]
@@ -72,10 +74,13 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="compile the encoders that are not plain")
     args = parser.parse_args()
     device = process_device()
     steps = {
-        (design, fast): Step(design, fast, args.batch_size, device) for fast in (False, True) for design in DESIGNS
+        (design, fast): Step(design, fast, args.batch_size, device, args.compile)
+        for fast in (False, True)
+        for design in DESIGNS
     }
     seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
     for step in steps.values():

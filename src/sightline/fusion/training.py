@@ -62,6 +62,9 @@ class FusionParams(TrainerParams, PartOfSection):
     )
     pretrained: str | None = Field(default=None, description="torchvision tag or file for the ResNet-18; None: random")
     trunk_lr: float = Field(default=3e-5, gt=0, description="highest learning rate of the ResNet-18")
+    compile: bool = Field(
+        default=False, description="compile the encoder (torch.compile): fewer, larger kernels on a GPU"
+    )
     conv1_init: Conv1Init = Field(default="independent", description="filters of the first convolution")
     norm: Norm = Field(default="bn", description="bn, frozen_bn or gn")
     shift: int = Field(default=4, ge=0, description="largest random shift of a view, pixels")
@@ -87,6 +90,8 @@ class FusionModule(lightning.LightningModule):
             self.critic = MonteCarloCritic(width, params.expectile, params.advantage_weight)
         elif params.weights == "td" and rewards is not None:
             self.critic = LapoCritic(policy, params.advantage_weight, rewards.lowest, rewards.highest)
+        if params.compile:
+            policy.encoder.compile()
 
     @property
     def chances(self) -> list[int]:
