@@ -18,20 +18,18 @@ so for what the codes of one or several evaluations are good for besides reconst
 import json
 import os
 import statistics
-import subprocess
-import sys
 from argparse import ArgumentParser
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from running import put, stage
 from torch.utils.flop_counter import FlopCounterMode
 
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.training import TrainParams
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDS = 5
 NORMALIZE = {"normalize.height_range": "[500,4500]", "normalize.resize": "area", "data.split.val": 0.08}
 TRAIN = {"train.epochs": 20, "train.batch_size": 8, "train.lr": 1e-3, "train.patience": 1000}
@@ -47,14 +45,6 @@ VARIANTS: dict[str, dict[str, object]] = {
     "long": {"train.epochs": 80, "train.patch_share": 0.975},
 }
 CODES = ("dct", "grid", "pca", "nearest_train_frame", "mean_image")
-
-
-def stage(name: str, *arguments: object, settings: dict[str, object] | None = None) -> None:
-    """Run a stage's script as a command of its own; its failure ends this one."""
-    assignments = [part for key, value in (settings or {}).items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, str(ROOT / f"stages/{name}.py"), *map(str, arguments)]
-    if subprocess.run([*command, "--params", os.devnull, *assignments], check=False).returncode:
-        raise SystemExit(f"{name} failed; nothing is lost, start again to go on")
 
 
 def run(folder: Path, runs: Path, variant: str, fold: int, seed: int) -> None:
@@ -186,19 +176,6 @@ def embeddings(results: dict[str, Path]) -> str:
             shown = f"**{label}**" if name == "autoencoder" else name
             lines.append(f"| {' | '.join((shown, *errors, recall, *probes, rank))} |")
     return "\n".join(lines)
-
-
-def put(markdown: str, name: str, target: Path | None) -> None:
-    """Print ``markdown``, or put it between the marks called ``name`` of the file ``target``."""
-    if target is None:
-        print(markdown)
-        return
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    text = target.read_text(encoding="utf-8") if target.is_file() else ""
-    if begin not in text or end not in text:
-        raise SystemExit(f"{target}: lacks the lines {begin} and {end}; put them where the table belongs")
-    before, _, rest = text.partition(begin)
-    target.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main() -> None:
