@@ -1,4 +1,4 @@
-"""Semi-supervised segmentation: a class-wise contrastive memory bank.
+"""Semi-supervised segmentation: a U-Net, methods that learn from few masks, a class-wise contrastive memory bank.
 
 The public names load their module when they are first used, so that what needs no network does not load torch.
 """
@@ -6,8 +6,20 @@ The public names load their module when they are first used, so that what needs 
 import importlib
 from typing import Any
 
-_MODULES = {"ContrastivePrototypeManager": "prototypes"}
-__all__ = ["ContrastivePrototypeManager"]
+_MODULES = {
+    "ContrastivePrototypeManager": "prototypes",
+    "SegmentationConfig": "model",
+    "SegmentationFrames": "frames",
+    "SegmentationModel": "model",
+    "load_model": "model",
+}
+__all__ = [
+    "ContrastivePrototypeManager",
+    "SegmentationConfig",
+    "SegmentationFrames",
+    "SegmentationModel",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:

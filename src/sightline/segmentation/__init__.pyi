@@ -1,3 +1,11 @@
+from sightline.segmentation.frames import SegmentationFrames
+from sightline.segmentation.model import SegmentationConfig, SegmentationModel, load_model
 from sightline.segmentation.prototypes import ContrastivePrototypeManager
 
-__all__ = ["ContrastivePrototypeManager"]
+__all__ = [
+    "ContrastivePrototypeManager",
+    "SegmentationConfig",
+    "SegmentationFrames",
+    "SegmentationModel",
+    "load_model",
+]

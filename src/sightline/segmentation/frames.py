@@ -1,0 +1,412 @@
+"""What a segmentation learns from and is measured on: images, masks of some of them, groups and split.
+
+The source is a recording, a folder of images with a folder of masks, or arrays of 2-D slices; the rest of the branch
+does not ask which. Images and masks are read, checked and brought to one size when their rows are asked for, and no
+others: a mask that nobody asks for is never opened.
+
+Arrays are files of numpy (``.npz``), either one with ``image``, ``label`` and ``group``, or a folder with
+``train.npz``, ``val.npz`` and ``test.npz``:
+
+    image    [N, H, W] or [N, H, W, 3]   uint8, or floats: 0..1, or of any range, which is then scaled for each group
+                                         from its 0.5th to its 99.5th percentile
+    label    [N, H, W]                   whole numbers: class ids, 255 = ignore
+    group    [N]                         patients, whole numbers or text: no group lies in two parts of the split
+    spacing  [2]                         optional: distance of rows and of columns, for example in millimetres
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, field_validator
+
+from sightline.errors import UserError
+from sightline.hdf5 import open_hdf5, open_rows
+from sightline.params import PartOfSection
+from sightline.recording.frames import first_few, read_index
+from sightline.recording.images import SUFFIXES, list_images, read_depth, read_pixels
+from sightline.recording.layout import DepthInfo, read_recording_info
+from sightline.recording.split import PARTS, SplitParams, split_blocks, split_episodes
+
+IGNORE = 255  # mask pixels of no class
+KEYS = {
+    "image": ("image", "images"),
+    "label": ("label", "labels", "mask", "masks"),
+    "group": ("group", "groups", "patient", "patients"),
+    "spacing": ("spacing",),
+}  # accepted names of the arrays
+_TAILS = (0.5, 99.5)  # percentiles of a group that become black and white
+
+Read = Callable[[int], np.ndarray]  # row -> one image, mask or depth image, at its own size
+
+
+class FrameParams(PartOfSection):
+    """Of the section ``segmentation``: what an image and a mask are."""
+
+    camera: str = Field(default="global", description="folder under rgb/ of a recording: the camera of the masks")
+    image_size: tuple[int, int] | None = Field(
+        default=(96, 96), description="rows and columns that images and masks are brought to; None: as the first image"
+    )
+    classes: tuple[str, ...] = Field(
+        default=(), description="names by class id, 0 is the background; (): of the recording, or by the highest id"
+    )
+    void: int | None = Field(default=None, ge=0, le=255, description="class id without meaning, ignored like 255")
+
+    @field_validator("image_size")
+    @classmethod
+    def _is_a_size(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size and not all(8 <= side <= 4096 for side in size):
+            raise ValueError(f"image_size must be 8..4096 rows and columns, not {list(size)}")
+        return size
+
+    @field_validator("classes")
+    @classmethod
+    def _are_two_or_more(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if classes and not 2 <= len(set(classes)) == len(classes) <= IGNORE:
+            raise ValueError(f"classes must be 2 to {IGNORE} different names, not {list(classes)}")
+        return classes
+
+
+@dataclass(frozen=True)
+class SegmentationFrames:
+    """Images and masks at one size, read by row.
+
+    Args:
+        name: for messages: the recording, folder or file.
+        frame_id: int64 [N], ascending.
+        group: [N], whole numbers or text: the episode or patient.
+        split: str [N]: train, val or test (or guard, which is none of them).
+        classes: names by class id; () where nothing tells them yet, see `with_classes_of`.
+        image_size: rows and columns of what `images`, `masks` and `depth` return.
+        channels: 3, or 1 for grey images.
+        has_mask: bool [N].
+        spacing: distance of rows and columns at ``image_size``, in the source's unit.
+        void: class id that is ignored like 255.
+        grids: float [N, P, C], CLIP grid of each image.
+    """
+
+    name: str
+    frame_id: np.ndarray
+    group: np.ndarray
+    split: np.ndarray
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    channels: int
+    has_mask: np.ndarray
+    read_image: Read = field(repr=False)
+    read_mask: Read = field(repr=False)
+    called: Callable[[int], str] = field(repr=False)  # row -> what messages call its mask
+    spacing: tuple[float, float] | None = None
+    void: int | None = None
+    read_depth: Read | None = field(default=None, repr=False)
+    grids: np.ndarray | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_recording(
+        cls, root: Path, index_dir: Path, params: FrameParams, depth: Path | None = None, grids: Path | None = None
+    ) -> Self:
+        """Frames of a recording that have an image of ``params.camera``; those without a mask are unlabelled.
+
+        Args:
+            root: folder of the recording.
+            index_dir: what stages/validate.py wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
+            depth: folder of depth images of the same view, as a further input.
+            grids: HDF5 file of CLIP grids of the same images, as a further input.
+
+        Raises:
+            UserError: no such camera or index, no class names, depth that recording.json does not describe, grids that
+                lack frames.
+        """
+        info = read_recording_info(root / "recording.json")
+        if params.camera not in info.cameras:
+            known = ", ".join(info.cameras) or "none"
+            raise UserError(f"segmentation.camera: {params.camera} not in {root}/recording.json, which has: {known}")
+        classes = params.classes or info.classes
+        if not classes:
+            raise UserError(f"{root}/recording.json: names no classes; name them there, or in segmentation.classes")
+        frames = read_index(index_dir / f"rgb/{params.camera}.parquet")
+        ids = frames["frame_id"].to_numpy(np.int64)
+        images, masks = (list_images(root / folder) for folder in (f"rgb/{params.camera}", "masks"))
+        has_mask = np.isin(ids, read_index(index_dir / "masks.parquet")["frame_id"])
+
+        def of_mask(row: int) -> Path:
+            return masks.get(int(ids[row]), root / f"masks/{ids[row]:06d}.png")
+
+        def of_image(row: int) -> Path:
+            return images.get(int(ids[row]), root / f"rgb/{params.camera}/{ids[row]:06d}.png")
+
+        if depth and not info.depth:
+            raise UserError(f"{root}/recording.json: does not describe depth images; add depth to it")
+        size = params.image_size or read_pixels(of_image(0), ("RGB",)).shape[:2]
+        return cls(
+            str(root), ids, frames["episode"].to_numpy(np.int64), frames["split"].to_numpy(str), classes, size, 3,
+            has_mask, lambda row: read_pixels(of_image(row), ("RGB",)),
+            lambda row: read_pixels(of_mask(row), ("L", "P")), lambda row: str(of_mask(row)), void=params.void,
+            read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
+            grids=_read_grids(grids, ids) if grids else None,
+        )  # fmt: skip
+
+    @classmethod
+    def from_folders(cls, images: Path, masks: Path, params: FrameParams, split: SplitParams) -> Self:
+        """Any folder of images, with a folder of masks that may be fewer: in order, each image a group of its own.
+
+        A mask belongs to the image with the same name, or else to the one with the same trailing integer. The split is
+        by blocks of the order of their integers, or of their names where one has none or two are the same.
+
+        Raises:
+            UserError: no such folder, no images, no mask of any image, too few images to split.
+        """
+        paths, found = _by_name(images), _by_name(masks)
+        numbers = [_number(path) for path in paths.values()]
+        if None not in numbers and len(set(numbers)) == len(numbers):
+            paths = dict(sorted(paths.items(), key=lambda item: _number(item[1]) or 0))
+            ids = np.array([_number(path) for path in paths.values()], np.int64)
+        else:
+            ids = np.arange(len(paths))
+        by_number = {_number(path): path for path in found.values()}
+        listed = list(paths.values())
+        pairs = [found.get(name) or by_number.get(_number(path)) for name, path in paths.items()]
+        if not any(pairs):
+            raise UserError(f"{masks}: no mask has the name or the number of an image in {images}")
+        first = _read_colours(listed[0])
+        grey = first.ndim == 2
+        try:
+            parts = split_blocks(len(listed), split)
+        except UserError as error:
+            raise UserError(f"{images}: {error}") from None
+        return cls(
+            str(images), ids, np.arange(len(listed)), parts, params.classes, params.image_size or first.shape[:2],
+            1 if grey else 3, np.array([pair is not None for pair in pairs]),
+            lambda row: read_pixels(listed[row], ("L",) if grey else ("RGB",)),
+            lambda row: read_pixels(pairs[row] or masks, ("L", "P")),
+            lambda row: str(pairs[row]), void=params.void,
+        )  # fmt: skip
+
+    @classmethod
+    def from_arrays(cls, path: Path, params: FrameParams, split: SplitParams) -> Self:
+        """Arrays of 2-D slices: one ``.npz`` that is split by its groups, or a folder with one for each part.
+
+        Without ``group``, one file is split by blocks of its order; slices are then groups of their own.
+
+        Raises:
+            UserError: not such a file, missing or misshapen arrays, NaN, a group in two parts.
+        """
+        files = {part: path / f"{part}.npz" for part in PARTS} if path.is_dir() else {"": path}
+        arrays = {part: _load(file) for part, file in files.items() if part != "test" or file.is_file()}
+        image, label = (np.concatenate([array[key] for array in arrays.values()]) for key in ("image", "label"))
+        if all("group" in array for array in arrays.values()):
+            group = np.concatenate([array["group"] for array in arrays.values()])
+        elif any("group" in array for array in arrays.values()):
+            raise UserError(f"{path}: some of its files have an array group, others have none; give it in all or none")
+        else:
+            group = np.arange(len(image))
+        grouped = "group" in next(iter(arrays.values()))
+        if path.is_dir():
+            parts = np.concatenate([np.full(len(array["image"]), part) for part, array in arrays.items()])
+        else:
+            parts = _split(path, group, split) if grouped else split_blocks(len(image), split)
+        for name in np.unique(group) if grouped else ():
+            if len(found := np.unique(parts[group == name])) > 1:
+                raise UserError(f"{path}: group {name} lies in {' and '.join(found)}; a group belongs in one part")
+        size = params.image_size or image.shape[1:3]
+        spacing = next((array["spacing"] for array in arrays.values() if "spacing" in array), None)
+        pixels = _as_bytes(path, image, group)
+        return cls(
+            str(path), np.arange(len(image)), group, parts, params.classes, size, 3 if image.ndim == 4 else 1,
+            np.ones(len(image), bool), lambda row: pixels[row], lambda row: label[row],
+            lambda row: f"{path}: label {row}", void=params.void,
+            spacing=None if spacing is None else tuple((spacing * image.shape[1:3] / size).tolist()),
+        )  # fmt: skip
+
+    def rows(self, part: str) -> np.ndarray:
+        """Rows in a part of the split, int64, ascending."""
+        return np.flatnonzero(self.split == part)
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """Images of these rows, uint8 [n, channels, H, W]: shrunk by averaging areas, enlarged bilinearly.
+
+        Raises:
+            UserError: an image that cannot be read, or of another kind than the first.
+        """
+        found = np.empty((len(rows), self.channels, *self.image_size), np.uint8)
+        for i, row in enumerate(rows):
+            pixels = Image.fromarray(self.read_image(int(row)))
+            shrinks = pixels.height >= self.image_size[0] and pixels.width >= self.image_size[1]
+            resample = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+            small = np.asarray(pixels.resize(self.image_size[::-1], resample))
+            found[i] = small.transpose(2, 0, 1) if self.channels == 3 else small
+        return found
+
+    def masks(self, rows: np.ndarray) -> np.ndarray:
+        """Masks of these rows, class ids or 255 = ignore, uint8 [n, H, W]: of the nearest pixel.
+
+        Raises:
+            UserError: a mask that is not one channel of whole numbers, of another size than its image, or with ids
+                beyond the classes.
+        """
+        found = np.empty((len(rows), *self.image_size), np.uint8)
+        for i, row in enumerate(rows):
+            ids = self.read_mask(int(row))
+            shape = self.read_image(int(row)).shape[:2]
+            if ids.shape != shape:
+                sizes = " but its image ".join(f"{height} x {width}" for height, width in (ids.shape[:2], shape))
+                raise UserError(f"{self.called(int(row))}: is {sizes}; a mask needs the size of its image")
+            if self.void is not None:
+                ids = np.where(ids == self.void, IGNORE, ids)
+            wrong = np.unique(ids[(ids != IGNORE) & ((ids >= (len(self.classes) or IGNORE)) | (ids < 0))])
+            if len(wrong):
+                raise UserError(
+                    f"{self.called(int(row))}: class ids {first_few(wrong)}, but there are {len(self.classes)} classes "
+                    f"({', '.join(self.classes)}); mend the mask, or set segmentation.classes"
+                )
+            nearest = Image.fromarray(ids.astype(np.uint8)).resize(self.image_size[::-1], Image.Resampling.NEAREST)
+            found[i] = np.asarray(nearest)
+        return found
+
+    def depth(self, rows: np.ndarray) -> np.ndarray:
+        """Depth of these rows, float32 [n, 2, H, W]: -1 near .. 1 far of the recording's range, 0 where there is none;
+        and validity, 1 or 0. Of the nearest pixel.
+
+        Raises:
+            UserError: a depth image that cannot be read.
+        """
+        assert self.read_depth is not None
+        found = np.empty((len(rows), 2, *self.image_size), np.float32)
+        for i, row in enumerate(rows):
+            for channel, values in enumerate(self.read_depth(int(row))):
+                resized = Image.fromarray(values).resize(self.image_size[::-1], Image.Resampling.NEAREST)
+                found[i, channel] = np.asarray(resized)
+        return found
+
+    def extras(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Further inputs of these rows, by name: ``depth`` float32 [n, 2, H, W], ``clip`` float32 [n, P, C]."""
+        found = {"depth": self.depth(rows)} if self.read_depth else {}
+        return found if self.grids is None else found | {"clip": self.grids[rows].astype(np.float32)}
+
+    def extra_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one row of `extras`, by name."""
+        shapes: dict[str, tuple[int, ...]] = {"depth": (2, *self.image_size)} if self.read_depth else {}
+        return shapes if self.grids is None else shapes | {"clip": tuple(self.grids.shape[1:])}
+
+    def with_classes_of(self, rows: np.ndarray) -> Self:
+        """The same with classes named by number up to the highest id in the masks of ``rows``, where none are named.
+
+        Raises:
+            UserError: no id above 0.
+        """
+        if self.classes:
+            return self
+        masks = self.masks(rows)
+        highest = int(masks[masks != IGNORE].max(initial=0))
+        if highest == 0:
+            raise UserError(f"{self.name}: no class but the background in {len(rows)} masks; there is nothing to learn")
+        return replace(self, classes=("background", *(f"class_{i}" for i in range(1, highest + 1))))
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    paths: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.name[0] != ".":
+            other = paths.setdefault(path.stem, path)
+            if other is not path:
+                raise UserError(f"{path}: same name as {other.name}; remove one")
+    if not paths:
+        raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
+    return paths
+
+
+def _number(path: Path) -> int | None:
+    found = re.search(r"(\d{1,18})\D*$", path.stem)
+    return int(found[1]) if found else None
+
+
+def _read_colours(path: Path) -> np.ndarray:
+    return read_pixels(path, ("RGB", "L"))
+
+
+def _split(path: Path, group: np.ndarray, params: SplitParams) -> np.ndarray:
+    names, index = np.unique(group, return_inverse=True)
+    try:
+        parts = split_episodes(np.arange(len(names)), params)
+    except UserError as error:
+        raise UserError(f"{path}: group: {error}") from None
+    return np.array([parts[i] for i in range(len(names))])[index]
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one file under the names `KEYS`, checked."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = {key: [name for name in names if name in file] for key, names in KEYS.items()}
+            found = {key: file[there[0]] for key, there in names.items() if there}
+            present = ", ".join(file.files)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not an .npz file of plain arrays ({' '.join(str(error).split())})") from None
+    for key in ("image", "label"):
+        if key not in found:
+            raise UserError(f"{path}: no array {key} ({' or '.join(KEYS[key])}); it has {present or 'none'}")
+    image, label = found["image"], found["label"]
+    if image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[3] != 3) or not len(image):
+        raise UserError(f"{path}: image: shape {list(image.shape)}, expected [N, H, W] or [N, H, W, 3]")
+    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        raise UserError(f"{path}: image: holds {image.dtype}; expected uint8 or floats")
+    if not np.issubdtype(label.dtype, np.integer):
+        raise UserError(f"{path}: label: holds {label.dtype}; expected whole numbers, class ids")
+    if label.shape != image.shape[:3]:
+        raise UserError(f"{path}: label: shape {list(label.shape)}, expected {list(image.shape[:3])} as the images")
+    if "group" in found and found["group"].shape != image.shape[:1]:
+        raise UserError(f"{path}: group: shape {list(found['group'].shape)}, expected [{len(image)}]")
+    if "spacing" in found and (found["spacing"].shape != (2,) or not (found["spacing"] > 0).all()):
+        raise UserError(f"{path}: spacing: expected two numbers above 0, the distance of rows and of columns")
+    return found
+
+
+def _as_bytes(path: Path, image: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Images as uint8, see the top of this module."""
+    if image.dtype == np.uint8:
+        return image
+    broken = np.flatnonzero(~np.isfinite(image).reshape(len(image), -1).all(axis=1))
+    if len(broken):
+        raise UserError(f"{path}: image: NaN or infinity in {len(broken)} of {len(image)} (slices {first_few(broken)})")
+    if image.min() >= 0 and image.max() <= 1:
+        return np.round(image * 255).astype(np.uint8)
+    pixels = np.empty(image.shape, np.uint8)
+    for name in np.unique(group):
+        rows = group == name
+        low, high = np.percentile(image[rows], _TAILS)
+        pixels[rows] = np.round(255 * ((image[rows] - low) / max(high - low, 1e-12)).clip(0, 1))
+    return pixels
+
+
+def _depth_reader(folder: Path, info: DepthInfo, ids: np.ndarray) -> Read:
+    """Row -> float32 [2, H, W], depth and validity at the image's own size."""
+    images, (near, far) = list_images(folder), info.height_range
+
+    def read(row: int) -> np.ndarray:
+        raw = read_depth(images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")).astype(np.int64)
+        valid = ~np.isin(raw, info.invalid)
+        return np.stack([np.where(valid, (2 * (raw - near) / (far - near) - 1).clip(-1, 1), 0), valid]).astype("f4")
+
+    return read
+
+
+def _read_grids(path: Path, ids: np.ndarray) -> np.ndarray:
+    """CLIP grids of these frames [N, P, C], of a file that stages/clip_grids.py wrote."""
+    with open_hdf5(path) as file:
+        if not {"grids", "image_ids"} <= set(file):
+            raise UserError(f"{path}: holds no CLIP grids; write some with stages/clip_grids.py")
+        known = file["image_ids"][:]
+    missing = np.setdiff1d(ids, known)
+    if len(missing):
+        raise UserError(f"{path}: lacks {len(missing)} frames (first {missing[0]})")
+    order = np.argsort(known)
+    return np.asarray(open_rows(path, "grids")[order[np.searchsorted(known, ids, sorter=order)]])

@@ -1,0 +1,141 @@
+"""The segmentation model as a whole: normalisation and network, and the file they travel in.
+
+The file is safetensors; its header says everything that is needed to build the model and to read what it was trained
+on again: `SegmentationConfig`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sightline.errors import UserError
+from sightline.files import atomic_output
+from sightline.segmentation.frames import FrameParams
+from sightline.segmentation.network import Norm, Output, SegmentationNetwork
+
+_KEY = "sightline_segmentation"  # in the header of the file
+
+
+class SegmentationConfig(FrameParams):
+    """What a segmentation model is, and what it was trained on."""
+
+    image_channels: int = 3  # 3, or 1 for grey images
+    channels: tuple[int, ...] = (16, 16, 32, 64, 128, 16)  # see `SegmentationNetwork`
+    spatial_dims: int = 2
+    norm: Norm = "batch"
+    feature_stride: int = 1
+    extras: dict[str, tuple[int, ...]] = Field(default={})  # further inputs: depth (2, H, W), clip (P, C)
+    method: str = "supervised"
+    train_groups: tuple[str, ...] = ()  # whose images it has seen, so that an evaluation can refuse to test on them
+    labelled_groups: tuple[str, ...] = ()  # those of them whose masks it has seen
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_classes(self) -> "SegmentationConfig":
+        if len(self.classes) < 2:
+            raise ValueError("a model has at least two classes")
+        return self
+
+
+class SegmentationModel(nn.Module):
+    """Images and further inputs -> logits of each pixel.
+
+    Buffers hold what the training images say about the channels: mean and standard deviation, in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: SegmentationConfig) -> None:
+        super().__init__()
+        self.config = config
+        grid = config.extras.get("clip")
+        self.network = SegmentationNetwork(
+            config.image_channels + (2 if "depth" in config.extras else 0), len(config.classes), config.channels,
+            spatial_dims=config.spatial_dims, norm=config.norm, feature_stride=config.feature_stride,
+            grid=(grid[0], grid[1]) if grid else None,
+        )  # fmt: skip
+        shape = (config.image_channels, *[1] * config.spatial_dims)
+        self.register_buffer("mean", torch.full(shape, 0.5))
+        self.register_buffer("std", torch.full(shape, 0.25))
+        if config.spatial_dims == 2:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def fit_normalisation(self, images: Tensor) -> None:
+        """Take mean and standard deviation of each channel from uint8 images [N, channels, ...]."""
+        pixels = images.movedim(1, 0).flatten(1)
+        counts = torch.stack([torch.bincount(channel.int(), minlength=256) for channel in pixels]).double()
+        values, total = torch.arange(256, device=images.device).double() / 255, counts.sum(dim=1)
+        mean = counts @ values / total
+        variance = counts @ values.square() / total - mean.square()
+        self.mean.copy_(mean.view(self.mean.shape))
+        self.std.copy_(variance.clamp_min(0).sqrt().clamp_min(1e-2).view(self.std.shape))
+
+    def forward(
+        self, images: Tensor, extras: dict[str, Tensor] | None = None, hidden: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Images [B, channels, ...], uint8 or in [0, 1] -> logits [B, C, ...].
+
+        Args:
+            extras: further inputs, by name: ``depth`` [B, 2, H, W] (see `SegmentationFrames.depth`) and ``clip``
+                [B, P, C]; any may be missing.
+            hidden: bool [B] by name: for which images a further input is to be taken for missing.
+        """
+        return self.decode(self.encode(images, extras, hidden), images.shape[2:]).logits
+
+    def encode(
+        self, images: Tensor, extras: dict[str, Tensor] | None = None, hidden: dict[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        """The same images -> maps of the encoder, finest first; see `SegmentationNetwork.encode`."""
+        extras, hidden = extras or {}, hidden or {}
+        values = images.float() / 255 if images.dtype == torch.uint8 else images
+        values = (values - self.mean) / self.std
+        if "depth" in self.config.extras:
+            depth = extras.get("depth")
+            if depth is None:
+                depth = values.new_zeros((len(values), 2, *values.shape[2:]))
+            elif "depth" in hidden:
+                depth = depth * ~hidden["depth"][:, None, None, None]
+            values = torch.cat([values, depth.to(values.dtype)], dim=1)
+        if values.ndim == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        return self.network.encode(values, extras.get("clip"), hidden.get("clip"))
+
+    def decode(self, levels: list[Tensor], size: torch.Size | tuple[int, ...]) -> Output:
+        """Maps of `encode` -> logits of ``size`` [B, C, ...], and features [B, F, ...] at the feature stride."""
+        return self.network.decode(levels, size)
+
+
+def save_model(path: Path, model: SegmentationModel) -> None:
+    """Write ``model`` as safetensors, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    header = json.dumps(model.config.model_dump(mode="json"), sort_keys=True)
+    with atomic_output(path) as temporary:
+        save_file(tensors, temporary, {_KEY: header})
+        temporary.chmod(0o644)  # save_file leaves 0600, which a shared cache could not read
+
+
+def load_model(path: Path | str) -> SegmentationModel:
+    """Read a segmentation model, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: not a file of a segmentation model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = SegmentationConfig.model_validate_json((file.metadata() or {})[_KEY])
+            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValidationError):
+        raise UserError(f"{path}: not a segmentation model; write one with stages/train_segmentation.py") from None
+    model = SegmentationModel(config)
+    model.load_state_dict(tensors)
+    return model.eval()

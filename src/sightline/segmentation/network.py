@@ -1,0 +1,124 @@
+"""A U-Net of modest size for images or volumes of any size, with further inputs.
+
+The blocks are MONAI's `BasicUNet` (Falk et al., "U-Net: deep learning for cell counting, detection, and morphometry",
+Nature Methods 2019; first Ronneberger et al., MICCAI 2015): five levels of two convolutions each, 3x3 or 3x3x3.
+
+Shapes: B images, ... the two or three spatial axes, C classes, F numbers in a feature.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from monai.networks.nets.basic_unet import BasicUNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["batch", "instance", "group"]
+STRIDE = 16  # sides of what the network sees are multiples of this
+FEATURE_STRIDES = (1, 2, 4)
+_NORMS: dict[str, Any] = {
+    "batch": "batch",
+    "instance": ("instance", {"affine": True}),
+    "group": ("group", {"num_groups": 4}),
+}
+
+
+class Output(NamedTuple):
+    """What the decoder gives."""
+
+    logits: Tensor  # [B, C, ...]
+    features: Tensor  # [B, F, ...], a map of the decoder, with sides divided by the feature stride, rounded up
+
+
+class SegmentationNetwork(nn.Module):
+    """Images and further inputs -> logits of each pixel, and features of the decoder.
+
+    Args:
+        in_channels: of the image, and of what is concatenated to it (depth and its validity).
+        num_classes: C.
+        channels: six numbers: of the five levels of the encoder, finest first, and of the decoder's last map.
+        spatial_dims: 2 or 3.
+        norm: ``batch``, ``instance`` or ``group`` (of a quarter of the channels).
+        feature_stride: 1, 2 or 4: which map of the decoder `decode` returns beside the logits.
+        grid: (P, G) of CLIP grids with P patches of a square, fused by concatenation at the coarsest level; 2-D only.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        channels: tuple[int, ...] = (16, 16, 32, 64, 128, 16),
+        *,
+        spatial_dims: int = 2,
+        norm: Norm = "batch",
+        feature_stride: int = 1,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.feature_stride = feature_stride
+        self.feature_dim = {1: channels[5], 2: channels[1], 4: channels[2]}[feature_stride]
+        self.unet = BasicUNet(
+            spatial_dims, in_channels, num_classes, channels, norm=_NORMS[norm], upsample="nontrainable"
+        )
+        self.grid_side = 0
+        if grid:
+            self.grid_side = round(grid[0] ** 0.5)
+            self.grid_projection = nn.Sequential(nn.LayerNorm(grid[1]), nn.Linear(grid[1], channels[4]), nn.GELU())
+            self.missing_grid = nn.Parameter(torch.randn(channels[4]) * 0.02)
+            self.grid_fusion = nn.Conv2d(2 * channels[4], channels[4], kernel_size=1)
+
+    def forward(self, images: Tensor, grids_BPG: Tensor | None = None, hidden_B: Tensor | None = None) -> Tensor:
+        """Normalised inputs [B, in_channels, ...] -> logits [B, C, ...]; see `encode`."""
+        return self.decode(self.encode(images, grids_BPG, hidden_B), images.shape[2:]).logits
+
+    def encode(self, images: Tensor, grids_BPG: Tensor | None = None, hidden_B: Tensor | None = None) -> list[Tensor]:
+        """Normalised inputs [B, in_channels, ...] -> maps of the five levels, finest first, of padded size.
+
+        Args:
+            grids_BPG: CLIP grids; a learned vector stands for them where they are None.
+            hidden_B: bool, for which images the grid is to be taken for missing.
+        """
+        unet = self.unet
+        levels = [unet.conv_0(_padded(images))]
+        for down in (unet.down_1, unet.down_2, unet.down_3, unet.down_4):
+            levels.append(down(levels[-1]))
+        if self.grid_side:
+            levels[-1] = self._with_grid(levels[-1], grids_BPG, hidden_B)
+        return levels
+
+    def decode(self, levels: list[Tensor], size: torch.Size | tuple[int, ...]) -> Output:
+        """Maps of `encode` -> logits of ``size`` and features."""
+        unet, (x0, x1, x2, x3, x4) = self.unet, levels
+        u3 = unet.upcat_3(unet.upcat_4(x4, x3), x2)
+        u2 = unet.upcat_2(u3, x1)
+        u1 = unet.upcat_1(u2, x0)
+        stride = self.feature_stride
+        features = {1: u1, 2: u2, 4: u3}[stride]
+        return Output(_cropped(unet.final_conv(u1), size), _cropped(features, [-(-side // stride) for side in size]))
+
+    def _with_grid(self, coarsest_BFHW: Tensor, grids_BPG: Tensor | None, hidden_B: Tensor | None) -> Tensor:
+        count = len(coarsest_BFHW)
+        missing_BFHW = self.missing_grid.to(coarsest_BFHW.dtype)[None, :, None, None].expand(count, -1, 1, 1)
+        if grids_BPG is None:
+            grid_BFHW = missing_BFHW.expand_as(coarsest_BFHW)
+        else:
+            grid_BFP = self.grid_projection(grids_BPG).transpose(1, 2)
+            grid_BFHW = grid_BFP.reshape(count, -1, self.grid_side, self.grid_side)
+            if hidden_B is not None:
+                grid_BFHW = torch.where(hidden_B[:, None, None, None], missing_BFHW.to(grid_BFHW.dtype), grid_BFHW)
+            grid_BFHW = F.interpolate(grid_BFHW, coarsest_BFHW.shape[2:], mode="bilinear", align_corners=False)
+        return self.grid_fusion(torch.cat([coarsest_BFHW, grid_BFHW], dim=1))
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Sides up to the next multiple of `STRIDE`, the border repeated at their ends."""
+    missing = [-side % STRIDE for side in x.shape[2:]]
+    if not any(missing):
+        return x
+    return F.pad(x, [pad for end in reversed(missing) for pad in (0, end)], mode="replicate")
+
+
+def _cropped(x: Tensor, size: torch.Size | tuple[int, ...] | list[int]) -> Tensor:
+    for axis, side in enumerate(size, start=2):
+        x = x.narrow(axis, 0, side)
+    return x
