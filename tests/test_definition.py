@@ -117,7 +117,10 @@ def test_metrics_and_plots_lie_in_cached_outs():
 
 
 def test_trainings_and_extractions_can_be_launched_on_many_gpus():
-    for name in ("train_autoencoder@depth", "embed@depth", "clip_grids@global", "train_fusion@actions-nine"):
+    for name in (
+        "train_autoencoder@depth", "embed@depth", "clip_grids@global", "train_fusion@actions-nine",
+        "train_segmentation@masks",
+    ):  # fmt: skip
         assert STAGES[name]["cmd"].startswith("\\${SIGHTLINE_LAUNCHER:-python} stages/")
 
 
@@ -143,7 +146,7 @@ def test_the_parameters_survive_an_override(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     for overrides in (
-        ["data.depth=[]", "data.images=[]", "clip.cameras=[]", "fusion.designs=[]"],
+        ["data.depth=[]", "data.images=[]", "data.masks=[]", "clip.cameras=[]", "fusion.designs=[]"],
         ["normalize.height_range=[1,2]"],
         ["normalize.invalid=[]"],
     ):

@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 
 from sightline.errors import UserError
 from sightline.hdf5 import open_hdf5, open_rows
-from sightline.params import PartOfSection
+from sightline.params import PartOfSection, Section
 from sightline.recording.frames import first_few, read_index
 from sightline.recording.images import SUFFIXES, list_images, read_depth, read_pixels
 from sightline.recording.layout import DepthInfo, read_recording_info
@@ -45,7 +45,7 @@ _TAILS = (0.5, 99.5)  # percentiles of a group that become black and white
 Read = Callable[[int], np.ndarray]  # row -> one image, mask or depth image, at its own size
 
 
-class FrameParams(PartOfSection):
+class FrameParams(Section):
     """Of the section ``segmentation``: what an image and a mask are."""
 
     camera: str = Field(default="global", description="folder under rgb/ of a recording: the camera of the masks")
@@ -306,6 +306,43 @@ class SegmentationFrames:
         if highest == 0:
             raise UserError(f"{self.name}: no class but the background in {len(rows)} masks; there is nothing to learn")
         return replace(self, classes=("background", *(f"class_{i}" for i in range(1, highest + 1))))
+
+
+class SplitPart(PartOfSection):
+    """Of the section ``data``: how images that no index splits are split."""
+
+    split: SplitParams = SplitParams()
+
+
+def open_frames(
+    params: FrameParams,
+    split: SplitParams,
+    *,
+    recording: Path | None = None,
+    index: Path | None = None,
+    images: Path | None = None,
+    masks: Path | None = None,
+    arrays: Path | None = None,
+    depth: Path | None = None,
+    grids: Path | None = None,
+) -> SegmentationFrames:
+    """Frames of the one source that is given: recording and index, images and masks, or arrays.
+
+    Raises:
+        UserError: none or several of them, a half of a pair, further inputs without a recording, and what
+            `SegmentationFrames` raises.
+    """
+    given = [recording is not None, images is not None, arrays is not None]
+    if sum(given) != 1 or (index is None) != (recording is None) or (masks is None) != (images is None):
+        raise UserError("give one source: --recording with --index, --images with --masks, or --arrays")
+    if (depth or grids) and recording is None:
+        raise UserError("--depth and --clip-grids: further inputs need --recording, whose frame ids they go by")
+    if recording and index:
+        return SegmentationFrames.from_recording(recording, index, params, depth, grids)
+    if images and masks:
+        return SegmentationFrames.from_folders(images, masks, params, split)
+    assert arrays is not None
+    return SegmentationFrames.from_arrays(arrays, params, split)
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

@@ -1,0 +1,161 @@
+"""Random changes of images, on the device they are on, decided by random numbers that come with each sample.
+
+Places are changed for image and mask alike (flip, zoom, rotation, shift), colours for the image alone. The strong
+colours and the pasted rectangle are those of consistency training: Sohn et al., "FixMatch" (NeurIPS 2020); Yun et al.,
+"CutMix" (ICCV 2019), with the sizes of Yang et al., "Revisiting Weak-to-Strong Consistency" (UniMatch, CVPR 2023).
+
+``Inputs`` is what a network takes: ``image`` float [B, channels, H, W] in [0, 1] and, where there are some, ``depth``
+[B, 2, H, W] and ``clip`` [B, P, G]. Random numbers are uniform in [0, 1).
+"""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline.params import Section
+from sightline.segmentation.frames import IGNORE
+
+Inputs = dict[str, Tensor]
+PLACE_CHANCES, COLOUR_CHANCES, BOX_CHANCES = 5, 4, 5
+STRONG_CHANCES = COLOUR_CHANCES + 3  # whether to change colours, whether to make it grey, how much to blur
+WEAK_CHANCES = PLACE_CHANCES + COLOUR_CHANCES
+_GREY_SHARE, _COLOUR_SHARE = 0.2, 0.8  # of the strong views
+
+
+class AugmentationParams(Section):
+    """Of the section ``segmentation``: how images are changed, for every method alike."""
+
+    flip: bool = Field(default=True, description="mirror half of the images, left to right")
+    zoom: float = Field(default=0.3, ge=0, le=2, description="largest random zoom, in and out, as a share")
+    rotate: float = Field(default=10.0, ge=0, le=180, description="largest random rotation, degrees")
+    shift: float = Field(default=0.1, ge=0, le=0.5, description="largest random shift, as a share of the sides")
+    jitter: float = Field(default=0.2, ge=0, lt=1, description="largest random change of colours, as a share")
+    hue: float = Field(default=0.02, ge=0, le=0.5, description="largest random turn of the hue, as a share of a turn")
+    strong_jitter: float = Field(default=0.5, ge=0, lt=1, description="the same of strong views")
+    strong_hue: float = Field(default=0.1, ge=0, le=0.5, description="the same of strong views")
+
+
+def weak_view(
+    inputs: Inputs, masks_BHW: Tensor | None, chances: Tensor, params: AugmentationParams
+) -> tuple[Inputs, Tensor]:
+    """Change places and colours of uint8 images and their masks -> inputs in [0, 1], masks.
+
+    Args:
+        masks_BHW: class ids, uint8; None, of unlabelled images, is taken as zeros: what lies outside the image is 255.
+        chances: [B, WEAK_CHANCES].
+    """
+    of_place, of_colour = chances.split((PLACE_CHANCES, COLOUR_CHANCES), dim=1)
+    image = inputs["image"].float() / 255
+    theta = _sampling_matrix(of_place, image.shape[2], image.shape[3], params)
+    grid = F.affine_grid(theta, [len(image), 1, *image.shape[2:]], align_corners=False)
+    placed = {"image": F.grid_sample(image, grid, padding_mode="border", align_corners=False)}
+    labels = torch.zeros_like(image[:, 0]) if masks_BHW is None else masks_BHW.float()
+    layers = [labels[:, None] - IGNORE, *([inputs["depth"]] if "depth" in inputs else [])]  # zeros outside: ignored
+    sampled = F.grid_sample(torch.cat(layers, dim=1), grid, mode="nearest", align_corners=False)
+    if "depth" in inputs:
+        placed["depth"] = sampled[:, 1:]
+    if "clip" in inputs:
+        placed["clip"] = _placed_patches(inputs["clip"], theta)
+    placed["image"] = change_colours(placed["image"], of_colour, params.jitter, params.hue)
+    return placed, (sampled[:, 0] + IGNORE).round().long()
+
+
+def strong_view(inputs: Inputs, chances: Tensor, params: AugmentationParams) -> Inputs:
+    """Change colours of most images much, make some grey, blur half of them: [0, 1] -> [0, 1].
+
+    Args:
+        chances: [B, STRONG_CHANCES].
+    """
+    image, (of_colour, of_rest) = inputs["image"], chances.split((COLOUR_CHANCES, 3), dim=1)
+    apply, grey, blur = of_rest[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1) each
+    changed = change_colours(image, of_colour, params.strong_jitter, params.strong_hue)
+    image = torch.where(apply < _COLOUR_SHARE, changed, image)
+    image = torch.where(grey < _GREY_SHARE, image.mean(1, keepdim=True), image)
+    soft = F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), kernel_size=3, stride=1)
+    soft = F.avg_pool2d(soft, kernel_size=3, stride=1)
+    return inputs | {"image": image + (soft - image) * (2 * blur - 1).clamp_min(0)}
+
+
+def change_colours(images: Tensor, chances: Tensor, amount: float, hue: float) -> Tensor:
+    """Change brightness, contrast and, of RGB, saturation by up to ``amount``, and turn the hue by up to ``hue`` turns.
+
+    Args:
+        images: [B, 3 or 1, H, W] in [0, 1]; so is the result.
+        chances: [B, COLOUR_CHANCES].
+    """
+    brightness, contrast, saturation = (1 + amount * (2 * chances[:, :3] - 1)).T[..., None, None, None]
+    images = images * brightness
+    images = (images - (mean := images.mean((1, 2, 3), keepdim=True))) * contrast + mean
+    if images.shape[1] == 3:
+        angle = (2 * math.pi * hue * (2 * chances[:, 3] - 1))[:, None, None]
+        one, third = torch.eye(3, device=images.device), torch.full((3, 3), 1 / 3, device=images.device)
+        turn = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=images.device) / math.sqrt(3)
+        rotation = angle.cos() * (one - third) + angle.sin() * turn  # about the axis of greys, which it removes
+        mix = third + saturation[:, :, 0] * rotation
+        images = torch.einsum("bij,bjhw->bihw", mix, images)
+    return images.clamp(0, 1)
+
+
+def random_boxes(chances: Tensor, size: tuple[int, int], share: float = 0.5) -> Tensor:
+    """A rectangle in some of the images -> bool [B, 1, H, W], true within.
+
+    Its area is 2 to 40 % of the image, the ratio of its sides 0.3 to 1 / 0.3.
+
+    Args:
+        chances: [B, BOX_CHANCES].
+        share: of the images that have one.
+    """
+    area, ratio = 0.02 + 0.38 * chances[:, 1], 0.3 ** (1 - 2 * chances[:, 2])
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp_max(
+        1
+    )  # (2, B) shares of the height, width
+    return _boxes(sides, chances[:, 3:].T, size) & (chances[:, 0] < share)[:, None, None, None]
+
+
+def square_boxes(chances: Tensor, size: tuple[int, int], side: float = 2 / 3) -> Tensor:
+    """A rectangle of ``side`` times the image's sides, anywhere: bool [B, 1, H, W]. ``chances`` is [B, >= 2]."""
+    return _boxes(chances.new_full((2, len(chances)), side), chances[:, :2].T, size)
+
+
+def pasted(inputs: Inputs, others: Inputs, box_B1HW: Tensor) -> Inputs:
+    """``others`` within the boxes, ``inputs`` elsewhere; of CLIP grids, the patches whose middle lies in the box."""
+    mixed = {}
+    for name, values in inputs.items():
+        if name == "clip":
+            side = round(values.shape[1] ** 0.5)
+            patches = F.interpolate(box_B1HW.float(), (side, side), mode="nearest").flatten(2).transpose(1, 2) > 0.5
+            mixed[name] = torch.where(patches, others[name], values)
+        else:
+            mixed[name] = torch.where(box_B1HW, others[name], values)
+    return mixed
+
+
+def _boxes(sides_2B: Tensor, corner_2B: Tensor, size: tuple[int, int]) -> Tensor:
+    inside = []
+    for axis, length in enumerate(size):
+        start = corner_2B[axis] * (1 - sides_2B[axis]) * length
+        place = torch.arange(length, device=sides_2B.device) + 0.5
+        inside.append((place >= start[:, None]) & (place < (start + sides_2B[axis] * length)[:, None]))
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+
+def _sampling_matrix(chances: Tensor, height: int, width: int, params: AugmentationParams) -> Tensor:
+    """Where an output pixel comes from, [B, 2, 3], in coordinates from -1 to 1 (x, y)."""
+    flip = torch.where((chances[:, 0] < 0.5) & params.flip, -1.0, 1.0)
+    zoom = (1 + params.zoom) ** (1 - 2 * chances[:, 1])
+    angle = math.radians(params.rotate) * (2 * chances[:, 2] - 1)
+    shift = 2 * params.shift * (2 * chances[:, 3:] - 1)  # (B, 2)
+    cosine, sine = zoom * angle.cos(), zoom * angle.sin()
+    first = torch.stack([flip * cosine, -flip * sine * height / width, shift[:, 0]], dim=1)
+    second = torch.stack([sine * width / height, cosine, shift[:, 1]], dim=1)
+    return torch.stack([first, second], dim=1)
+
+
+def _placed_patches(grids_BPG: Tensor, theta: Tensor) -> Tensor:
+    side = round(grids_BPG.shape[1] ** 0.5)
+    maps = grids_BPG.transpose(1, 2).unflatten(2, (side, side))
+    grid = F.affine_grid(theta, [len(maps), 1, side, side], align_corners=False)
+    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False).flatten(2).transpose(1, 2)

@@ -1,0 +1,148 @@
+"""Which frames carry labels, and the batches of labelled and unlabelled frames."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from sightline.errors import UserError
+from sightline.segmentation.frames import SegmentationFrames
+from sightline.training.order import Draw
+
+Batch = dict[str, dict[str, Tensor]]
+
+
+def choose_labelled(
+    frames: SegmentationFrames, groups: int | None, fraction: float | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the training frames whose masks are used, and of those that count as unlabelled: int64 each, ascending.
+
+    Whole groups (episodes, patients) are labelled. They are ranked by a hash of ``seed`` and their name, so that the
+    groups of a smaller number are among those of a larger one.
+
+    Args:
+        groups: how many groups are labelled; None: as ``fraction`` says.
+        fraction: share of the groups, of which at least one is labelled; None: all.
+
+    Raises:
+        UserError: no training frame has a mask, or fewer groups with masks than asked for.
+    """
+    train = frames.rows("train")
+    masked = train[frames.has_mask[train]]
+    if not len(masked):
+        raise UserError(f"{frames.name}: none of its {len(train)} training frames has a mask: no labelled data")
+    names = np.unique(frames.group[masked]).tolist()
+    wanted = len(names) if fraction is None else max(1, round(fraction * len(names)))
+    if groups is not None:
+        wanted = groups
+    if wanted > len(names):
+        raise UserError(
+            f"{frames.name}: segmentation.labelled_groups is {wanted}, but {len(names)} training groups have masks"
+        )
+    ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    labelled = masked[np.isin(frames.group[masked], ranked[:wanted])]
+    return labelled, np.setdiff1d(train, labelled)
+
+
+class StepDraw(NamedTuple):
+    """What a step learns from."""
+
+    labelled: Draw
+    unlabelled: Draw | None
+
+
+class StepBatches(Sampler[StepDraw]):
+    """So many steps an epoch, each a batch of labelled rows and, with ``unlabelled``, one of unlabelled rows.
+
+    Rows come in shuffled rounds, each whole round before the next begins. All is a pure function of (seed, epoch), and
+    the labelled batches are the same with and without unlabelled ones. Under distributed training each process takes
+    its share of every batch. The trainer calls `set_epoch`.
+
+    Args:
+        labelled, unlabelled: int64, rows to draw from; None gives no unlabelled batches.
+        sizes: rows in a batch of one process, of each kind.
+        chances: random numbers of each sample, of each kind.
+        weights: probability of each labelled row; None shuffles in rounds.
+    """
+
+    def __init__(
+        self,
+        labelled: np.ndarray,
+        unlabelled: np.ndarray | None,
+        *,
+        steps: int,
+        sizes: tuple[int, int],
+        chances: tuple[int, int],
+        seed: int,
+        weights: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.labelled, self.unlabelled, self.steps, self.weights = labelled, unlabelled, steps, weights
+        self.sizes, self.chances, self.seed, self.rank, self.world_size = sizes, chances, seed, rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[StepDraw]:
+        labelled = self._draws(0, self.labelled, self.weights)
+        unlabelled = None if self.unlabelled is None else self._draws(1, self.unlabelled, None)
+        for step in range(self.steps):
+            yield StepDraw(labelled[step], unlabelled[step] if unlabelled else None)
+
+    def _draws(self, kind: int, rows: np.ndarray, weights: np.ndarray | None) -> list[Draw]:
+        rng, size = np.random.default_rng([self.seed, self.epoch, kind]), self.sizes[kind]
+        count = self.steps * size * self.world_size
+        if weights is None:
+            rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
+            order = np.concatenate(rounds)[:count]
+        else:
+            order = rng.choice(rows, count, p=weights)
+        chances = rng.random((count, self.chances[kind]), np.float32)
+        mine = slice(self.rank, None, self.world_size)
+        order, chances = order[mine].reshape(self.steps, size), chances[mine].reshape(self.steps, size, -1)
+        return [Draw(*pair) for pair in zip(order, chances, strict=True)]
+
+
+class FrameBatches(Dataset[Batch]):
+    """Batches of frames that were read before: `StepDraw` or `Draw` -> tensors.
+
+        labelled    image uint8 [B, channels, H, W], mask uint8 [B, H, W], chances float32 [B, K], and what
+                    ``extras`` holds, by name
+        unlabelled  the same without mask; where the draw has some
+
+    Args:
+        images: uint8 [N, channels, H, W], on whatever device.
+        masks: uint8 [M, H, W] of the rows ``masked``, int64 [M], ascending.
+        extras: further inputs [N, ...], by name.
+        rows: int64 [N], ascending: what rows the images are of.
+    """
+
+    def __init__(
+        self, images: Tensor, masks: Tensor, extras: dict[str, Tensor], rows: np.ndarray, masked: np.ndarray
+    ) -> None:
+        self.images, self.masks, self.extras, self.rows, self.masked = images, masks, extras, rows, masked
+
+    def __getitem__(self, draw: StepDraw | Draw) -> Batch:
+        if isinstance(draw, Draw):
+            return {"labelled": self._frames(draw, True)}
+        batch = {"labelled": self._frames(draw.labelled, True)}
+        return batch if draw.unlabelled is None else batch | {"unlabelled": self._frames(draw.unlabelled, False)}
+
+    def _frames(self, draw: Draw, labelled: bool) -> dict[str, Tensor]:
+        places = torch.from_numpy(np.searchsorted(self.rows, draw.rows)).to(self.images.device)
+        found = {"image": self.images[places], "chances": torch.from_numpy(draw.chances)}
+        found |= {name: values[places] for name, values in self.extras.items()}
+        if labelled:
+            chosen = torch.from_numpy(np.searchsorted(self.masked, draw.rows)).to(self.masks.device)
+            found["mask"] = self.masks[chosen]
+        return found

@@ -1,0 +1,310 @@
+"""What a step learns, by method. All see the same labelled images; they differ in what they make of the unlabelled.
+
+    supervised  the labelled images alone
+    ss_net      Wu et al., "Exploring Smoothness and Class-Separation for Semi-supervised Medical Image Segmentation"
+                (SS-Net, MICCAI 2022): virtual adversarial smoothness of all images
+    semiseg     Alonso et al., "Semi-Supervised Semantic Segmentation with Pixel-Level Contrastive Learning from a
+                Class-wise Memory Bank" (ICCV 2021): pseudo-labels of a teacher, an average of the model, weighed by
+                their confidence, for strongly changed images mixed by class
+    unimatch    Yang et al., "Revisiting Weak-to-Strong Consistency" (UniMatch, CVPR 2023): confident predictions for a
+                weak view are labels for two strong views with pasted rectangles, and for features that drop out
+    bcp         Bai et al., "Bidirectional Copy-Paste" (CVPR 2023): labelled rectangles in unlabelled images and the
+                reverse, with labels mixed alike, those of unlabelled images from a teacher. Without its choice of the
+                largest connected part of each class, which holds for an organ, not for several objects of a class
+
+The two with a memory bank of class features have it in `sightline.segmentation.training`, where any method may.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline.params import Section
+from sightline.segmentation.augmentation import (
+    BOX_CHANCES,
+    STRONG_CHANCES,
+    AugmentationParams,
+    Inputs,
+    pasted,
+    random_boxes,
+    square_boxes,
+    strong_view,
+)
+from sightline.segmentation.frames import IGNORE
+from sightline.segmentation.losses import dice_cross_entropy, virtual_adversarial_loss
+from sightline.segmentation.model import SegmentationModel
+from sightline.segmentation.network import Output
+
+Method = Literal["supervised", "ss_net", "semiseg", "unimatch", "bcp"]
+TEACHER_METHODS = ("semiseg", "bcp")
+VIEW_CHANCES = STRONG_CHANCES + BOX_CHANCES
+UNLABELLED_CHANCES = 2 * VIEW_CHANCES  # of two strong views
+
+
+class SsNetParams(Section):
+    """Section ``segmentation.ss_net``."""
+
+    weight: float = Field(default=0.1, ge=0, description="weight of the smoothness, after the rise")
+    xi: float = Field(default=10.0, gt=0, description="length of the change in which the direction is looked for")
+    eps: float = Field(default=6.0, gt=0, description="length of the change that is measured")
+
+
+class SemisegParams(Section):
+    """Section ``segmentation.semiseg``."""
+
+    weight: float = Field(default=1.0, ge=0, description="weight of the pseudo-labels, after the rise")
+    sharpness: float = Field(default=6.0, ge=0, description="power of the confidence that a pseudo-label is weighed by")
+    entropy_weight: float = Field(default=0.01, ge=0, description="weight of the entropy of the predictions")
+
+
+class UnimatchParams(Section):
+    """Section ``segmentation.unimatch``."""
+
+    weight: float = Field(default=1.0, ge=0, description="weight of the unlabelled images beside the labelled ones")
+    threshold: float = Field(default=0.95, ge=0, lt=1, description="least probability of a pseudo-label that counts")
+    dropout: float = Field(default=0.5, gt=0, lt=1, description="share of the channels that drop out")
+
+
+class BcpParams(Section):
+    """Section ``segmentation.bcp``."""
+
+    weight: float = Field(default=0.5, ge=0, description="weight of unlabelled pixels beside labelled ones")
+    pretrain: float = Field(
+        default=0.3, ge=0, lt=1, description="share of the steps, the first, on labelled images alone"
+    )
+
+
+class MethodParams(AugmentationParams):
+    """Of the section ``segmentation``: the method, and what each has of its own."""
+
+    method: Method = Field(default="unimatch", description="supervised, ss_net, semiseg, unimatch or bcp")
+    ramp: float = Field(default=0.4, gt=0, le=1, description="share of the steps over which weights rise")
+    ss_net: SsNetParams = SsNetParams()
+    semiseg: SemisegParams = SemisegParams()
+    unimatch: UnimatchParams = UnimatchParams()
+    bcp: BcpParams = BcpParams()
+
+    def rise(self, done: float) -> float:
+        """Factor of a weight when this share of the steps is done: exp(-5 (1 - t)^2) up to 1 (Laine and Aila, 2017).
+
+        UniMatch and copy-paste have none of their own; a memory bank beside them has.
+        """
+        return math.exp(-5 * (1 - min(done / self.ramp, 1)) ** 2)
+
+
+@dataclass
+class Step:
+    """What a method is given: changed images, and where the training stands.
+
+    Labels are class ids, int64 [B, H, W], 255 = ignore; those of ``unlabelled`` say what lies outside the image.
+    """
+
+    model: SegmentationModel
+    teacher: SegmentationModel | None  # in evaluation mode
+    params: MethodParams
+    done: float  # share of the steps
+    generator: torch.Generator  # on the CPU, of this step alone
+    class_weights: Tensor | None  # of the classes in the cross-entropy
+    labelled: Inputs
+    labels: Tensor
+    hidden: dict[str, Tensor]  # which labelled images' further inputs are hidden
+    unlabelled: Inputs | None = None
+    outside: Tensor | None = None  # of unlabelled images: 255 outside the image, else 0
+    chances: Tensor | None = None  # of unlabelled images, [B, UNLABELLED_CHANCES]
+
+
+@dataclass
+class Learnt:
+    """What a method gives: the parts of the loss, weighted, whose sum is the loss; and features with their labels.
+
+    ``seen`` holds for the memory bank: output, labels (None: the predicted classes) and whether they are true.
+    """
+
+    losses: dict[str, Tensor]
+    seen: list[tuple[Output, Tensor | None, bool]]
+
+
+def supervised(step: Step) -> Learnt:
+    """Learn from the labelled images alone."""
+    output = _run(step.model, step.labelled, step.hidden)
+    return Learnt({"labelled": _labelled_loss(step, output)}, [(output, step.labels, True)])
+
+
+def ss_net(step: Step) -> Learnt:
+    """Smoothness of all images in the direction that changes the prediction most."""
+    assert step.unlabelled is not None
+    assert step.outside is not None
+    both = _joined(step.labelled, step.unlabelled)
+    output = _run(step.model, both)
+    labelled, unlabelled = _split(output, len(step.labels))
+    params = step.params.ss_net
+    smooth = virtual_adversarial_loss(
+        step.model, both["image"], params.xi, params.eps, target=output.logits.float().softmax(dim=1),
+        generator=step.generator, extras=_extras(both),
+    )  # fmt: skip
+    losses = {
+        "labelled": _labelled_loss(step, labelled),
+        "smooth": params.weight * step.params.rise(step.done) * smooth,
+    }
+    own = torch.where(step.outside == IGNORE, IGNORE, unlabelled.logits.argmax(dim=1))
+    return Learnt(losses, [(labelled, step.labels, True), (unlabelled, own, False)])
+
+
+def semiseg(step: Step) -> Learnt:
+    """Pseudo-labels of the teacher, weighed by their confidence, for strong views mixed by class."""
+    assert step.unlabelled is not None
+    assert step.outside is not None
+    assert step.chances is not None
+    assert step.teacher is not None
+    params, rise = step.params.semiseg, step.params.rise(step.done)
+    confidence, pseudo = _predicted(step.teacher, step.unlabelled, step.outside)
+    # ClassMix (Olsson et al., WACV 2021): half of the classes of another image are pasted
+    chosen_BC = torch.rand(len(pseudo), len(step.model.config.classes) + 1, generator=step.generator) < 0.5
+    chosen_BC[:, -1] = False  # what lies outside
+    other = pseudo.roll(1, dims=0)
+    index = torch.where(other == IGNORE, chosen_BC.shape[1] - 1, other).flatten(1)
+    box = chosen_BC.to(pseudo.device).gather(1, index).view_as(other)[:, None]
+    view = strong_view(step.unlabelled, step.chances[:, :STRONG_CHANCES], step.params)
+    view, pseudo = pasted(view, _rolled(view), box), torch.where(box[:, 0], other, pseudo)
+    confidence = torch.where(box[:, 0], confidence.roll(1, dims=0), confidence)
+    output = _run(step.model, _joined(step.labelled, view), _extended(step.hidden, len(pseudo)))
+    labelled, unlabelled = _split(output, len(step.labels))
+    log_probability = unlabelled.logits.float().log_softmax(dim=1)
+    entropy = -(log_probability.exp() * log_probability).sum(dim=1).mean()
+    losses = {
+        "labelled": _labelled_loss(step, labelled),
+        "pseudo": params.weight
+        * rise
+        * dice_cross_entropy(unlabelled.logits, pseudo, pixel_weights=confidence**params.sharpness),
+        "entropy": params.entropy_weight * rise * entropy,
+    }
+    return Learnt(losses, [(labelled, step.labels, True), (unlabelled, pseudo, False)])
+
+
+def unimatch(step: Step) -> Learnt:
+    """Confident predictions of the weak view are labels for two strong views, and for features that drop out."""
+    assert step.unlabelled is not None
+    assert step.outside is not None
+    assert step.chances is not None
+    model, params, size = step.model, step.params.unimatch, step.labels.shape[1:]
+    count = len(step.labels)
+    levels = model.encode(
+        *_arguments(_joined(step.labelled, step.unlabelled), _extended(step.hidden, len(step.outside)))
+    )
+    dropped = [_drop_channels(level[count:], params.dropout, step.generator) for level in levels]
+    output = model.decode([torch.cat(pair) for pair in zip(levels, dropped, strict=True)], size)
+    labelled, rest = _split(output, count)
+    weak, perturbed = _split(rest, len(step.outside))
+    with torch.no_grad():
+        confidence, pseudo = weak.logits.float().softmax(dim=1).max(dim=1)
+        pseudo = torch.where(step.outside == IGNORE, IGNORE, pseudo)
+    views, labels, trust = [], [], []
+    for chances in step.chances.split(VIEW_CHANCES, dim=1):
+        of_colour, of_box = chances.split((STRONG_CHANCES, BOX_CHANCES), dim=1)
+        box = random_boxes(of_box, (size[0], size[1]))
+        view = strong_view(step.unlabelled, of_colour, step.params)
+        views.append(pasted(view, _rolled(view), box))
+        labels.append(torch.where(box[:, 0], pseudo.roll(1, dims=0), pseudo))
+        trust.append(torch.where(box[:, 0], confidence.roll(1, dims=0), confidence) >= params.threshold)
+    strong = _run(model, _joined(*views))
+    sure = (confidence >= params.threshold).float()
+    losses = {
+        "labelled": 0.5 * _labelled_loss(step, labelled),
+        "strong": 0.25
+        * params.weight
+        * dice_cross_entropy(strong.logits, torch.cat(labels), pixel_weights=torch.cat(trust).float()),
+        "dropped": 0.25 * params.weight * dice_cross_entropy(perturbed.logits, pseudo, pixel_weights=sure),
+    }
+    certain = torch.where(confidence >= params.threshold, pseudo, IGNORE)
+    return Learnt(losses, [(labelled, step.labels, True), (weak, certain, False)])
+
+
+def bcp(step: Step) -> Learnt:
+    """Labelled rectangles in unlabelled images and the reverse; first, labelled ones in labelled images."""
+    assert step.unlabelled is not None
+    assert step.outside is not None
+    assert step.chances is not None
+    assert step.teacher is not None
+    labels, size = step.labels, (step.labels.shape[1], step.labels.shape[2])
+    count = min(len(labels), len(step.outside))
+    box = square_boxes(step.chances[:count], size)
+    if step.done < step.params.bcp.pretrain:
+        partner = labels[:count].roll(1, dims=0)
+        first = {name: values[:count] for name, values in step.labelled.items()}
+        mixed = torch.where(box[:, 0], partner, labels[:count])
+        output = _run(step.model, pasted(first, _rolled(first), box))
+        loss = dice_cross_entropy(output.logits, mixed, step.class_weights)
+        return Learnt({"labelled": loss}, [(output, mixed, True)])
+    known = {name: values[:count] for name, values in step.labelled.items()}
+    unknown = {name: values[:count] for name, values in step.unlabelled.items()}
+    _, pseudo = _predicted(step.teacher, unknown, step.outside[:count])
+    inward, outward = pasted(known, unknown, box), pasted(unknown, known, box)
+    output = _run(step.model, _joined(inward, outward))
+    is_known = torch.cat([~box[:, 0], box[:, 0]])
+    true, guessed = torch.cat([labels[:count]] * 2), torch.cat([pseudo] * 2)
+    true, guessed = torch.where(is_known, true, IGNORE), torch.where(is_known, IGNORE, guessed)
+    losses = {
+        "labelled": dice_cross_entropy(output.logits, true, step.class_weights),
+        "pseudo": step.params.bcp.weight * dice_cross_entropy(output.logits, guessed),
+    }
+    return Learnt(losses, [(output, true, True), (output, guessed, False)])
+
+
+METHODS: dict[Method, Callable[[Step], Learnt]] = {
+    "supervised": supervised,
+    "ss_net": ss_net,
+    "semiseg": semiseg,
+    "unimatch": unimatch,
+    "bcp": bcp,
+}
+
+
+def _labelled_loss(step: Step, output: Output) -> Tensor:
+    return dice_cross_entropy(output.logits, step.labels, step.class_weights)
+
+
+def _arguments(inputs: Inputs, hidden: dict[str, Tensor] | None = None) -> tuple[Tensor, Inputs, dict[str, Tensor]]:
+    return inputs["image"], _extras(inputs), hidden or {}
+
+
+def _extras(inputs: Inputs) -> Inputs:
+    return {name: values for name, values in inputs.items() if name != "image"}
+
+
+def _run(model: SegmentationModel, inputs: Inputs, hidden: dict[str, Tensor] | None = None) -> Output:
+    return model.decode(model.encode(*_arguments(inputs, hidden)), inputs["image"].shape[2:])
+
+
+@torch.no_grad()
+def _predicted(teacher: SegmentationModel, inputs: Inputs, outside: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidence and class of each pixel, [B, H, W] each; 255 outside the image."""
+    confidence, pseudo = _run(teacher, inputs).logits.float().softmax(dim=1).max(dim=1)
+    return confidence, torch.where(outside == IGNORE, IGNORE, pseudo)
+
+
+def _joined(*inputs: Inputs) -> Inputs:
+    return {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
+
+
+def _extended(hidden: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """``hidden`` for so many more images, whose further inputs are not hidden."""
+    return {name: F.pad(values, (0, count)) for name, values in hidden.items()}
+
+
+def _rolled(inputs: Inputs) -> Inputs:
+    return {name: values.roll(1, dims=0) for name, values in inputs.items()}
+
+
+def _split(output: Output, count: int) -> tuple[Output, Output]:
+    return Output(*(values[:count] for values in output)), Output(*(values[count:] for values in output))
+
+
+def _drop_channels(level: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    kept = torch.rand(level.shape[:2], generator=generator) >= share
+    return level * (kept.to(level.device, level.dtype) / (1 - share))[(..., *[None] * (level.ndim - 2))]

@@ -1,0 +1,407 @@
+"""Train a segmentation model from few labelled groups and many unlabelled ones."""
+
+import copy
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sightline.errors import UserError
+from sightline.files import write_json
+from sightline.params import Section
+from sightline.segmentation.augmentation import WEAK_CHANCES, weak_view
+from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled
+from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrames
+from sightline.segmentation.methods import METHODS, TEACHER_METHODS, UNLABELLED_CHANCES, MethodParams, Step
+from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
+from sightline.segmentation.network import Norm, Output
+from sightline.segmentation.prototypes import ContrastivePrototypeManager
+from sightline.training.fitting import TrainerParams, configure_optimizer, fit
+from sightline.training.order import in_order
+from sightline.training.processes import process_device, rank, world_size
+
+OWN_BANK = ("ss_net", "semiseg")  # methods that have a memory bank unless it is switched off
+OWN_WEIGHT = 0.1  # of that bank
+SELECTOR_RATE = 0.1  # learning rate of the bank's selectors, in shares of the others'
+
+
+class ContrastiveParams(Section):
+    """Section ``segmentation.contrastive``: the memory bank of class features."""
+
+    weight: float | None = Field(
+        default=None, ge=0, description="0: no bank; None: 0.1 with ss_net and semiseg, else 0"
+    )
+    preset: Literal["ss_net", "semiseg", "document"] | None = Field(
+        default=None, description="how the bank works; None: semiseg with that method, else ss_net"
+    )
+    elements_per_class: int | None = Field(default=None, ge=2, description="rows kept of a class; None: the preset's")
+    feature_dim: int = Field(default=32, ge=2, description="numbers in a row, after the heads (document has none)")
+    stride: Literal[1, 2, 4] = Field(default=4, description="of the decoder's map whose pixels are the rows")
+    intra_weight: float = Field(default=0.0, ge=0, description="weight of the distance from the class's direction")
+    inter_weight: float = Field(default=0.0, ge=0, description="weight of the closeness of classes' directions")
+
+
+class SegmentationParams(TrainerParams, FrameParams, MethodParams):
+    """Section ``segmentation``."""
+
+    labelled_groups: int | None = Field(
+        default=None, ge=1, description="training episodes (patients) whose masks are used; None: labelled_fraction"
+    )
+    labelled_fraction: float | None = Field(
+        default=None, gt=0, le=1, description="the same as a share, at least one; None: all"
+    )
+    steps_per_epoch: int = Field(default=50, ge=1, description="steps after which the validation part is looked at")
+    unlabelled_batch_size: int = Field(default=8, ge=2, description="unlabelled frames in a step")
+    sampling: Literal["uniform", "balanced"] = Field(
+        default="uniform", description="of labelled frames: balanced draws those with rare classes more often"
+    )
+    class_weights: Literal["none", "inverse_sqrt"] = Field(
+        default="none", description="of the cross-entropy: none, or inverse_sqrt of the share of the labelled pixels"
+    )
+    channels: tuple[int, ...] = Field(
+        default=(16, 16, 32, 64, 128, 16), description="of the network's five levels, and of its last map"
+    )
+    norm: Norm = Field(default="batch", description="batch, instance or group")
+    extra_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that a further input is hidden")
+    ema: float = Field(default=0.99, ge=0, lt=1, description="decay of averaged weights and statistics; 0: no average")
+    contrastive: ContrastiveParams = ContrastiveParams()
+
+    @field_validator("channels")
+    @classmethod
+    def _are_six(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if len(channels) != 6 or min(channels) < 1:
+            raise ValueError(f"channels must be six numbers above 0, not {list(channels)}")
+        return channels
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "SegmentationParams":
+        if self.labelled_groups and self.labelled_fraction:
+            raise ValueError("labelled_groups and labelled_fraction: set one of the two, null for the other")
+        if self.method in TEACHER_METHODS and not self.ema:
+            raise ValueError(f"ema must be above 0 for {self.method}, whose teacher is the average")
+        if self.norm == "group" and any(width % 4 for width in self.channels):
+            raise ValueError(f"channels must be multiples of 4 for norm group, not {list(self.channels)}")
+        return self
+
+    @property
+    def bank_weight(self) -> float:
+        """Weight of the memory bank, 0 for none."""
+        if self.contrastive.weight is None:
+            return OWN_WEIGHT if self.method in OWN_BANK else 0.0
+        return self.contrastive.weight
+
+
+class SegmentationModule(lightning.LightningModule):
+    """The losses around `SegmentationModel`, its average, and the memory bank.
+
+    Random numbers of a step, besides those that come with its samples, are drawn from (seed, step), so that a resumed
+    run draws the same.
+    """
+
+    def __init__(
+        self, model: SegmentationModel, params: SegmentationParams, weights_C: Tensor | None, in_val_C: Tensor
+    ) -> None:
+        super().__init__()
+        self.model, self.params_ = model, params
+        self.average = copy.deepcopy(model).requires_grad_(False) if params.ema else None
+        self.bank = _bank(model, params)
+        self.weights_C, self.in_val_C = weights_C, in_val_C  # moved by hand: a state dict should not hold them
+        self.counts = torch.zeros(0)  # of the validation part, [3, C]: both, predicted, true
+
+    def on_fit_start(self) -> None:
+        self.weights_C = None if self.weights_C is None else self.weights_C.to(self.device)
+        self.in_val_C = self.in_val_C.to(self.device)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        if self.average is not None:
+            self.average.eval()
+        config, params = self.model.config, self.params_
+        with torch.autocast(self.device.type, enabled=False):
+            labelled, labels, rest = _viewed(batch["labelled"], params)
+            unlabelled, outside, further = (None, None, None)
+            if "unlabelled" in batch:
+                unlabelled, outside, further = _viewed(batch["unlabelled"], params)
+        hidden = {name: rest[:, i] < params.extra_dropout for i, name in enumerate(config.extras)}
+        generator = torch.Generator().manual_seed(
+            (config.seed * 1_000_003 + self.trainer.global_step) * world_size() + rank()
+        )
+        method = METHODS[params.method if unlabelled else "supervised"]
+        learnt = method(
+            Step(
+                self.model, self.average, params, self._done, generator, self.weights_C,
+                labelled, labels, hidden, unlabelled, outside, further,
+            )
+        )  # fmt: skip
+        losses = learnt.losses
+        if self.bank is not None:
+            losses = losses | {
+                "bank": params.bank_weight * params.rise(self._done) * self._bank_loss(learnt.seen, labelled)
+            }
+        loss = torch.stack(list(losses.values())).sum()
+        values = {"train_loss": loss.detach(), **{f"train_{name}": part.detach() for name, part in losses.items()}}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        return loss
+
+    def _bank_loss(self, seen: list[tuple[Output, Tensor | None, bool]], labelled: dict[str, Tensor]) -> Tensor:
+        assert self.bank is not None
+        params, stride = self.params_.contrastive, self.params_.contrastive.stride
+        weights = (1.0, params.intra_weight, params.inter_weight)
+        teacher = self.average if self.params_.method == "semiseg" else None
+        if teacher is not None:  # the bank holds what the teacher makes of labelled images
+            with torch.no_grad():
+                levels = teacher.encode(labelled["image"], _extras_of(labelled))
+                output = teacher.decode(levels, labelled["image"].shape[2:])
+                self.bank.update_and_compute_loss(*_rows(output, seen[0][1], stride), True, *weights)
+        total = torch.zeros((), device=self.device)
+        for output, labels, is_true in seen:
+            loss, _ = self.bank.update_and_compute_loss(
+                *_rows(output, labels, stride), is_true and teacher is None, *weights
+            )
+            total = total + loss
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        self.counts = torch.zeros(3, len(self.model.config.classes), dtype=torch.int64, device=self.device)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        model, frames = self.average or self.model, batch["labelled"]
+        model.eval()
+        predicted = model(frames["image"], _extras_of(frames)).argmax(dim=1)
+        labels, count = frames["mask"].long(), len(self.model.config.classes)
+        valid = labels != IGNORE
+        both = torch.where(valid & (predicted == labels), labels, count)
+        for row, classes in enumerate((both, torch.where(valid, predicted, count), torch.where(valid, labels, count))):
+            self.counts[row] += torch.bincount(classes.flatten(), minlength=count + 1)[:count]
+
+    def on_validation_epoch_end(self) -> None:
+        both, predicted, true = self.counts.double()
+        dice_C = 2 * both / (predicted + true).clamp_min(1)
+        measured = self.in_val_C & (torch.arange(len(dice_C), device=self.device) > 0)
+        mean = dice_C[measured].mean()
+        values = {f"val_dice_{name}": dice for name, dice, there in zip(
+            self.model.config.classes, dice_C, self.in_val_C.tolist(), strict=True) if there}  # fmt: skip
+        self.log_dict({"val_loss": 1 - mean, "val_dice": mean} | values, prog_bar=False)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Average weights, and statistics of the normalisation with them."""
+        if self.average is None:
+            return
+        decay = min(self.params_.ema, (1 + self.trainer.global_step) / (10 + self.trainer.global_step))
+        with torch.no_grad():
+            for kept, new in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
+                if kept.is_floating_point():
+                    kept.lerp_(new, 1 - decay)
+                else:
+                    kept.copy_(new)
+
+    def configure_optimizers(self) -> Any:
+        selectors = self.bank.get_selectors() if self.bank is not None else (None, None)
+        slow = {id(p) for some in selectors if some is not None for p in some.parameters()}
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                groups.setdefault((id(parameter) in slow, parameter.ndim > 1), []).append(parameter)
+        lr, decay = self.params_.lr, self.params_.weight_decay
+        described = [
+            {"params": some, "lr": lr * (SELECTOR_RATE if is_slow else 1), "weight_decay": decay if decays else 0.0}
+            for (is_slow, decays), some in groups.items()
+        ]  # norms and biases do not decay
+        return configure_optimizer(described, self.params_, int(self.trainer.estimated_stepping_batches))
+
+    @property
+    def _done(self) -> float:
+        return self.trainer.global_step / float(self.trainer.estimated_stepping_batches)
+
+
+def train_segmentation(
+    frames: SegmentationFrames,
+    weights: Path,
+    metrics_dir: Path,
+    params: SegmentationParams,
+    seed: int,
+    *,
+    output_dir: Path | None = None,
+    resume: Path | None = None,
+) -> None:
+    """Train on the labelled and unlabelled frames of part ``train``; keep the epoch that is best on part ``val``.
+
+    Writes ``weights``, and to ``metrics_dir`` metrics.json and curves.csv. What is best is told by the mean Dice
+    coefficient of the classes in the validation masks, without the background, pooled over all their pixels. Masks of
+    training frames that are not labelled are not read.
+
+    Args:
+        frames: what to learn from.
+        output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
+
+    Raises:
+        UserError: no labelled data, fewer groups than asked for, no validation masks, and what reading may raise.
+    """
+    labelled, unlabelled = choose_labelled(frames, params.labelled_groups, params.labelled_fraction, seed)
+    val = frames.rows("val")
+    val = val[frames.has_mask[val]]
+    if not len(val):
+        raise UserError(f"{frames.name}: no frame of part val has a mask; the best epoch is chosen by them")
+    frames = frames.with_classes_of(np.concatenate([labelled, val]))
+    data = _read(frames, labelled, unlabelled, val)
+    pixels_NC = _pixels(data.masks, len(frames.classes))
+    of_labelled, of_val = (pixels_NC[np.searchsorted(data.masked, rows)] for rows in (labelled, val))
+    _check_classes(frames, of_labelled, of_val, len(unlabelled), params)
+    lightning.seed_everything(seed, verbose=False)
+    train = np.union1d(labelled, unlabelled)
+    config = SegmentationConfig(
+        camera=params.camera, image_size=frames.image_size, classes=frames.classes, void=params.void,
+        image_channels=frames.channels, channels=params.channels, norm=params.norm,
+        feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), method=params.method,
+        train_groups=_names(frames.group[train]), labelled_groups=_names(frames.group[labelled]), seed=seed,
+    )  # fmt: skip
+    model = SegmentationModel(config)
+    model.fit_normalisation(data.images[torch.from_numpy(np.searchsorted(data.rows, train)).to(data.images.device)])
+    order: Any = StepBatches(
+        labelled, unlabelled if len(unlabelled) and params.method != "supervised" else None,
+        steps=params.steps_per_epoch, sizes=(params.batch_size, params.unlabelled_batch_size),
+        chances=(WEAK_CHANCES + len(config.extras), WEAK_CHANCES + UNLABELLED_CHANCES),
+        seed=seed, weights=_sampling(of_labelled, params), rank=rank(), world_size=world_size(),
+    )  # fmt: skip
+    in_val = torch.from_numpy(of_val.sum(axis=0) > 0)
+    module = SegmentationModule(model, params, _class_weights(of_labelled, params), in_val)
+    val_batches: Any = in_order(val, 32)
+    result = fit(
+        module,
+        DataLoader(data, sampler=order, batch_size=None),
+        DataLoader(data, sampler=val_batches, batch_size=None),
+        params,
+        stage="train_segmentation",
+        identity=[params.model_dump(mode="json"), config.model_dump(mode="json"), _hashed(data)],
+        output_dir=output_dir,
+        resume=resume,
+    )
+    if rank() != 0:
+        return
+    prefix = "average." if params.ema else "model."
+    kept = {name.removeprefix(prefix): value for name, value in result.best_weights.items() if name.startswith(prefix)}
+    model.load_state_dict(kept)
+    save_model(weights, model)
+    best = result.best
+    write_json(
+        metrics_dir / "metrics.json",
+        {
+            "epochs": len(result.history),
+            "best_epoch": int(best["epoch"]),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "labelled": {"groups": len(config.labelled_groups), "frames": len(labelled)},
+            "unlabelled": {"frames": len(unlabelled)},
+            "val": {name.removeprefix("val_"): float(f"{best[name]:.6g}") for name in best if name.startswith("val_")},
+        },
+    )
+    result.write_curves(metrics_dir / "curves.csv")
+    result.finish()
+
+
+def _read(frames: SegmentationFrames, labelled: np.ndarray, unlabelled: np.ndarray, val: np.ndarray) -> FrameBatches:
+    """Everything that the training looks at, read once; on a GPU where it takes less than half of its free memory."""
+    rows, masked = np.unique(np.concatenate([labelled, unlabelled, val])), np.union1d(labelled, val)
+    images, masks, device = frames.images(rows), frames.masks(masked), process_device()
+    if device.type == "cuda" and 2 * (images.nbytes + masks.nbytes) > torch.cuda.mem_get_info(device)[0]:
+        device = torch.device("cpu")
+    extras = {name: torch.from_numpy(values) for name, values in frames.extras(rows).items()}
+    return FrameBatches(
+        torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device),
+        {name: values.to(device) for name, values in extras.items()}, rows, masked,
+    )  # fmt: skip
+
+
+def _hashed(data: FrameBatches) -> list[str]:
+    arrays = [data.images, data.masks, *(data.extras[name] for name in sorted(data.extras))]
+    return [hashlib.sha256(array.cpu().numpy().tobytes()).hexdigest() for array in arrays]
+
+
+def _pixels(masks_NHW: Tensor, classes: int) -> np.ndarray:
+    """Pixels of each class in each mask, [N, C]."""
+    return (
+        torch.stack([torch.bincount(m.flatten().int(), minlength=IGNORE + 1) for m in masks_NHW])
+        .cpu()
+        .numpy()[:, :classes]
+    )
+
+
+def _check_classes(
+    frames: SegmentationFrames, of_labelled: np.ndarray, of_val: np.ndarray, unlabelled: int, params: SegmentationParams
+) -> None:
+    """Say once what cannot be learnt or measured, and go on where that is possible."""
+    if not of_val[:, 1:].any():
+        raise UserError(f"{frames.name}: the {len(of_val)} masks of part val hold no class but {frames.classes[0]}")
+    if not of_labelled.any():
+        raise UserError(f"{frames.name}: every pixel of the {len(of_labelled)} labelled masks is ignored")
+    absent = [name for name, there in zip(frames.classes, of_labelled.sum(axis=0).tolist(), strict=True) if not there]
+    if absent:
+        warnings.warn(
+            f"{frames.name}: {', '.join(absent)} in none of the {len(of_labelled)} labelled masks: cannot be learnt; "
+            "label more groups",
+            stacklevel=3,
+        )
+    if not unlabelled and params.method != "supervised":
+        warnings.warn(
+            f"{frames.name}: all training frames are labelled: {params.method} is the same as supervised; set "
+            "segmentation.labelled_groups",
+            stacklevel=3,
+        )
+
+
+def _class_weights(pixels_NC: np.ndarray, params: SegmentationParams) -> Tensor | None:
+    """Factors of the classes with a mean of 1 over those that are there; 1 for the others."""
+    if params.class_weights == "none":
+        return None
+    share_C = pixels_NC.sum(axis=0) / pixels_NC.sum()
+    there_C = share_C > 0
+    weights_C = 1 / np.sqrt(np.where(there_C, share_C, 1))
+    return torch.from_numpy(np.where(there_C, weights_C / weights_C[there_C].mean(), 1)).float()
+
+
+def _sampling(pixels_NC: np.ndarray, params: SegmentationParams) -> np.ndarray | None:
+    """Probability of each labelled frame: by its rarest class, as the inverse root of the share of frames with it."""
+    if params.sampling == "uniform":
+        return None
+    there_NC = pixels_NC > 0
+    rarity_C = 1 / np.sqrt(there_NC.mean(axis=0).clip(min=1e-9))
+    rarity_N = np.where(there_NC, rarity_C, 1).max(axis=1)
+    return rarity_N / rarity_N.sum()
+
+
+def _bank(model: SegmentationModel, params: SegmentationParams) -> ContrastivePrototypeManager | None:
+    if not params.bank_weight:
+        return None
+    chosen = params.contrastive
+    preset = chosen.preset or ("semiseg" if params.method == "semiseg" else "ss_net")
+    width, classes = model.network.feature_dim, len(model.config.classes)
+    rows = {"elements_per_class": chosen.elements_per_class} if chosen.elements_per_class else {}
+    if preset == "document":  # raw features, after a ReLU: rows may be all zeros
+        return ContrastivePrototypeManager.from_preset(preset, classes, width, eps=1e-3, **rows)
+    return ContrastivePrototypeManager.from_preset(preset, classes, chosen.feature_dim, input_dim=width, **rows)
+
+
+def _viewed(frames: dict[str, Tensor], params: SegmentationParams) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Weakly changed inputs, masks, and the random numbers that are left."""
+    of_view, rest = frames["chances"][:, :WEAK_CHANCES], frames["chances"][:, WEAK_CHANCES:]
+    inputs = {name: values for name, values in frames.items() if name not in ("mask", "chances")}
+    return *weak_view(inputs, frames.get("mask"), of_view, params), rest
+
+
+def _extras_of(frames: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: frames[name] for name in ("depth", "clip") if name in frames}
+
+
+def _rows(output: Output, labels: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Features, and logits and labels of every ``stride``-th pixel, as the memory bank takes them."""
+    every = (..., slice(None, None, stride), slice(None, None, stride))
+    return output.features.float(), output.logits[every].float(), None if labels is None else labels[every]
+
+
+def _names(groups: np.ndarray) -> tuple[str, ...]:
+    return tuple(str(group) for group in np.unique(groups).tolist())
