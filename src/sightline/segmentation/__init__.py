@@ -12,6 +12,7 @@ _MODULES = {
     "SegmentationFrames": "frames",
     "SegmentationModel": "model",
     "load_model": "model",
+    "virtual_adversarial_loss": "losses",
 }
 __all__ = [
     "ContrastivePrototypeManager",
@@ -19,6 +20,7 @@ __all__ = [
     "SegmentationFrames",
     "SegmentationModel",
     "load_model",
+    "virtual_adversarial_loss",
 ]
 
 

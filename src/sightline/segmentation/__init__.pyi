@@ -1,4 +1,5 @@
 from sightline.segmentation.frames import SegmentationFrames
+from sightline.segmentation.losses import virtual_adversarial_loss
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, load_model
 from sightline.segmentation.prototypes import ContrastivePrototypeManager
 
@@ -8,4 +9,5 @@ __all__ = [
     "SegmentationFrames",
     "SegmentationModel",
     "load_model",
+    "virtual_adversarial_loss",
 ]

@@ -111,8 +111,11 @@ class SegmentationNetwork(nn.Module):
 
 
 def _padded(x: Tensor) -> Tensor:
-    """Sides up to the next multiple of `STRIDE`, the border repeated at their ends."""
-    missing = [-side % STRIDE for side in x.shape[2:]]
+    """Sides up to the next multiple of `STRIDE`, at least two of it, the border repeated at their ends.
+
+    With two, the coarsest map has more than one pixel, without which instance normalisation has no statistics.
+    """
+    missing = [max(-side % STRIDE, 2 * STRIDE - side) for side in x.shape[2:]]
     if not any(missing):
         return x
     return F.pad(x, [pad for end in reversed(missing) for pad in (0, end)], mode="replicate")

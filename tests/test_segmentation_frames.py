@@ -1,0 +1,248 @@
+"""Images, masks, groups and split of recordings, folders and arrays; one line for whatever is wrong with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from sightline.errors import UserError
+from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
+from sightline.recording.split import DataPart, SplitParams
+from sightline.recording.validation import validate_recording
+from sightline.segmentation import SegmentationFrames
+from sightline.segmentation.batches import choose_labelled
+from sightline.segmentation.frames import FrameParams, open_frames
+
+EPISODES, STEPS, SIZE = 8, 4, (24, 32)
+CLASSES = ("background", "disc", "bar")
+PARAMS = FrameParams(image_size=SIZE)
+SPLIT = SplitParams(guard=0)
+
+
+def scene(i: int, size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """A red disc and a blue bar on grey, uint8 [H, W, 3], and their mask."""
+    rng = np.random.default_rng(i)
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+    y, x, top = rng.integers(6, size[0] - 6), rng.integers(6, size[1] - 6), rng.integers(0, size[0] - 4)
+    mask = np.where((rows >= top) & (rows < top + 4), 2, 0)
+    mask = np.where((rows - y) ** 2 + (columns - x) ** 2 < 25, 1, mask).astype(np.uint8)
+    colours = np.array([[120, 120, 120], [220, 40, 40], [40, 40, 220]])
+    return (colours[mask] + rng.integers(-15, 15, (*size, 3))).astype(np.uint8), mask
+
+
+def write_recording(root: Path, masked: int = EPISODES * STEPS) -> Path:
+    """Eight episodes of four frames with depth, of which the first so many have a mask, and their index beside it."""
+    count = EPISODES * STEPS
+    step = np.tile(np.arange(STEPS), EPISODES)
+    table = {"frame_id": np.arange(count) + 10, "episode": np.arange(EPISODES).repeat(STEPS), "step": step}
+    root.mkdir(parents=True)
+    pd.DataFrame(table | {"time_s": step / 10}).to_parquet(root / "frames.parquet")
+    depth = DepthInfo(unit_mm=1.0, invalid=(0,), height_range=(500, 1500))
+    write_recording_info(
+        root / "recording.json", RecordingInfo(fps=10.0, cameras=("global",), joints=(), classes=CLASSES, depth=depth)
+    )
+    for folder in ("rgb/global", "masks", "depth"):
+        (root / folder).mkdir(parents=True)
+    for i in range(count):
+        pixels, mask = scene(i)
+        Image.fromarray(pixels).save(root / f"rgb/global/{i + 10:06d}.png")
+        raw = np.where(mask == 1, 0, np.where(mask == 2, 500, 1250)).astype(np.uint16)
+        Image.fromarray(raw).save(root / f"depth/{i + 10:06d}.png")
+        if i < masked:
+            Image.fromarray(mask).save(root / f"masks/{i + 10:06d}.png")
+    validate_recording(root, root.parent / "index", DataPart(), processes=1)
+    return root
+
+
+def write_arrays(path: Path, groups: bool = True, count: int = 24, **changes: np.ndarray) -> Path:
+    scenes = [scene(i) for i in range(count)]
+    arrays = {"image": np.stack([pixels for pixels, _ in scenes]), "label": np.stack([mask for _, mask in scenes])}
+    arrays |= {"group": np.array([f"p{i // 2}" for i in range(count)])} if groups else {}
+    np.savez(path, **{name: value for name, value in (arrays | changes).items() if value is not None})
+    return path
+
+
+def arrays_of(path: Path, params: FrameParams = PARAMS) -> SegmentationFrames:
+    return SegmentationFrames.from_arrays(path, params, SPLIT)
+
+
+def test_a_recording_gives_its_frames_and_those_without_mask_are_unlabelled(tmp_path):
+    root = write_recording(tmp_path / "r", masked=30)
+    frames = SegmentationFrames.from_recording(root, tmp_path / "index", PARAMS, depth=root / "depth")
+    assert frames.frame_id.tolist() == list(range(10, 42))
+    assert frames.group.tolist() == np.arange(8).repeat(4).tolist()
+    assert (frames.has_mask.sum(), frames.classes, frames.channels) == (30, CLASSES, 3)
+    index = pd.read_parquet(tmp_path / "index/frames.parquet")
+    assert frames.split.tolist() == index["split"].tolist()
+    rows = np.array([3, 7])
+    pixels, mask = scene(7)
+    assert (frames.images(rows)[1] == pixels.transpose(2, 0, 1)).all()
+    assert (frames.masks(rows)[1] == mask).all()
+    depth, valid = frames.depth(rows)[1]
+    assert (valid == (mask != 1)).all()
+    assert (depth == np.select([mask == 1, mask == 2], [0, -1], 0.5)).all()
+    assert frames.extra_shapes() == {"depth": (2, *SIZE)}
+    train = frames.rows("train")
+    labelled, unlabelled = choose_labelled(frames, 3, None, 0)
+    assert len(np.unique(frames.group[labelled])) == 3
+    assert np.union1d(labelled, unlabelled).tolist() == train.tolist()
+    assert not np.intersect1d(labelled, unlabelled).size
+
+
+def test_fewer_labelled_groups_are_among_more_and_the_seed_chooses(tmp_path):
+    frames = arrays_of(write_arrays(tmp_path / "a.npz", count=60))
+
+    def chosen(groups: int | None, fraction: float | None, seed: int) -> set[str]:
+        return set(frames.group[choose_labelled(frames, groups, fraction, seed)[0]].tolist())
+
+    assert chosen(2, None, 0) < chosen(5, None, 0) < chosen(None, None, 0)
+    assert len({tuple(chosen(2, None, seed)) for seed in range(6)}) > 2
+    assert len(chosen(None, 0.01, 0)) == 1
+    assert len(chosen(None, 0.5, 0)) == round(0.5 * len(chosen(None, None, 0)))
+    with pytest.raises(UserError, match=r"a.npz: segmentation.labelled_groups is 99, but \d+ training groups"):
+        chosen(99, None, 0)
+
+
+def test_masks_are_resized_to_the_nearest_pixel_and_images_by_area(tmp_path):
+    frames = arrays_of(write_arrays(tmp_path / "a.npz"), FrameParams(image_size=(12, 16)))
+    pixels, mask = scene(5)
+    small = frames.images(np.array([5]))[0]
+    blocks = pixels.reshape(12, 2, 16, 2, 3).mean((1, 3)).transpose(2, 0, 1)
+    assert np.abs(small - blocks).max() <= 1
+    found = frames.masks(np.array([5]))[0]
+    blocks = mask.reshape(12, 2, 16, 2).transpose(0, 2, 1, 3).reshape(12, 16, 4)
+    assert (found[..., None] == blocks).any(-1).all()
+
+
+def test_folders_pair_by_name_or_number_and_split_in_order(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(10):
+        pixels, mask = scene(i)
+        Image.fromarray(pixels).save(tmp_path / f"images/photo_{i}.png")
+        if i % 2:
+            name = f"photo_{i}" if i < 6 else f"mask-{i:04d}"
+            Image.fromarray(mask).save(tmp_path / f"masks/{name}.png")
+    frames = open_frames(PARAMS, SPLIT, images=tmp_path / "images", masks=tmp_path / "masks")
+    assert frames.frame_id.tolist() == list(range(10))
+    assert frames.has_mask.tolist() == [False, True] * 5
+    assert (frames.masks(np.array([9]))[0] == scene(9)[1]).all()
+    assert {part: len(frames.rows(part)) for part in ("train", "val", "test")} == {"train": 6, "val": 2, "test": 2}
+    assert frames.classes == ()
+    assert frames.with_classes_of(np.array([1, 3])).classes == ("background", "class_1", "class_2")
+    for path in (tmp_path / "images").iterdir():
+        Image.open(path).convert("L").save(path)
+    grey = open_frames(PARAMS, SPLIT, images=tmp_path / "images", masks=tmp_path / "masks")
+    assert grey.images(np.array([0, 1])).shape == (2, 1, *SIZE)
+    Image.fromarray(scene(0)[1]).resize((8, 8)).save(tmp_path / "masks/photo_1.png")
+    with pytest.raises(UserError, match=r"photo_1.png: is 8 x 8 but its image 24 x 32; a mask needs the size"):
+        grey.masks(np.array([1]))
+    Image.fromarray(scene(0)[0]).save(tmp_path / "masks/photo_1.png")
+    with pytest.raises(UserError, match=r"photo_1.png: image mode RGB, expected L or P"):
+        grey.masks(np.array([1]))
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_name(f"x{path.stem[:1]}.png"))
+    with pytest.raises(UserError, match=r"masks: no mask has the name or the number of an image in"):
+        open_frames(PARAMS, SPLIT, images=tmp_path / "images", masks=tmp_path / "masks")
+
+
+def test_arrays_split_by_patient_or_as_they_are_given(tmp_path):
+    frames = arrays_of(write_arrays(tmp_path / "a.npz", spacing=np.array([1.5, 2.0])))
+    for name in np.unique(frames.group):
+        assert len(set(frames.split[frames.group == name])) == 1
+    assert {len(frames.rows(part)) > 0 for part in ("train", "val", "test")} == {True}
+    assert frames.spacing == (1.5, 2.0)
+    assert arrays_of(tmp_path / "a.npz", FrameParams(image_size=(12, 16))).spacing == (3.0, 4.0)
+    (tmp_path / "d").mkdir()
+    for i, part in enumerate(("train", "val", "test")):
+        write_arrays(tmp_path / f"d/{part}.npz", count=6, group=np.arange(6) // 2 + 10 * i)
+    parts = arrays_of(tmp_path / "d")
+    assert parts.split.tolist() == ["train"] * 6 + ["val"] * 6 + ["test"] * 6
+    write_arrays(tmp_path / "d/val.npz", count=6, group=np.array([10, 10, 1, 11, 11, 11]))
+    with pytest.raises(UserError, match=r"d: group 1 lies in train and val; a group belongs in one part"):
+        arrays_of(tmp_path / "d")
+    write_arrays(tmp_path / "d/val.npz", groups=False)
+    with pytest.raises(UserError, match=r"d: some of its files have an array group, others have none"):
+        arrays_of(tmp_path / "d")
+
+
+def test_floats_become_bytes_patient_by_patient(tmp_path):
+    grey = np.stack([scene(i)[0][..., 0] for i in range(24)]).astype(np.float32)
+    unit = arrays_of(write_arrays(tmp_path / "u.npz", image=grey / 255))
+    assert (unit.images(np.array([4]))[0, 0] == grey[4]).all()
+    scale = 1 + 9 * (np.arange(24) // 2 % 2)
+    wide = arrays_of(write_arrays(tmp_path / "w.npz", image=grey * scale[:, None, None] - 50)).images(np.arange(4))
+    assert wide[:2].max() == wide[2:].max() == 255
+    assert np.corrcoef(wide[2].ravel(), grey[2].ravel())[0, 1] > 0.99
+    void = arrays_of(write_arrays(tmp_path / "v.npz"), FrameParams(image_size=SIZE, void=2))
+    assert set(np.unique(void.masks(np.arange(4)))) == {0, 1, 255}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": None}, r"no array image \(image or images\); it has label, group"),
+        (
+            {"label": np.zeros((24, 8, 8), np.uint8)},
+            r"label: shape \[24, 8, 8\], expected \[24, 24, 32\] as the images",
+        ),
+        ({"label": np.zeros((24, *SIZE), np.float32)}, r"label: holds float32; expected whole numbers"),
+        ({"label": np.zeros((24, *SIZE, 3), np.uint8)}, r"label: shape \[24, 24, 32, 3\], expected"),
+        ({"image": np.full((24, *SIZE), np.nan, np.float32)}, r"image: NaN or infinity in 24 of 24 \(slices 0, 1, 2"),
+        ({"image": np.zeros((24, *SIZE), np.int16)}, r"image: holds int16; expected uint8 or floats"),
+        ({"image": np.zeros(24, np.uint8)}, r"image: shape \[24\], expected \[N, H, W\]"),
+        ({"group": np.arange(3)}, r"group: shape \[3\], expected \[24\]"),
+        ({"group": np.arange(24) // 20}, r"group: 2 episodes .* cannot be split into train, val, test"),
+        ({"group": np.array([{}] * 24)}, r"not an .npz file of plain arrays"),
+        ({"spacing": np.array([1.0])}, r"spacing: expected two numbers above 0"),
+    ],
+)
+def test_wrong_arrays_are_one_line(tmp_path, changes, message):
+    with pytest.raises(UserError, match=r"a.npz: " + message) as error:
+        arrays_of(write_arrays(tmp_path / "a.npz", **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_ids_beyond_the_classes_are_named(tmp_path):
+    label = np.stack([scene(i)[1] for i in range(24)])
+    label[3, 0, 0], label[4, 0, 0] = 9, 255
+    frames = arrays_of(write_arrays(tmp_path / "a.npz", label=label), FrameParams(image_size=SIZE, classes=CLASSES))
+    assert frames.masks(np.array([4]))[0, 0, 0] == 255
+    with pytest.raises(UserError, match=r"a.npz: label 3: class ids 9, but there are 3 classes \(background, d"):
+        frames.masks(np.array([3]))
+    negative = arrays_of(write_arrays(tmp_path / "b.npz", label=label.astype(np.int64) - 1))
+    with pytest.raises(UserError, match=r"b.npz: label 0: class ids -1"):
+        negative.masks(np.array([0]))
+    empty = arrays_of(write_arrays(tmp_path / "c.npz", label=np.zeros_like(label)))
+    with pytest.raises(UserError, match=r"c.npz: no class but the background in 3 masks"):
+        empty.with_classes_of(np.arange(3))
+
+
+def test_a_wrong_source_is_one_line(tmp_path):
+    root, index = write_recording(tmp_path / "r"), tmp_path / "index"
+    with pytest.raises(UserError, match=r"give one source: --recording with --index, --images with --masks, or"):
+        open_frames(PARAMS, SPLIT, recording=root)
+    with pytest.raises(UserError, match=r"give one source"):
+        open_frames(PARAMS, SPLIT)
+    with pytest.raises(UserError, match=r"further inputs need --recording"):
+        open_frames(PARAMS, SPLIT, arrays=root, depth=root)
+    with pytest.raises(UserError, match=r"segmentation.camera: front not in .*recording.json, which has: global"):
+        open_frames(FrameParams(camera="front"), SPLIT, recording=root, index=index)
+    with pytest.raises(UserError, match=r"none.npz: no such file"):
+        open_frames(PARAMS, SPLIT, arrays=tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("text")
+    with pytest.raises(UserError, match=r"text.npz: not an .npz file of plain arrays"):
+        open_frames(PARAMS, SPLIT, arrays=tmp_path / "text.npz")
+    with pytest.raises(UserError, match=r"frames.parquet: holds no CLIP grids|not a readable HDF5"):
+        open_frames(PARAMS, SPLIT, recording=root, index=index, grids=root / "frames.parquet")
+    info = json.loads((root / "recording.json").read_text())
+    (root / "recording.json").write_text(json.dumps(info | {"classes": []}))
+    with pytest.raises(UserError, match=r"recording.json: names no classes; name them there, or in"):
+        open_frames(PARAMS, SPLIT, recording=root, index=index)
+    assert open_frames(FrameParams(classes=("a", "b")), SPLIT, recording=root, index=index).classes == ("a", "b")
+    (index / "masks.parquet").unlink()
+    with pytest.raises(UserError, match=r"masks.parquet: no such frame index; make one with stages/validate.py"):
+        open_frames(FrameParams(classes=("a", "b")), SPLIT, recording=root, index=index)
