@@ -240,7 +240,7 @@ def bcp(step: Step) -> Learnt:
         mixed = torch.where(box[:, 0], partner, labels[:count])
         output = _run(step.model, pasted(first, _rolled(first), box))
         loss = dice_cross_entropy(output.logits, mixed, step.class_weights)
-        return Learnt({"labelled": loss}, [(output, mixed, True)])
+        return Learnt({"labelled": loss, "pseudo": torch.zeros_like(loss)}, [(output, mixed, True)])
     known = {name: values[:count] for name, values in step.labelled.items()}
     unknown = {name: values[:count] for name, values in step.unlabelled.items()}
     _, pseudo = _predicted(step.teacher, unknown, step.outside[:count])

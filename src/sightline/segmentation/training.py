@@ -22,7 +22,7 @@ from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrame
 from sightline.segmentation.methods import METHODS, TEACHER_METHODS, UNLABELLED_CHANCES, MethodParams, Step
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
 from sightline.segmentation.network import Norm, Output
-from sightline.segmentation.prototypes import ContrastivePrototypeManager
+from sightline.segmentation.prototypes import PRESETS, ContrastivePrototypeManager
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import in_order
 from sightline.training.processes import process_device, rank, world_size
@@ -187,7 +187,7 @@ class SegmentationModule(lightning.LightningModule):
         mean = dice_C[measured].mean()
         values = {f"val_dice_{name}": dice for name, dice, there in zip(
             self.model.config.classes, dice_C, self.in_val_C.tolist(), strict=True) if there}  # fmt: skip
-        self.log_dict({"val_loss": 1 - mean, "val_dice": mean} | values, prog_bar=False)
+        self.log_dict({"val_loss": 1 - mean, "val_dice": mean} | values, sync_dist=True)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Average weights, and statistics of the normalisation with them."""
@@ -380,7 +380,11 @@ def _bank(model: SegmentationModel, params: SegmentationParams) -> ContrastivePr
     chosen = params.contrastive
     preset = chosen.preset or ("semiseg" if params.method == "semiseg" else "ss_net")
     width, classes = model.network.feature_dim, len(model.config.classes)
-    rows = {"elements_per_class": chosen.elements_per_class} if chosen.elements_per_class else {}
+    rows = {}
+    if kept := chosen.elements_per_class:
+        rows = {"elements_per_class": kept}
+        if (new := PRESETS[preset].get("elements_per_update")) is not None:
+            rows["elements_per_update"] = min(new, kept)
     if preset == "document":  # raw features, after a ReLU: rows may be all zeros
         return ContrastivePrototypeManager.from_preset(preset, classes, width, eps=1e-3, **rows)
     return ContrastivePrototypeManager.from_preset(preset, classes, chosen.feature_dim, input_dim=width, **rows)
