@@ -9,14 +9,23 @@ are off until asked for, by name or by the preset `ss_net`.
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.errors import UserError
+from sightline.segmentation.arguments import (
+    ArgumentError,
+    at_least_one,
+    check_floating,
+    check_one_of,
+    check_same,
+    classes_of_rows,
+    flatten,
+    full_precision,
+    layout,
+)
 from sightline.segmentation.contrastive import (
     attraction,
     class_members,
@@ -24,42 +33,17 @@ from sightline.segmentation.contrastive import (
     intra_class_loss,
     mean_directions,
 )
-
-SelectionOrder = Literal["ascending", "descending"]
-Divisor = Literal["num_classes", "present"]
-MemoryWeights = Literal["ones", "live"]
-Update = Literal["replace", "fifo"]
-MemorySource = Literal["labelled", "all"]
-
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        # what SS-Net trains with; everything else is the default
-        "ss_net": {"use_learned_selector": True, "heads": True},
-        # the published code keeps batch size x max(1, round(256 / labelled images)) rows of a class at each step: 8 is
-        # a batch of 8 from 171 labelled images or more
-        "semiseg": {
-            "elements_per_class": 256,
-            "elements_per_update": 8,
-            "use_learned_selector": True,
-            "heads": True,
-            "store_background": True,
-            "confidence_threshold": 0.95,
-            "update": "fifo",
-        },
-        # a description of SS-Net's bank for raw features: best scores first, weights as its formula has them, the mean
-        # over the classes that take part, and an update at every call; where it is silent, SS-Net
-        "document": {
-            "selection_order": "descending",
-            "divisor": "present",
-            "memory_weights": "live",
-            "memory_source": "all",
-        },
-    }
+from sightline.segmentation.presets import PRESETS, Divisor, MemorySource, MemoryWeights, SelectionOrder, Update
+from sightline.segmentation.selectors import (
+    evenly_spaced,
+    feature_weights,
+    head,
+    in_eval_mode,
+    rows_by_class,
+    scores,
+    selector,
+    weigh_memory,
 )
-
-
-class ArgumentError(UserError, ValueError):
-    """A wrong argument: a ``ValueError``, as a library's caller expects, that a stage prints as its one line."""
 
 
 class ContrastivePrototypeManager(nn.Module):
@@ -141,35 +125,35 @@ class ContrastivePrototypeManager(nn.Module):
         eps: float = 1e-12,
     ) -> None:
         super().__init__()
-        self.num_classes = _at_least_one("num_classes", num_classes)
-        self.feature_dim = _at_least_one("feature_dim", feature_dim)
-        self.elements_per_class = _at_least_one("elements_per_class", elements_per_class)
-        _check_one_of("selection_order", selection_order, SelectionOrder)
+        self.num_classes = at_least_one("num_classes", num_classes)
+        self.feature_dim = at_least_one("feature_dim", feature_dim)
+        self.elements_per_class = at_least_one("elements_per_class", elements_per_class)
+        check_one_of("selection_order", selection_order, SelectionOrder)
         self.selection_order = selection_order
-        _check_one_of("divisor", divisor, Divisor)
+        check_one_of("divisor", divisor, Divisor)
         self.divisor = divisor
         self.store_background = store_background
         self.require_correct = require_correct
         if not 0 <= confidence_threshold < 1:
             raise ArgumentError(f"confidence_threshold must be at least 0 and below 1, not {confidence_threshold}")
         self.confidence_threshold = confidence_threshold
-        _check_one_of("memory_weights", memory_weights, MemoryWeights)
+        check_one_of("memory_weights", memory_weights, MemoryWeights)
         self.memory_weights = memory_weights
-        _check_one_of("update", update, Update)
+        check_one_of("update", update, Update)
         self.update = update
         self.elements_per_update = elements_per_class
         if elements_per_update is not None:
-            self.elements_per_update = _at_least_one("elements_per_update", elements_per_update)
+            self.elements_per_update = at_least_one("elements_per_update", elements_per_update)
             if elements_per_update > elements_per_class:
                 raise ArgumentError(
                     f"elements_per_update must be at most elements_per_class {elements_per_class}, "
                     f"not {elements_per_update}"
                 )
-        _check_one_of("memory_source", memory_source, MemorySource)
+        check_one_of("memory_source", memory_source, MemorySource)
         self.memory_source = memory_source
         if input_dim is not None and not heads:
             raise ArgumentError(f"input_dim {input_dim} is of the heads: give heads=True as well")
-        self.input_dim = feature_dim if input_dim is None else _at_least_one("input_dim", input_dim)
+        self.input_dim = feature_dim if input_dim is None else at_least_one("input_dim", input_dim)
         if not inter_margin > 0:
             raise ArgumentError(f"inter_margin must be above 0, not {inter_margin}")
         self.inter_margin = inter_margin
@@ -185,13 +169,13 @@ class ContrastivePrototypeManager(nn.Module):
         self.feature_selectors: nn.ModuleList | None = None
         self.memory_selectors: nn.ModuleList | None = None
         if use_learned_selector:
-            self.feature_selectors = nn.ModuleList(_selector(feature_dim) for _ in range(num_classes))
-            self.memory_selectors = nn.ModuleList(_selector(feature_dim) for _ in range(num_classes))
+            self.feature_selectors = nn.ModuleList(selector(feature_dim) for _ in range(num_classes))
+            self.memory_selectors = nn.ModuleList(selector(feature_dim) for _ in range(num_classes))
         self.projection: nn.Module | None = None
         self.prediction: nn.Module | None = None
         if heads:
-            self.projection = _head(self.input_dim, feature_dim)
-            self.prediction = _head(feature_dim, feature_dim)
+            self.projection = head(self.input_dim, feature_dim)
+            self.prediction = head(feature_dim, feature_dim)
 
     @classmethod
     def from_preset(cls, name: str, num_classes: int, feature_dim: int, **options: Any) -> Self:
@@ -243,10 +227,10 @@ class ContrastivePrototypeManager(nn.Module):
         if count <= most:
             return features.detach()  # the selector does not run, and its statistics do not move
         if self.feature_selectors is None:
-            chosen = _evenly_spaced(count, most, features.device)
+            chosen = evenly_spaced(count, most, features.device)
         else:
-            scores = _scores(self.feature_selectors[class_id], features)
-            chosen = scores.argsort(descending=self.selection_order == "descending", stable=True)[:most]
+            score_N = scores(self.feature_selectors[class_id], features)
+            chosen = score_N.argsort(descending=self.selection_order == "descending", stable=True)[:most]
         return features.detach()[chosen]
 
     @torch.no_grad()
@@ -291,11 +275,11 @@ class ContrastivePrototypeManager(nn.Module):
         Raises:
             ValueError: another shape or type, or labels out of range.
         """
-        rows_ND = _flatten("features", features, self.feature_dim)
-        classes_N = self._classes("class_labels", class_labels, features)
+        rows_ND = flatten("features", features, self.feature_dim)
+        classes_N = classes_of_rows("class_labels", class_labels, features, self.num_classes, self.ignore_index)
         with torch.autocast(features.device.type, enabled=False):
             members_CN = class_members(classes_N, self.num_classes)
-            return self._contrastive(_full_precision(rows_ND), classes_N, members_CN)
+            return self._contrastive(full_precision(rows_ND), classes_N, members_CN)
 
     def update_and_compute_loss(
         self,
@@ -335,17 +319,19 @@ class ContrastivePrototypeManager(nn.Module):
         Raises:
             ValueError: another shape or type, labels out of range, or ``memory_features`` beside the manager's heads.
         """
-        rows_ND = _flatten("features", features, self.input_dim)
-        logits_NC = _flatten("predictions", predictions, self.num_classes).detach()
-        _check_same("predictions", _layout(predictions), features)
+        rows_ND = flatten("features", features, self.input_dim)
+        logits_NC = flatten("predictions", predictions, self.num_classes).detach()
+        check_same("predictions", layout(predictions), features)
         stored_ND = rows_ND
         if memory_features is not None:
             if self.projection is not None:
                 raise ArgumentError("memory_features must be None with heads: the projection makes what is stored")
-            stored_ND = _flatten("memory_features", memory_features, self.feature_dim)
-            _check_same("memory_features", _layout(memory_features), features)
+            stored_ND = flatten("memory_features", memory_features, self.feature_dim)
+            check_same("memory_features", layout(memory_features), features)
         predicted_N = logits_NC.argmax(dim=1)
-        classes_N = predicted_N if labels is None else self._classes("labels", labels, features)
+        classes_N = predicted_N
+        if labels is not None:
+            classes_N = classes_of_rows("labels", labels, features, self.num_classes, self.ignore_index)
 
         with torch.autocast(features.device.type, enabled=False):
             if self.memory_source == "all" or (is_labeled and labels is not None):
@@ -368,54 +354,25 @@ class ContrastivePrototypeManager(nn.Module):
         memory_CKD = F.normalize(self.memory.to(features_ND.dtype), dim=2, eps=self.eps)  # free places stay zeros
         if self.feature_selectors is not None:
             takes_part = takes_part_C.tolist()
-            weights_N = self._feature_weights(features_ND.detach(), classes_N, takes_part)
+            weights_N = feature_weights(self.feature_selectors, features_ND.detach(), classes_N, takes_part)
             means_CD = mean_directions(features_ND, members_CN, self.eps, weights_N)
-            memory_CKD = self._weigh_memory(memory_CKD, takes_part)
+            assert self.memory_selectors is not None
+            live, counts = self.memory_weights == "live", self.memory_count.tolist()
+            memory_CKD = weigh_memory(self.memory_selectors, memory_CKD, counts, takes_part, live)
         elif means_CD is None:
             means_CD = mean_directions(features_ND, members_CN, self.eps)
         memory_means_CD = memory_CKD.sum(dim=1) / self.memory_count.clamp_min(1)[:, None]
         loss_C = attraction(means_CD, memory_means_CD) * takes_part_C
         return loss_C.sum() / (self.num_classes if self.divisor == "num_classes" else takes_part_C.sum().clamp_min(1))
 
-    def _feature_weights(self, features_ND: Tensor, classes_N: Tensor, takes_part: list[bool]) -> Tensor:
-        """Scores of the feature selectors, with a mean of 1 in each class: [N]; 1 where a class takes no part."""
-        weights_N = features_ND.new_ones(len(features_ND))
-        if not any(takes_part):
-            return weights_N
-        assert self.feature_selectors is not None
-        places, weights = [], []
-        for class_id, rows in enumerate(_rows_by_class(classes_N, self.num_classes)):
-            if takes_part[class_id]:
-                score = _scores(self.feature_selectors[class_id], features_ND[rows])
-                places.append(rows)
-                weights.append(score * (len(rows) / score.sum()))
-        return weights_N.index_put((torch.cat(places),), torch.cat(weights))
-
-    def _weigh_memory(self, memory_CKD: Tensor, takes_part: list[bool]) -> Tensor:
-        """Stored rows at length one, times the memory selectors' weights with a mean of 1 in each class."""
-        assert self.memory_selectors is not None
-        weighted = list(memory_CKD)
-        for class_id, count in enumerate(self.memory_count.tolist()):
-            if not takes_part[class_id]:
-                continue
-            rows_kD = memory_CKD[class_id, :count]
-            # with weights of one, the scores cancel; the statistics of the selector's normalisation move all the same
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.memory_weights == "live"):
-                score_k = _scores(self.memory_selectors[class_id], rows_kD)
-            if self.memory_weights == "live":
-                weighted[class_id] = F.pad(
-                    rows_kD * (score_k * (count / score_k.sum()))[:, None], (0, 0, 0, self.elements_per_class - count)
-                )
-        return torch.stack(weighted)
-
     def _embed(self, features_ND: Tensor) -> Tensor:
         """The prediction of the projection, where there are heads."""
         if self.projection is None or self.prediction is None:
-            return _full_precision(features_ND)
+            return full_precision(features_ND)
         features_ND = features_ND.to(self.memory.dtype)
         if len(features_ND) < 2:  # a batch's statistics need two rows, and so does every loss
-            return _full_precision(_in_eval_mode(self.prediction, _in_eval_mode(self.projection, features_ND)))
-        return _full_precision(self.prediction(self.projection(features_ND)))
+            return full_precision(in_eval_mode(self.prediction, in_eval_mode(self.projection, features_ND)))
+        return full_precision(self.prediction(self.projection(features_ND)))
 
     @torch.no_grad()
     def _remember(self, features_ND: Tensor, logits_NC: Tensor, predicted_N: Tensor, classes_N: Tensor) -> None:
@@ -426,121 +383,25 @@ class ContrastivePrototypeManager(nn.Module):
         if self.require_correct:
             qualifies_N &= predicted_N == classes_N
         if self.confidence_threshold > 0:
-            qualifies_N &= _full_precision(logits_NC).softmax(dim=1).amax(dim=1) > self.confidence_threshold
-        rows = _rows_by_class(torch.where(qualifies_N, classes_N, self.num_classes), self.num_classes)
+            qualifies_N &= full_precision(logits_NC).softmax(dim=1).amax(dim=1) > self.confidence_threshold
+        rows = rows_by_class(torch.where(qualifies_N, classes_N, self.num_classes), self.num_classes)
         if self.feature_selectors is None:  # what `select_elements` would keep, without copying the rest first
-            rows = [chosen[_evenly_spaced(len(chosen), self.elements_per_update, chosen.device)] for chosen in rows]
+            rows = [chosen[evenly_spaced(len(chosen), self.elements_per_update, chosen.device)] for chosen in rows]
         features_dict = {class_id: features_ND[chosen] for class_id, chosen in enumerate(rows) if len(chosen)}
         if self.projection is not None:
             features_dict = {
-                class_id: _in_eval_mode(self.projection, features.to(self.memory.dtype))
+                class_id: in_eval_mode(self.projection, features.to(self.memory.dtype))
                 for class_id, features in features_dict.items()
             }
         self.update_memory(features_dict)
 
     # --- arguments
 
-    def _classes(self, name: str, labels: Tensor, features: Tensor) -> Tensor:
-        """Labels checked and flattened: [N], ignored rows as class C."""
-        if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype.is_complex:
-            raise ArgumentError(f"{name} must be a tensor of whole numbers, not {_kind(labels)}")
-        _check_same(name, labels.shape, features)
-        labels_N = labels.detach().reshape(-1).long()
-        ignored_N = labels_N == self.ignore_index
-        wrong_N = ~ignored_N & ((labels_N < 0) | (labels_N >= self.num_classes))
-        if wrong_N.any():  # the one look at numbers from outside: an id too high would be a class that never learns
-            raise ArgumentError(
-                f"{name} must be 0..{self.num_classes - 1} or ignore_index {self.ignore_index}, "
-                f"not {int(labels_N[wrong_N][0])}"
-            )
-        return torch.where(ignored_N, self.num_classes, labels_N)
-
     def _check_class(self, name: str, class_id: int) -> None:
         if not 0 <= class_id < self.num_classes:
             raise ArgumentError(f"{name} must be 0..{self.num_classes - 1}, not {class_id}")
 
     def _check_rows(self, name: str, features: Tensor) -> None:
-        _check_floating(name, features)
+        check_floating(name, features)
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
             raise ArgumentError(f"{name} must be [N, {self.feature_dim}], not {list(features.shape)}")
-
-
-def _selector(dim: int) -> nn.Sequential:
-    """Row [N, D] -> score [N, 1] before the sigmoid."""
-    return nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.LeakyReLU(0.2), nn.Linear(dim, 1))
-
-
-def _head(in_dim: int, out_dim: int) -> nn.Sequential:
-    """Row [N, in_dim] -> [N, out_dim]."""
-    return nn.Sequential(nn.Linear(in_dim, out_dim), nn.BatchNorm1d(out_dim), nn.ReLU(), nn.Linear(out_dim, out_dim))
-
-
-def _scores(selector: nn.Module, rows_ND: Tensor) -> Tensor:
-    """Scores in 0..1, [N], in the precision of the rows."""
-    with torch.autocast(rows_ND.device.type, enabled=False):
-        weight = next(selector.parameters())
-        return selector(rows_ND.to(weight.dtype)).sigmoid().squeeze(1).to(_full_precision(rows_ND).dtype)
-
-
-def _in_eval_mode(module: nn.Module, rows: Tensor) -> Tensor:
-    training = module.training
-    module.eval()
-    try:
-        return module(rows)
-    finally:
-        module.train(training)
-
-
-def _rows_by_class(classes_N: Tensor, num_classes: int) -> list[Tensor]:
-    """Places of the rows of each class, in their order; numbers from C on are of no class. One look from the host."""
-    order = classes_N.argsort(stable=True)
-    counts = class_members(classes_N, num_classes).sum(dim=1).tolist()
-    return list(order[: sum(counts)].split(counts))
-
-
-def _evenly_spaced(count: int, most: int, device: torch.device) -> Tensor:
-    """Places 0..count-1: all where they are at most ``most``, else so many of them."""
-    kept = min(count, most)
-    return torch.arange(kept, device=device) * count // max(kept, 1)
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _flatten(name: str, x: Tensor, channels: int) -> Tensor:
-    """[N, channels] as it is, [B, channels, ...] -> [N, channels]."""
-    _check_floating(name, x)
-    if x.ndim < 2 or x.shape[1] != channels:
-        raise ArgumentError(f"{name} must be [N, {channels}] or [B, {channels}, ...], not {list(x.shape)}")
-    return x if x.ndim == 2 else x.movedim(1, -1).reshape(-1, channels)
-
-
-def _layout(x: Tensor) -> torch.Size:
-    """The shape without the channels: [N] or [B, ...]."""
-    return x.shape[:1] + x.shape[2:]
-
-
-def _check_same(name: str, layout: torch.Size, features: Tensor) -> None:
-    if layout != _layout(features):
-        raise ArgumentError(f"{name} must be of the features' rows {list(_layout(features))}, not of {list(layout)}")
-
-
-def _check_floating(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
-        raise ArgumentError(f"{name} must be a floating point tensor, not {_kind(x)}")
-
-
-def _kind(x: object) -> str:
-    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ArgumentError(f"{name} must be at least 1, not {value}")
-    return value
-
-
-def _check_one_of(name: str, value: str, literal: Any) -> None:
-    if value not in get_args(literal):
-        raise ArgumentError(f"{name} must be one of {', '.join(get_args(literal))}, not {value!r}")

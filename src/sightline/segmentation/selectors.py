@@ -1,0 +1,83 @@
+"""The small networks of the memory bank, which rows they keep, and how they weigh rows."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline.segmentation.arguments import full_precision
+from sightline.segmentation.contrastive import class_members
+
+
+def selector(dim: int) -> nn.Sequential:
+    """Row [N, D] -> score [N, 1] before the sigmoid."""
+    return nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.LeakyReLU(0.2), nn.Linear(dim, 1))
+
+
+def head(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Row [N, in_dim] -> [N, out_dim]."""
+    return nn.Sequential(nn.Linear(in_dim, out_dim), nn.BatchNorm1d(out_dim), nn.ReLU(), nn.Linear(out_dim, out_dim))
+
+
+def scores(selector: nn.Module, rows_ND: Tensor) -> Tensor:
+    """Scores in 0..1, [N], in the precision of the rows."""
+    with torch.autocast(rows_ND.device.type, enabled=False):
+        weight = next(selector.parameters())
+        return selector(rows_ND.to(weight.dtype)).sigmoid().squeeze(1).to(full_precision(rows_ND).dtype)
+
+
+def in_eval_mode(module: nn.Module, rows: Tensor) -> Tensor:
+    """What ``module`` gives in evaluation mode; it keeps its own."""
+    training = module.training
+    module.eval()
+    try:
+        return module(rows)
+    finally:
+        module.train(training)
+
+
+def rows_by_class(classes_N: Tensor, num_classes: int) -> list[Tensor]:
+    """Places of the rows of each class, in their order; numbers from C on are of no class. One look from the host."""
+    order = classes_N.argsort(stable=True)
+    counts = class_members(classes_N, num_classes).sum(dim=1).tolist()
+    return list(order[: sum(counts)].split(counts))
+
+
+def evenly_spaced(count: int, most: int, device: torch.device) -> Tensor:
+    """Places 0..count-1: all where they are at most ``most``, else so many of them."""
+    kept = min(count, most)
+    return torch.arange(kept, device=device) * count // max(kept, 1)
+
+
+def feature_weights(selectors: nn.ModuleList, features_ND: Tensor, classes_N: Tensor, takes_part: list[bool]) -> Tensor:
+    """Scores of the feature selectors, with a mean of 1 in each class: [N]; 1 where a class takes no part."""
+    weights_N = features_ND.new_ones(len(features_ND))
+    if not any(takes_part):
+        return weights_N
+    places, weights = [], []
+    for class_id, rows in enumerate(rows_by_class(classes_N, len(selectors))):
+        if takes_part[class_id]:
+            score = scores(selectors[class_id], features_ND[rows])
+            places.append(rows)
+            weights.append(score * (len(rows) / score.sum()))
+    return weights_N.index_put((torch.cat(places),), torch.cat(weights))
+
+
+def weigh_memory(
+    selectors: nn.ModuleList, memory_CKD: Tensor, counts: list[int], takes_part: list[bool], live: bool
+) -> Tensor:
+    """Stored rows at length one, times the memory selectors' weights with a mean of 1 in each class -> [C, K, D].
+
+    Without ``live``, the weights are 1; the statistics of the selectors' normalisation move all the same.
+    """
+    weighted = list(memory_CKD)
+    for class_id, count in enumerate(counts):
+        if not takes_part[class_id]:
+            continue
+        rows_kD = memory_CKD[class_id, :count]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and live):
+            score_k = scores(selectors[class_id], rows_kD)
+        if live:
+            weighted[class_id] = F.pad(
+                rows_kD * (score_k * (count / score_k.sum()))[:, None], (0, 0, 0, memory_CKD.shape[1] - count)
+            )
+    return torch.stack(weighted)
