@@ -1,0 +1,258 @@
+"""Evaluate a segmentation model on frames of groups it has not seen, beside what needs no learning.
+
+`evaluate_segmentation` writes ``metrics.json``, ``per_class.csv``, ``confidence.csv`` and ``overlays.png``. Means are
+over the classes but the background; ignored pixels count nowhere. In ``metrics.json``:
+
+    dice_mean         of all pixels of the part together; ``dice_mean_interval`` its 95 % interval, by bootstrap over
+                      groups; ``iou_mean`` the same way
+    dice_per_image_mean  mean over the images that have the class
+    dice_per_group_mean  mean over the groups that have the class, of their pixels together: of a group that is a
+                      patient's volume, what the medical literature reports
+    hd95_mean, asd_mean  95 % Hausdorff and average surface distance, mean over the images where the class is in the
+                      truth or the prediction; where it is in one alone, the image's diagonal. In ``distance_unit``
+    accuracy, calibration_error  of the pixels, see `sightline.segmentation.metrics`
+    classes           all of this for each class, as in per_class.csv
+    baselines         ``all_background``; ``mean_mask``: the most frequent class of each pixel in the labelled training
+                      masks; ``mean_colour``: the class whose mean colour in them is nearest
+    by_group          mean Dice of each group, where groups have several images
+"""
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from tqdm import tqdm
+
+from sightline.errors import UserError
+from sightline.files import atomic_output, write_json
+from sightline.params import Section
+from sightline.segmentation import metrics
+from sightline.segmentation.frames import SegmentationFrames
+from sightline.segmentation.model import SegmentationModel, load_model
+from sightline.segmentation.pictures import draw_overlays
+from sightline.training.processes import process_device
+
+_SHOWN = 4  # frames in the picture
+
+
+class EvaluateSegmentationParams(Section):
+    """Section ``evaluate_segmentation``."""
+
+    part: Literal["val", "test"] = Field(default="test", description="part of the split to evaluate on")
+    batch_size: int = Field(default=16, ge=1, description="frames at a time")
+    seed: int = Field(default=0, ge=0, description="of the bootstrap")
+
+
+def evaluate_segmentation(
+    weights: Path, frames: SegmentationFrames, output: Path, params: EvaluateSegmentationParams
+) -> dict[str, Any]:
+    """Write figures and the picture to the folder ``output``; return what ``metrics.json`` holds.
+
+    Args:
+        weights: file of a segmentation model.
+        frames: made with the model's ``config`` in place of parameters.
+
+    Raises:
+        UserError: not a model, images of another kind or further inputs other than it was trained with, no held-out
+            frames with masks, held-out groups that the model was trained on, masks that cannot be read.
+    """
+    model = load_model(weights)
+    rows = _held_out(weights, model, frames, params.part)
+    run = _Run(model.to(process_device()), frames, params.batch_size)
+    counts, surfaces, bins = run.measure(rows)
+    group, names = frames.group[rows], model.config.classes
+    classes = _per_class(counts, surfaces, group)
+    figures: dict[str, Any] = {
+        "part": params.part,
+        "frames": len(rows),
+        "groups": len(np.unique(group)),
+        **{f"{name}_mean": float(metrics.nan_mean(values[1:])) for name, values in classes.items() if name in _MEANS},
+        "dice_mean_interval": metrics.dice_interval(metrics.pool(counts["model"], group), params.seed),
+        "distance_unit": "pixels" if frames.spacing is None else "spacing",
+        "accuracy": float(bins[:, 2].sum() / max(bins[:, 0].sum(), 1)),
+        "calibration_error": metrics.expected_calibration_error(bins),
+        "classes": {name: {key: values[i].item() for key, values in classes.items()} for i, name in enumerate(names)},
+        "baselines": {name: _overlap_means(found) for name, found in counts.items() if name != "model"},
+        "by_group": _by_group(counts["model"], group) if len(np.unique(group)) < len(rows) else {},
+    }
+    figures = _finite(figures)
+    shown = rows[np.unique(np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int))]
+    images = frames.images(shown)
+    draw_overlays(
+        output / "overlays.png", images, frames.masks(shown), run.predict(shown, images)[0],
+        [f"frame {frames.frame_id[row]}" for row in shown], names,
+    )  # fmt: skip
+    _write_table(output / "per_class.csv", ["class", *classes], zip(names, *classes.values(), strict=True))
+    _write_table(output / "confidence.csv", ["confidence", "share", "mean_confidence", "accuracy"], _bin_rows(bins))
+    write_json(output / "metrics.json", figures)
+    return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Dice of the model and the baselines, as lines to print; - where it is undefined."""
+    lines = [f"{'mean Dice':16}{'pooled':>8}{'per image':>11}"]
+    for name, found in {"model": figures, **figures["baselines"]}.items():
+        cells = ["-" if (v := found[key]) is None else f"{v:.4f}" for key in ("dice_mean", "dice_per_image_mean")]
+        lines.append(f"{name:16}{cells[0]:>8}{cells[1]:>11}")
+    return "\n".join(lines)
+
+
+_MEANS = ("dice", "iou", "dice_per_image", "dice_per_group", "hd95", "asd")
+Counts = dict[str, np.ndarray]  # of the model and of each baseline, int64 [M, 3, C]
+Baseline = Callable[[np.ndarray], np.ndarray]  # images uint8 [n, channels, H, W] -> class ids [n, H, W]
+
+
+class _Run:
+    """A model on frames."""
+
+    def __init__(self, model: SegmentationModel, frames: SegmentationFrames, batch_size: int) -> None:
+        self.model, self.frames, self.batch_size = model, frames, batch_size
+        self.device, self.classes = next(model.parameters()).device, len(model.config.classes)
+
+    def batches(self, rows: np.ndarray, title: str) -> Iterator[np.ndarray]:
+        starts = range(0, len(rows), self.batch_size)
+        for start in tqdm(starts, desc=title, unit="batch", mininterval=0.5, leave=False):
+            yield rows[start : start + self.batch_size]
+
+    @torch.inference_mode()
+    def predict(self, rows: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids uint8 [n, H, W] and their probabilities float32 [n, H, W], of these rows and their images."""
+        found = self.frames.extras(rows)
+        extras = {name: torch.from_numpy(found[name]).to(self.device) for name in self.model.config.extras}
+        logits = self.model(torch.from_numpy(images).to(self.device), extras).float()
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        return predicted.cpu().numpy().astype(np.uint8), confidence.cpu().numpy()
+
+    def measure(self, rows: np.ndarray) -> tuple[Counts, np.ndarray, np.ndarray]:
+        """Counts of the model and the baselines, surface distances [M, C, 2], and bins of confidence."""
+        baselines = self.baselines()
+        counts: dict[str, list[np.ndarray]] = {name: [] for name in ("model", *baselines)}
+        surfaces, bins = [], np.zeros((metrics.BINS, 3))
+        for some in self.batches(rows, "evaluate"):
+            images, truth = self.frames.images(some), self.frames.masks(some)
+            predicted, confidence = self.predict(some, images)
+            known = truth != metrics.IGNORE
+            counts["model"].append(metrics.count_pixels(predicted, truth, self.classes))
+            for name, baseline in baselines.items():
+                counts[name].append(metrics.count_pixels(baseline(images), truth, self.classes))
+            for pair in zip(predicted, truth, strict=True):
+                surfaces.append(metrics.surface_distances(*pair, self.classes, self.frames.spacing))
+            bins += metrics.confidence_bins(confidence[known], (predicted == truth)[known])
+        return {name: np.concatenate(found) for name, found in counts.items()}, np.stack(surfaces), bins
+
+    def baselines(self) -> dict[str, Baseline]:
+        """What needs no learning, from the masks that the model was trained on, where they are among the frames."""
+        frames, size = self.frames, self.frames.image_size
+        labelled = np.isin(frames.group.astype(str), self.model.config.labelled_groups)
+        rows = np.flatnonzero((frames.split == "train") & frames.has_mask & labelled)
+        nothing = np.zeros((1, *size), np.uint8)
+        found: dict[str, Baseline] = {"all_background": lambda images: np.repeat(nothing, len(images), axis=0)}
+        if not len(rows):
+            return found
+        seen = np.zeros((self.classes, *size), np.int64)
+        colours = np.zeros((self.classes, frames.channels))
+        for some in self.batches(rows, "baselines"):
+            images, masks = frames.images(some).astype(np.float64), frames.masks(some)
+            for class_id in range(self.classes):
+                of_class = masks == class_id
+                seen[class_id] += of_class.sum(axis=0)
+                colours[class_id] += (images * of_class[:, None]).sum(axis=(0, 2, 3))
+        numbers = seen.sum(axis=(1, 2))
+        means = colours / np.maximum(numbers, 1)[:, None]
+        means[numbers == 0] = np.inf  # never the nearest
+        mean_mask = seen.argmax(axis=0).astype(np.uint8)
+
+        def nearest(images: np.ndarray) -> np.ndarray:
+            distances = [((images - mean[:, None, None]) ** 2).sum(axis=1) for mean in means]
+            return np.argmin(distances, axis=0)
+
+        return found | {
+            "mean_mask": lambda images: np.repeat(mean_mask[None], len(images), axis=0),
+            "mean_colour": nearest,
+        }
+
+
+def _held_out(weights: Path, model: SegmentationModel, frames: SegmentationFrames, part: str) -> np.ndarray:
+    """Rows to evaluate on, after checking that they are what the model takes, and new to it."""
+    config = model.config
+    if frames.channels != config.image_channels:
+        kinds = {1: "grey", 3: "RGB"}
+        held, given = (kinds[count] for count in (config.image_channels, frames.channels))
+        raise UserError(f"{frames.name}: its images are {given}, but {weights} was trained on {held} ones")
+    shapes = frames.extra_shapes()
+    for name, shape in config.extras.items():
+        if shapes.get(name) != shape:
+            given = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
+            raise UserError(f"{frames.name}: {name} {given}, but {weights} was trained with it, of shape {list(shape)}")
+    rows = frames.rows(part)
+    rows = rows[frames.has_mask[rows]]
+    if not len(rows):
+        raise UserError(
+            f"{frames.name}: no frames with masks in part {part}; set evaluate_segmentation.part to the other one"
+        )
+    known = sorted(set(config.train_groups) & set(frames.group[rows].astype(str).tolist()))
+    if known:
+        raise UserError(f"{weights}: was trained on group {known[0]} of part {part}; train it on this split")
+    return rows
+
+
+def _per_class(counts: Counts, surfaces_MC2: np.ndarray, group: np.ndarray) -> dict[str, np.ndarray]:
+    """Figures of each class, [C], by name."""
+    of_model = counts["model"]
+    total, hd95, asd = of_model.sum(axis=0), *np.moveaxis(metrics.nan_mean(surfaces_MC2), -1, 0)
+    return {
+        "dice": metrics.dice(total),
+        "iou": metrics.iou(total),
+        "dice_per_image": metrics.dice_per_image(of_model),
+        "dice_per_group": metrics.dice_per_image(metrics.pool(of_model, group)),
+        "hd95": hd95,
+        "asd": asd,
+        "images": (of_model[:, 2] > 0).sum(axis=0),
+        "share": total[2] / max(total[2].sum(), 1),
+    }
+
+
+def _overlap_means(counts: np.ndarray) -> dict[str, float]:
+    total = counts.sum(axis=0)
+    found = {"dice": metrics.dice(total), "iou": metrics.iou(total), "dice_per_image": metrics.dice_per_image(counts)}
+    return {f"{name}_mean": float(metrics.nan_mean(values[1:])) for name, values in found.items()}
+
+
+def _by_group(counts: np.ndarray, group: np.ndarray) -> dict[str, float]:
+    values = [float(metrics.nan_mean(dice[1:])) for dice in metrics.dice(metrics.pool(counts, group))]
+    return dict(zip(np.unique(group).astype(str).tolist(), values, strict=True))
+
+
+def _bin_rows(bins_B3: np.ndarray) -> Iterator[list[float]]:
+    """Upper end of each bin that has pixels, its share of them, their mean confidence and their accuracy."""
+    total = bins_B3[:, 0].sum()
+    for number, (count, confidence, right) in enumerate(bins_B3, start=1):
+        if count:
+            yield [number / metrics.BINS, count / total, confidence / count, right / count]
+
+
+def _write_table(path: Path, header: list[str], rows: Any) -> None:
+    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for row in rows:
+            writer.writerow([value if isinstance(value, str) else _cell(value) for value in row])
+
+
+def _cell(value: Any) -> str:
+    return "" if np.isnan(value) else f"{value:.6g}"
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with every float at six significant digits, and None for what is undefined."""
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_finite(child) for child in value]
+    if isinstance(value, float):
+        return None if np.isnan(value) else float(f"{value:.6g}")
+    return value
