@@ -42,6 +42,15 @@ def mean_directions(features_ND: Tensor, members_CN: Tensor, eps: float, weights
     return _UnitSums.apply(features_ND, factors_CN, eps)
 
 
+def weighted_and_plain_means(
+    features_ND: Tensor, members_CN: Tensor, eps: float, weights_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`mean_directions` with ``weights_N`` and without, [C, D] each, in one pass over the rows."""
+    factors_CN = members_CN.to(features_ND.dtype) / members_CN.sum(dim=1).clamp_min(1)[:, None]
+    weighted_CD, plain_CD = _UnitSums.apply(features_ND, torch.cat([factors_CN * weights_N, factors_CN]), eps).chunk(2)
+    return weighted_CD, plain_CD
+
+
 class _UnitSums(torch.autograd.Function):
     """Factors [R, N] @ rows [N, D] at length one -> [R, D], the same as ``factors @ F.normalize(rows, eps=eps)``.
 

@@ -32,6 +32,7 @@ from sightline.segmentation.contrastive import (
     inter_class_loss,
     intra_class_loss,
     mean_directions,
+    weighted_and_plain_means,
 )
 from sightline.segmentation.presets import PRESETS, Divisor, MemorySource, MemoryWeights, SelectionOrder, Update
 from sightline.segmentation.selectors import (
@@ -278,8 +279,11 @@ class ContrastivePrototypeManager(nn.Module):
         rows_ND = flatten("features", features, self.feature_dim)
         classes_N = classes_of_rows("class_labels", class_labels, features, self.num_classes, self.ignore_index)
         with torch.autocast(features.device.type, enabled=False):
-            members_CN = class_members(classes_N, self.num_classes)
-            return self._contrastive(full_precision(rows_ND), classes_N, members_CN)
+            rows_ND, members_CN, weights_N = full_precision(rows_ND), class_members(classes_N, self.num_classes), None
+            takes_part_C = self._takes_part(members_CN)
+            if self.feature_selectors is not None:
+                weights_N = feature_weights(self.feature_selectors, rows_ND.detach(), classes_N, takes_part_C.tolist())
+            return self._contrastive(mean_directions(rows_ND, members_CN, self.eps, weights_N), takes_part_C)
 
     def update_and_compute_loss(
         self,
@@ -338,29 +342,30 @@ class ContrastivePrototypeManager(nn.Module):
                 self._remember(stored_ND.detach(), logits_NC, predicted_N, classes_N)
             embedded_ND = self._embed(rows_ND)
             members_CN = class_members(classes_N, self.num_classes)
-            means_CD, present_C = mean_directions(embedded_ND, members_CN, self.eps), members_CN.any(dim=1)
-            contrastive = self._contrastive(embedded_ND, classes_N, members_CN, means_CD)
+            present_C, takes_part_C = members_CN.any(dim=1), self._takes_part(members_CN)
+            if self.feature_selectors is None:
+                means_CD = weighted_CD = mean_directions(embedded_ND, members_CN, self.eps)
+            else:
+                detached_ND = embedded_ND.detach()
+                weights_N = feature_weights(self.feature_selectors, detached_ND, classes_N, takes_part_C.tolist())
+                weighted_CD, means_CD = weighted_and_plain_means(embedded_ND, members_CN, self.eps, weights_N)
+            contrastive = self._contrastive(weighted_CD, takes_part_C)
             intra = intra_class_loss(means_CD, present_C)
             inter = inter_class_loss(means_CD, present_C, self.inter_margin, self.eps)
             total = contrastive_weight * contrastive + intra_weight * intra + inter_weight * inter
         parts = {"contrastive_loss": contrastive, "intra_loss": intra, "inter_loss": inter, "total_loss": total}
         return total, {name: part.detach() for name, part in parts.items()}
 
-    def _contrastive(
-        self, features_ND: Tensor, classes_N: Tensor, members_CN: Tensor, means_CD: Tensor | None = None
-    ) -> Tensor:
-        """The loss from the rows; ``means_CD``, of the rows without weights, where the caller has them."""
-        takes_part_C = (members_CN.sum(dim=1) > 1) & (self.memory_count > 1)
-        memory_CKD = F.normalize(self.memory.to(features_ND.dtype), dim=2, eps=self.eps)  # free places stay zeros
-        if self.feature_selectors is not None:
-            takes_part = takes_part_C.tolist()
-            weights_N = feature_weights(self.feature_selectors, features_ND.detach(), classes_N, takes_part)
-            means_CD = mean_directions(features_ND, members_CN, self.eps, weights_N)
-            assert self.memory_selectors is not None
+    def _takes_part(self, members_CN: Tensor) -> Tensor:
+        """The classes with more than one row here and more than one stored, bool [C]."""
+        return (members_CN.sum(dim=1) > 1) & (self.memory_count > 1)
+
+    def _contrastive(self, means_CD: Tensor, takes_part_C: Tensor) -> Tensor:
+        """The loss from the means of the classes' rows at length one, weighted where there are selectors."""
+        memory_CKD = F.normalize(self.memory.to(means_CD.dtype), dim=2, eps=self.eps)  # free places stay zeros
+        if self.memory_selectors is not None:
             live, counts = self.memory_weights == "live", self.memory_count.tolist()
-            memory_CKD = weigh_memory(self.memory_selectors, memory_CKD, counts, takes_part, live)
-        elif means_CD is None:
-            means_CD = mean_directions(features_ND, members_CN, self.eps)
+            memory_CKD = weigh_memory(self.memory_selectors, memory_CKD, counts, takes_part_C.tolist(), live)
         memory_means_CD = memory_CKD.sum(dim=1) / self.memory_count.clamp_min(1)[:, None]
         loss_C = attraction(means_CD, memory_means_CD) * takes_part_C
         return loss_C.sum() / (self.num_classes if self.divisor == "num_classes" else takes_part_C.sum().clamp_min(1))

@@ -10,7 +10,7 @@ from sightline.segmentation.contrastive import class_members
 
 def selector(dim: int) -> nn.Sequential:
     """Row [N, D] -> score [N, 1] before the sigmoid."""
-    return nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.LeakyReLU(0.2), nn.Linear(dim, 1))
+    return nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.LeakyReLU(0.2, inplace=True), nn.Linear(dim, 1))
 
 
 def head(in_dim: int, out_dim: int) -> nn.Sequential:
