@@ -20,6 +20,7 @@ SMALL = {
     "clip.model": "ViT-S-16", "clip.image_size": 32, "clip.grid": 2, "clip.verify.sample": 2,
     "fusion.epochs": 1, "fusion.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
     "evaluate_fusion.part": "val",
+    "segmentation.image_size": "[32,32]", "segmentation.epochs": 1, "segmentation.steps_per_epoch": 1,
 }  # fmt: skip
 FUSION = {"pack_views@actions"} | {
     f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("nine", "joints_only")
@@ -105,7 +106,8 @@ def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     ran = clone.ran("exp", "run", "-S", "demo.render.rgb_noise=2.0")
     assert ran[0] == "demo/dvc.yaml:render"
     checked = {f"validate_images@rgb/{camera}" for camera in ("left_wrist", "right_wrist", "global")}
-    assert set(ran[1:]) == {*checked, "clip_grids@global", "verify_clip_grids@global", *FUSION}
+    trained = {"train_segmentation@masks", *FUSION}
+    assert set(ran[1:]) == {*checked, "clip_grids@global", "verify_clip_grids@global", *trained}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
 
@@ -130,9 +132,12 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
     assert (
-        clone.ran("exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]", "-S", "data.demonstrations=[]")
+        clone.ran(
+            "exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]", "-S", "data.demonstrations=[]",
+            "-S", "data.masks=[]",
+        )
         == []
-    )
+    )  # fmt: skip
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
     assert set(listed) == {"validate", "validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}
     clone.run("git", "checkout", "-q", ".")

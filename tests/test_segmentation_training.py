@@ -22,7 +22,7 @@ from sightline.recording.frames import write_index
 from sightline.recording.split import SplitParams
 from sightline.segmentation import SegmentationFrames, SegmentationModel, load_model
 from sightline.segmentation.batches import StepBatches
-from sightline.segmentation.methods import METHODS, BcpParams
+from sightline.segmentation.methods import SEMI_SUPERVISED, BcpParams
 from sightline.segmentation.training import ContrastiveParams, SegmentationParams, train_segmentation
 
 SMALL = SegmentationParams(
@@ -54,8 +54,11 @@ def figures(weights: Path) -> dict:
     return json.loads((weights.parent / weights.stem / "metrics.json").read_text())
 
 
+METHODS = ("supervised", *SEMI_SUPERVISED)
+
+
 @pytest.mark.parametrize(
-    ("method", "bank"), [*((method, None) for method in METHODS), ("supervised", 0.5), ("unimatch", 0.5), ("ss_net", 0)]
+    ("method", "bank"), [*((name, None) for name in METHODS), ("supervised", 0.5), ("unimatch", 0.5), ("ss_net", 0)]
 )
 def test_every_method_trains_with_and_without_a_memory_bank(recording, method, bank):
     params = changed(method=method, bcp=BcpParams(pretrain=0.5), contrastive=ContrastiveParams(weight=bank))

@@ -100,23 +100,26 @@ class MethodParams(AugmentationParams):
 
 @dataclass
 class Step:
-    """What a method is given: changed images, and where the training stands.
-
-    Labels are class ids, int64 [B, H, W], 255 = ignore; those of ``unlabelled`` say what lies outside the image.
-    """
+    """What every method is given: changed labelled images, and where the training stands."""
 
     model: SegmentationModel
-    teacher: SegmentationModel | None  # in evaluation mode
+    teacher: SegmentationModel  # the average of the model, in evaluation mode; the model itself where there is none
     params: MethodParams
     done: float  # share of the steps
     generator: torch.Generator  # on the CPU, of this step alone
     class_weights: Tensor | None  # of the classes in the cross-entropy
     labelled: Inputs
-    labels: Tensor
+    labels: Tensor  # class ids, int64 [B, H, W], 255 = ignore
     hidden: dict[str, Tensor]  # which labelled images' further inputs are hidden
-    unlabelled: Inputs | None = None
-    outside: Tensor | None = None  # of unlabelled images: 255 outside the image, else 0
-    chances: Tensor | None = None  # of unlabelled images, [B, UNLABELLED_CHANCES]
+
+
+@dataclass
+class Unlabelled:
+    """Weakly changed images without labels."""
+
+    inputs: Inputs
+    outside: Tensor  # int64 [B, H, W], 255 outside the image, else 0
+    chances: Tensor  # [B, UNLABELLED_CHANCES]
 
 
 @dataclass
@@ -136,11 +139,9 @@ def supervised(step: Step) -> Learnt:
     return Learnt({"labelled": _labelled_loss(step, output)}, [(output, step.labels, True)])
 
 
-def ss_net(step: Step) -> Learnt:
+def ss_net(step: Step, more: Unlabelled) -> Learnt:
     """Smoothness of all images in the direction that changes the prediction most."""
-    assert step.unlabelled is not None
-    assert step.outside is not None
-    both = _joined(step.labelled, step.unlabelled)
+    both = _joined(step.labelled, more.inputs)
     output = _run(step.model, both)
     labelled, unlabelled = _split(output, len(step.labels))
     params = step.params.ss_net
@@ -152,88 +153,75 @@ def ss_net(step: Step) -> Learnt:
         "labelled": _labelled_loss(step, labelled),
         "smooth": params.weight * step.params.rise(step.done) * smooth,
     }
-    own = torch.where(step.outside == IGNORE, IGNORE, unlabelled.logits.argmax(dim=1))
+    own = torch.where(more.outside == IGNORE, IGNORE, unlabelled.logits.argmax(dim=1))
     return Learnt(losses, [(labelled, step.labels, True), (unlabelled, own, False)])
 
 
-def semiseg(step: Step) -> Learnt:
+def semiseg(step: Step, more: Unlabelled) -> Learnt:
     """Pseudo-labels of the teacher, weighed by their confidence, for strong views mixed by class."""
-    assert step.unlabelled is not None
-    assert step.outside is not None
-    assert step.chances is not None
-    assert step.teacher is not None
     params, rise = step.params.semiseg, step.params.rise(step.done)
-    confidence, pseudo = _predicted(step.teacher, step.unlabelled, step.outside)
+    confidence, pseudo = _predicted(step.teacher, more.inputs, more.outside)
     # ClassMix (Olsson et al., WACV 2021): half of the classes of another image are pasted
     chosen_BC = torch.rand(len(pseudo), len(step.model.config.classes) + 1, generator=step.generator) < 0.5
     chosen_BC[:, -1] = False  # what lies outside
     other = pseudo.roll(1, dims=0)
     index = torch.where(other == IGNORE, chosen_BC.shape[1] - 1, other).flatten(1)
     box = chosen_BC.to(pseudo.device).gather(1, index).view_as(other)[:, None]
-    view = strong_view(step.unlabelled, step.chances[:, :STRONG_CHANCES], step.params)
+    view = strong_view(more.inputs, more.chances[:, :STRONG_CHANCES], step.params)
     view, pseudo = pasted(view, _rolled(view), box), torch.where(box[:, 0], other, pseudo)
     confidence = torch.where(box[:, 0], confidence.roll(1, dims=0), confidence)
     output = _run(step.model, _joined(step.labelled, view), _extended(step.hidden, len(pseudo)))
     labelled, unlabelled = _split(output, len(step.labels))
     log_probability = unlabelled.logits.float().log_softmax(dim=1)
     entropy = -(log_probability.exp() * log_probability).sum(dim=1).mean()
+    guessed = dice_cross_entropy(unlabelled.logits, pseudo, pixel_weights=confidence**params.sharpness)
     losses = {
         "labelled": _labelled_loss(step, labelled),
-        "pseudo": params.weight
-        * rise
-        * dice_cross_entropy(unlabelled.logits, pseudo, pixel_weights=confidence**params.sharpness),
+        "pseudo": params.weight * rise * guessed,
         "entropy": params.entropy_weight * rise * entropy,
     }
     return Learnt(losses, [(labelled, step.labels, True), (unlabelled, pseudo, False)])
 
 
-def unimatch(step: Step) -> Learnt:
+def unimatch(step: Step, more: Unlabelled) -> Learnt:
     """Confident predictions of the weak view are labels for two strong views, and for features that drop out."""
-    assert step.unlabelled is not None
-    assert step.outside is not None
-    assert step.chances is not None
     model, params, size = step.model, step.params.unimatch, step.labels.shape[1:]
     count = len(step.labels)
-    levels = model.encode(
-        *_arguments(_joined(step.labelled, step.unlabelled), _extended(step.hidden, len(step.outside)))
-    )
+    both, hidden = _joined(step.labelled, more.inputs), _extended(step.hidden, len(more.outside))
+    levels = model.encode(*_arguments(both, hidden))
     dropped = [_drop_channels(level[count:], params.dropout, step.generator) for level in levels]
     output = model.decode([torch.cat(pair) for pair in zip(levels, dropped, strict=True)], size)
     labelled, rest = _split(output, count)
-    weak, perturbed = _split(rest, len(step.outside))
+    weak, perturbed = _split(rest, len(more.outside))
     with torch.no_grad():
         confidence, pseudo = weak.logits.float().softmax(dim=1).max(dim=1)
-        pseudo = torch.where(step.outside == IGNORE, IGNORE, pseudo)
+        pseudo = torch.where(more.outside == IGNORE, IGNORE, pseudo)
     views, labels, trust = [], [], []
-    for chances in step.chances.split(VIEW_CHANCES, dim=1):
+    for chances in more.chances.split(VIEW_CHANCES, dim=1):
         of_colour, of_box = chances.split((STRONG_CHANCES, BOX_CHANCES), dim=1)
         box = random_boxes(of_box, (size[0], size[1]))
-        view = strong_view(step.unlabelled, of_colour, step.params)
+        view = strong_view(more.inputs, of_colour, step.params)
         views.append(pasted(view, _rolled(view), box))
         labels.append(torch.where(box[:, 0], pseudo.roll(1, dims=0), pseudo))
         trust.append(torch.where(box[:, 0], confidence.roll(1, dims=0), confidence) >= params.threshold)
     strong = _run(model, _joined(*views))
+    of_strong = dice_cross_entropy(strong.logits, torch.cat(labels), pixel_weights=torch.cat(trust).float())
     sure = (confidence >= params.threshold).float()
-    losses = {
+    of_dropped = dice_cross_entropy(perturbed.logits, pseudo, pixel_weights=sure)
+    losses = {  # of the two strong views the mean, so that each counts 0.125
         "labelled": 0.5 * _labelled_loss(step, labelled),
-        "strong": 0.25
-        * params.weight
-        * dice_cross_entropy(strong.logits, torch.cat(labels), pixel_weights=torch.cat(trust).float()),
-        "dropped": 0.25 * params.weight * dice_cross_entropy(perturbed.logits, pseudo, pixel_weights=sure),
+        "strong": 0.25 * params.weight * of_strong,
+        "dropped": 0.25 * params.weight * of_dropped,
     }
     certain = torch.where(confidence >= params.threshold, pseudo, IGNORE)
     return Learnt(losses, [(labelled, step.labels, True), (weak, certain, False)])
 
 
-def bcp(step: Step) -> Learnt:
+def bcp(step: Step, more: Unlabelled) -> Learnt:
     """Labelled rectangles in unlabelled images and the reverse; first, labelled ones in labelled images."""
-    assert step.unlabelled is not None
-    assert step.outside is not None
-    assert step.chances is not None
-    assert step.teacher is not None
     labels, size = step.labels, (step.labels.shape[1], step.labels.shape[2])
-    count = min(len(labels), len(step.outside))
-    box = square_boxes(step.chances[:count], size)
+    count = min(len(labels), len(more.outside))
+    box = square_boxes(more.chances[:count], size)
     if step.done < step.params.bcp.pretrain:
         partner = labels[:count].roll(1, dims=0)
         first = {name: values[:count] for name, values in step.labelled.items()}
@@ -242,8 +230,8 @@ def bcp(step: Step) -> Learnt:
         loss = dice_cross_entropy(output.logits, mixed, step.class_weights)
         return Learnt({"labelled": loss, "pseudo": torch.zeros_like(loss)}, [(output, mixed, True)])
     known = {name: values[:count] for name, values in step.labelled.items()}
-    unknown = {name: values[:count] for name, values in step.unlabelled.items()}
-    _, pseudo = _predicted(step.teacher, unknown, step.outside[:count])
+    unknown = {name: values[:count] for name, values in more.inputs.items()}
+    _, pseudo = _predicted(step.teacher, unknown, more.outside[:count])
     inward, outward = pasted(known, unknown, box), pasted(unknown, known, box)
     output = _run(step.model, _joined(inward, outward))
     is_known = torch.cat([~box[:, 0], box[:, 0]])
@@ -256,8 +244,7 @@ def bcp(step: Step) -> Learnt:
     return Learnt(losses, [(output, true, True), (output, guessed, False)])
 
 
-METHODS: dict[Method, Callable[[Step], Learnt]] = {
-    "supervised": supervised,
+SEMI_SUPERVISED: dict[str, Callable[[Step, Unlabelled], Learnt]] = {
     "ss_net": ss_net,
     "semiseg": semiseg,
     "unimatch": unimatch,

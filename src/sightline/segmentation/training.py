@@ -19,7 +19,15 @@ from sightline.params import Section
 from sightline.segmentation.augmentation import WEAK_CHANCES, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled
 from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrames
-from sightline.segmentation.methods import METHODS, TEACHER_METHODS, UNLABELLED_CHANCES, MethodParams, Step
+from sightline.segmentation.methods import (
+    SEMI_SUPERVISED,
+    TEACHER_METHODS,
+    UNLABELLED_CHANCES,
+    MethodParams,
+    Step,
+    Unlabelled,
+    supervised,
+)
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
 from sightline.segmentation.network import Norm, Output
 from sightline.segmentation.prototypes import PRESETS, ContrastivePrototypeManager
@@ -125,20 +133,16 @@ class SegmentationModule(lightning.LightningModule):
         config, params = self.model.config, self.params_
         with torch.autocast(self.device.type, enabled=False):
             labelled, labels, rest = _viewed(batch["labelled"], params)
-            unlabelled, outside, further = (None, None, None)
-            if "unlabelled" in batch:
-                unlabelled, outside, further = _viewed(batch["unlabelled"], params)
+            more = Unlabelled(*_viewed(batch["unlabelled"], params)) if "unlabelled" in batch else None
         hidden = {name: rest[:, i] < params.extra_dropout for i, name in enumerate(config.extras)}
         generator = torch.Generator().manual_seed(
             (config.seed * 1_000_003 + self.trainer.global_step) * world_size() + rank()
         )
-        method = METHODS[params.method if unlabelled else "supervised"]
-        learnt = method(
-            Step(
-                self.model, self.average, params, self._done, generator, self.weights_C,
-                labelled, labels, hidden, unlabelled, outside, further,
-            )
+        step = Step(
+            self.model, self.average or self.model, params, self._done, generator, self.weights_C,
+            labelled, labels, hidden,
         )  # fmt: skip
+        learnt = SEMI_SUPERVISED[params.method](step, more) if more else supervised(step)
         losses = learnt.losses
         if self.bank is not None:
             losses = losses | {
