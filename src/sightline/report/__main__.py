@@ -1,0 +1,70 @@
+"""Join the pages of the report that are here to one: ``python -m sightline.report``.
+
+Which parts there are depends on the recording, but a DVC stage has a fixed list of dependencies, and dvc.yaml cannot be
+one of them; so each part is a stage's output, and joining them and drawing the graph is a command.
+"""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sightline.cli import run_stage
+from sightline.errors import UserError
+from sightline.files import atomic_output
+from sightline.params import Section
+from sightline.report import page
+from sightline.report.overview import read_parameters
+from sightline.report.pipeline import draw_graph, read_stages
+
+FOLDER = "metrics/report/"
+LAST = ('<section id="parameters">', '<section id="versions">')
+
+
+def join_pages(root: Path, output: Path) -> tuple[int, list[str]]:
+    """Write one page of all that the pipeline of ``root`` makes in metrics/report -> how many, and which are missing.
+
+    The graph of the pipeline comes behind the first section, parameters and versions last.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    files = [path for path in (root / "dvc.yaml", root / "demo/dvc.yaml") if path.is_file()]
+    stages = read_stages(files, read_parameters(root / "params.yaml"))
+    pages = [out for stage in stages for out in stage.outs if out.startswith(FOLDER)]
+    there = [path for path in pages if (root / path).is_file()]
+    missing = [path for path in pages if path not in there]
+    if not there:
+        raise UserError(
+            f"{root / FOLDER}: holds no page yet; make them with `dvc repro`, or fetch them with `dvc pull`"
+        )
+    note = "An arrow that others imply is left out; a number says how many of a stage there are."
+    drawn = draw_graph([stage for stage in stages if not any(out.startswith(FOLDER) for out in stage.outs)])
+    graph = page.section("Pipeline", page.paragraph(note, "note"), f'<div class="wide graph">{drawn}</div>')
+    sections = [section for path in there for section in page.sections_of(root / path)]
+    last = [section for section in sections if section.startswith(LAST)]
+    sections = [section for section in sections if section not in last]
+    sections = [*sections[:1], graph, *sections[1:], *last]
+    if missing:
+        sections.append(page.section("Not in this report", *(page.paragraph(path) for path in missing)))
+    with atomic_output(output) as temporary:
+        temporary.write_text(page.page("Sightline report", sections), encoding="utf-8")
+    return len(there), missing
+
+
+class Params(Section):
+    """No parameters."""
+
+
+def main(args: Namespace, _: Params) -> None:
+    output = args.output or args.root / FOLDER / "report.html"
+    count, missing = join_pages(args.root, output)
+    for path in missing:
+        print(f"left out: {path} is not here; `dvc repro` makes it, `dvc pull {path}` fetches it")
+    print(f"{output}: {count} parts")
+
+
+parser = ArgumentParser(prog="python -m sightline.report", description="Join the pages of the report to one.")
+parser.add_argument("--root", type=Path, default=Path(), help="root of the project (the working directory)")
+parser.add_argument("--output", type=Path, help="HTML file to write (ROOT/metrics/report/report.html)")
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)

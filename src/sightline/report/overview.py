@@ -1,0 +1,139 @@
+"""The page about the data, the parameters and the libraries, and about what is not real."""
+
+import json
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from sightline.errors import UserError
+from sightline.files import atomic_output
+from sightline.params import parse_yaml
+from sightline.report import page
+from sightline.report.figures import Table, read_json
+
+LIBRARIES = (
+    "dvc", "h5py", "lightning", "monai", "numpy", "open_clip_torch", "pandas", "pillow", "pyarrow", "safetensors",
+    "torch", "torchvision",
+)  # fmt: skip
+PARTS = ("train", "val", "test")
+
+
+def write_overview(output: Path, recording: Path, index: Path, params_file: Path) -> None:
+    """Write the page.
+
+    Args:
+        recording: its recording.json.
+        index: frame index, with columns episode, split and time_s.
+
+    Raises:
+        UserError: a file that cannot be read, naming it.
+    """
+    params = read_parameters(params_file)
+    info = read_json(recording)
+    sections = [
+        page.section("Data", *_banners(params), *_data(info, index, params)),
+        page.section("Parameters", page.tables(_parameters(params))),
+        page.section("Versions", page.tables([_versions()])),
+    ]  # fmt: skip
+    with atomic_output(output) as temporary:
+        temporary.write_text(page.page("Sightline report", sections), encoding="utf-8")
+
+
+def read_parameters(path: Path) -> dict[str, Any]:
+    """Everything in ``params.yaml``. Raises `UserError` where it cannot be read."""
+    try:
+        params = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(params, dict):
+        raise UserError(f"{path}: expected sections (`train:` ...), got {type(params).__name__}")
+    return params
+
+
+def _banners(params: dict[str, Any]) -> list[str]:
+    clip, fusion = params.get("clip", {}), params.get("fusion", {})
+    learns = params.get("data", {}).get("demonstrations") and set(fusion.get("designs", [])) - {"joints_only"}
+    found = []
+    if clip.get("cameras") and clip.get("pretrained") == "random":
+        found.append("clip.pretrained is random: the CLIP grids of this run carry no meaning.")
+    if learns and fusion.get("pretrained") is None:
+        found.append(
+            "fusion.pretrained is null: the image networks of the fusion model started from random weights, and have "
+            "seen nothing but this recording."
+        )
+    return [page.paragraph(text, "banner") for text in found]
+
+
+def _data(info: dict[str, Any], index: Path, params: dict[str, Any]) -> list[str]:
+    try:
+        frames = pq.read_table(index, columns=["episode", "split"]).to_pydict()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{index}: not a frame index ({' '.join(str(error).split())})") from None
+    counts = Counter(frames["split"])
+    episodes = {part: len({e for e, s in zip(*frames.values(), strict=True) if s == part}) for part in PARTS}
+    fps = float(info.get("fps") or 0)
+    rows: dict[str, tuple[Any, ...]] = {
+        part: (episodes[part], counts[part], counts[part] / fps if fps else None) for part in PARTS
+    }
+    rows["all"] = sum(episodes.values()), sum(counts.values()), sum(counts.values()) / fps if fps else None
+    data = params.get("data", {})
+    facts = {
+        "recording": data.get("root"),
+        "frames per second": fps or None,
+        "cameras": ", ".join(info.get("cameras", [])),
+        "joints": len(info.get("joints", [])),
+        "classes of the masks": ", ".join(f"{i} {name}" for i, name in enumerate(info.get("classes", []))) or "none",
+        "folders of images": ", ".join(data.get("images", [])) or "none",
+    }
+    lacking = [
+        (name, key)
+        for name, key, values in (
+            ("depth", "data.depth", data.get("depth")),
+            ("masks", "data.images", "masks" in data.get("images", [])),
+            ("demonstrations", "data.demonstrations", data.get("demonstrations")),
+            ("CLIP grids", "clip.cameras", params.get("clip", {}).get("cameras")),
+        )
+        if not values
+    ]
+    missing = "".join(f"No {name}: {key} does not name any. " for name, key in lacking)
+    return [
+        page.tables([
+            Table("frames, split by whole episodes", ("episodes", "frames", "seconds"), rows),
+            Table("recording", ("value",), {name: (value,) for name, value in facts.items()}),
+        ]),
+        page.paragraph(missing.strip(), "note") if missing else "",
+    ]  # fmt: skip
+
+
+def _parameters(params: dict[str, Any]) -> list[Table]:
+    """A table for each section, names of its own sections joined by points; single values first."""
+    plain = {name: (_shown(value),) for name, value in params.items() if not isinstance(value, dict)}
+    found = [Table("of everything", ("value",), plain)] if plain else []
+    for name, value in params.items():
+        if isinstance(value, dict):
+            found.append(Table(name, ("value",), {key: (_shown(leaf),) for key, leaf in _leaves(value)}))
+    return found
+
+
+def _leaves(section: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in section.items():
+        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return found
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) or "[]" if isinstance(value, list) else json.dumps(value).strip('"')
+
+
+def _versions() -> Table:
+    rows = {}
+    for name in LIBRARIES:
+        try:
+            rows[name] = (metadata.version(name),)
+        except metadata.PackageNotFoundError:
+            continue
+    return Table("libraries", ("value",), rows)
