@@ -58,7 +58,7 @@ def _banners(params: dict[str, Any]) -> list[str]:
     learns = params.get("data", {}).get("demonstrations") and set(fusion.get("designs", [])) - {"joints_only"}
     found = []
     if clip.get("cameras") and clip.get("pretrained") == "random":
-        found.append("clip.pretrained is random: the CLIP grids of this run carry no meaning.")
+        found.append(page.RANDOM_CLIP)
     if learns and fusion.get("pretrained") is None:
         found.append(
             "fusion.pretrained is null: the image networks of the fusion model started from random weights, and have "

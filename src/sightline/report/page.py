@@ -43,6 +43,10 @@ svg { display: block; max-width: 100%; height: auto; }
 .graph svg { max-width: none; }
 svg text { font: 12px system-ui, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1c2330; }
 """
+RANDOM_CLIP = (
+    "These CLIP grids come from random weights: they carry no meaning and serve only to try the pipeline. "
+    "Name real weights with clip.pretrained."
+)
 COLOURS = ("#1b5faa", "#d1660a", "#2b8a5b", "#a03a8a", "#6b7280", "#b8860b")  # of the lines of a chart
 _SECTION = re.compile(r'<section id="[^"]*">.*?</section>\n', re.DOTALL)
 _HEADING = re.compile(r'<section id="([^"]*)">\n<h2>(.*?)</h2>')

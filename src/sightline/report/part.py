@@ -9,11 +9,6 @@ from sightline.files import atomic_output
 from sightline.report import page
 from sightline.report.figures import Table, read_csv, read_json, tables
 
-RANDOM_CLIP = (
-    "These CLIP grids come from random weights: they carry no meaning and serve only to try the pipeline. "
-    "Name real weights with clip.pretrained."
-)
-
 
 def write_part(output: Path, title: str, folders: Sequence[Path]) -> None:
     """Write a page of ``folders``: figures of JSON files, curves of CSV files, PNG pictures, folder by folder.
@@ -31,7 +26,7 @@ def write_part(output: Path, title: str, folders: Sequence[Path]) -> None:
             parts.append(page.paragraph(folder.as_posix(), "note"))
         for path in kinds[".json"]:
             figures = read_json(path)
-            parts += [page.paragraph(RANDOM_CLIP, "banner")] if figures.get("random_weights") else []
+            parts += [page.paragraph(page.RANDOM_CLIP, "banner")] if figures.get("random_weights") else []
             parts.append(page.tables(tables(figures)))
         parts += [_curves(path) for path in kinds[".csv"]]
         parts += [page.picture(path) for path in kinds[".png"]]

@@ -1,0 +1,182 @@
+"""Apply a trained model to one's own data, without DVC: ``python -m sightline.predict embed|act``.
+
+    embed ENCODER IMAGES OUTPUT     a folder of depth images, or a recording's -> embeddings, .hdf5 or .parquet
+    act   POLICY RECORDING OUTPUT   a recording, or a file of views -> chunks of actions, .parquet
+
+What the model was trained with travels in its file; data of another kind are refused.
+"""
+
+import json
+import tempfile
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from sightline.cli import run_stage
+from sightline.errors import UserError
+from sightline.files import atomic_output, file_sha256
+from sightline.hdf5 import create_contiguous
+from sightline.params import Section
+from sightline.recording.images import list_images, read_depth, read_rgb
+from sightline.recording.layout import read_recording_info
+from sightline.training.processes import process_device
+
+BATCH = 32
+
+
+def embed(encoder_file: Path, images: Path, output: Path) -> int:
+    """Embed every image of a folder, or of ``depth/`` of a recording -> how many.
+
+    OUTPUT.hdf5 holds ``embeddings`` float32 [N, D] and ``frame_id``, as the stage ``embed`` writes them; OUTPUT.parquet
+    the columns frame_id and embedding. Both are in the order of the frame ids.
+
+    Raises:
+        UserError: not an encoder, another suffix, no images, an image of another kind, a recording with other units.
+    """
+    from sightline.depth.preprocessing import preprocess
+    from sightline.depth.semantic_encoder import create_semantic_encoder
+
+    _check_suffix(output, ".hdf5", ".parquet")
+    encoder = create_semantic_encoder(encoder_file, freeze_weights=True, device=process_device())
+    if (images / "recording.json").is_file():
+        _check_unit(images / "recording.json", encoder.preprocessing.unit_mm, encoder_file)
+        images = images / "depth"
+    paths, channels = list_images(images), encoder.config.input_channels
+    ids = sorted(paths)
+    blocks = []
+    for start in tqdm(range(0, len(ids), BATCH), desc="embed", unit="batch", mininterval=0.5):
+        normalised = []
+        for path in (paths[i] for i in ids[start : start + BATCH]):
+            raw = read_depth(path) if channels == 1 else read_rgb(path)
+            try:
+                normalised.append(preprocess(raw[None], encoder.preprocessing)[0].reshape(channels, 128, 128))
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+        blocks.append(encoder.encode_batch(torch.from_numpy(np.stack(normalised)), BATCH).float().cpu().numpy())
+    embeddings, frame_id = np.concatenate(blocks), np.array(ids, np.int64)
+    source = {"encoder_sha256": file_sha256(encoder_file), "encoder": json.dumps(encoder.get_model_info()["network"])}
+    with atomic_output(output) as temporary:
+        if output.suffix == ".hdf5":
+            create_contiguous(temporary, {}, {"embeddings": embeddings, "frame_id": frame_id}, source)
+        else:
+            columns = {"frame_id": frame_id, "embedding": pa.FixedSizeListArray.from_arrays(
+                pa.array(embeddings.reshape(-1)), embeddings.shape[1])}  # fmt: skip
+            pq.write_table(pa.table(columns).replace_schema_metadata(source), temporary)
+    return len(ids)
+
+
+def act(policy_file: Path, data: Path, output: Path, extras: dict[str, Path]) -> int:
+    """Predict a chunk of actions for every frame of a recording, or of a file of views -> how many.
+
+    The table has the columns frame_id, episode, step and ``actions``, a list of steps, each a list of actions in data
+    units; its schema's metadata say how many frames lie between steps. Frames without all their images are left out.
+
+    Args:
+        data: folder of a recording (no actions needed), or a file written by ``stages/pack_views.py``.
+        extras: name -> file of a further input that the model was trained with.
+
+    Raises:
+        UserError: not a fusion model, another suffix, cameras or joints other than in training, a missing input.
+    """
+    from sightline.fusion.chunks import read_extras
+    from sightline.fusion.policy import load_policy
+    from sightline.fusion.views import Views
+
+    _check_suffix(output, ".parquet")
+    policy, device = load_policy(policy_file), process_device()
+    config = policy.config
+    if set(extras) != set(config.extras):
+        wanted = ", ".join(config.extras) or "none"
+        raise UserError(f"{policy_file}: trained with further inputs {wanted}, given {', '.join(extras) or 'none'}")
+    with tempfile.TemporaryDirectory() as folder:
+        if data.is_dir():
+            packed = Path(folder) / "views.hdf5"
+            _pack(data, packed, config.cameras, config.image_size)
+        else:
+            packed = data
+        views = Views.open(packed)
+        for name, held, given in (
+            ("cameras", config.cameras, views.cameras),
+            ("joints", config.joint_names, views.joint_names),
+            ("size of the views", config.image_size, views.images.shape[-1]),
+        ):
+            if held != given:
+                raise UserError(f"{data}: {name}: {given}, but {policy_file} was trained with {held}")
+        further, rows, found = read_extras(extras, views), np.flatnonzero(views.sound), []
+        policy.to(device)
+        with torch.inference_mode():
+            for start in tqdm(range(0, len(rows), BATCH), desc="act", unit="batch", mininterval=0.5):
+                some = rows[start : start + BATCH]
+                inputs = [torch.from_numpy(array[some]).to(device) for array in (views.images, views.joints)]
+                given = {
+                    name: torch.from_numpy(np.asarray(values[some])).to(device) for name, values in further.items()
+                }
+                found.append(policy(*inputs, given).cpu().numpy())
+        chunks = np.concatenate(found)  # (N, H, A)
+        steps = pa.FixedSizeListArray.from_arrays(pa.array(chunks.reshape(-1)), chunks.shape[2])
+        columns = {name: getattr(views, name)[rows] for name in ("frame_id", "episode", "step")}
+        table = pa.table(columns | {"actions": pa.FixedSizeListArray.from_arrays(steps, chunks.shape[1])})
+    notes = {"policy_sha256": file_sha256(policy_file), "frames_between_steps": str(config.stride)}
+    with atomic_output(output) as temporary:
+        pq.write_table(table.replace_schema_metadata(notes), temporary)
+    return len(rows)
+
+
+def _pack(recording: Path, packed: Path, cameras: tuple[str, ...], size: int) -> None:
+    """Decode the views of a recording as for a training, with its joints in the place of actions."""
+    from sightline.fusion.views import ViewParams, pack_views
+    from sightline.recording.split import DataPart, SplitParams
+    from sightline.recording.validation import validate_recording
+
+    index, whole = packed.with_name("index"), DataPart(on_error="skip", split=SplitParams(val=0, test=0))
+    for piece in ("frames", *(f"rgb/{camera}" for camera in cameras)):
+        validate_recording(recording, index, whole, only=piece)
+    pack_views(recording, index, packed, ViewParams(cameras=cameras, image_size=size), target="joints")
+
+
+def _check_suffix(output: Path, *suffixes: str) -> None:
+    if output.suffix not in suffixes:
+        raise UserError(f"{output}: the name of the output ends in {' or '.join(suffixes)}")
+
+
+def _check_unit(path: Path, unit_mm: float, encoder_file: Path) -> None:
+    depth = read_recording_info(path).depth
+    if depth is None:
+        raise UserError(f"{path}: says of no depth images; give a folder of them")
+    if depth.unit_mm != unit_mm:
+        raise UserError(f"{path}: counts of {depth.unit_mm:g} mm, but {encoder_file} was trained on {unit_mm:g} mm")
+
+
+class Params(Section):
+    """No parameters: everything is in the weights file."""
+
+
+def main(args: Namespace, _: Params) -> None:
+    if args.command == "embed":
+        print(f"{args.output}: {embed(args.model, args.data, args.output)} embeddings")
+        return
+    given = {"depth": args.depth_embeddings, "clip": args.clip_grids}
+    count = act(args.model, args.data, args.output, {name: path for name, path in given.items() if path})
+    print(f"{args.output}: {count} chunks of actions")
+
+
+parser = ArgumentParser(prog="python -m sightline.predict", description="Apply a trained model to data of your own.")
+commands = parser.add_subparsers(dest="command", required=True)
+embedding = commands.add_parser("embed", help="embeddings of depth images")
+embedding.add_argument("model", type=Path, help="weights file written by stages/extract_encoder.py")
+embedding.add_argument("data", type=Path, help="folder of uint16 PNG or TIFF images, or of a recording")
+embedding.add_argument("output", type=Path, help="file to write, .hdf5 or .parquet")
+acting = commands.add_parser("act", help="actions for the frames of a recording")
+acting.add_argument("model", type=Path, help="weights file written by stages/train_fusion.py")
+acting.add_argument("data", type=Path, help="folder of a recording, or a file written by stages/pack_views.py")
+acting.add_argument("output", type=Path, help="file to write, .parquet")
+acting.add_argument("--depth-embeddings", type=Path, help="the further input that the model was trained with")
+acting.add_argument("--clip-grids", type=Path, help="the further input that the model was trained with")
+
+if __name__ == "__main__":
+    run_stage(parser, Params, main)
