@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 
-.PHONY: help setup dev repro test check clean-scratch
+.PHONY: help setup dev repro report test check clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -13,6 +13,9 @@ dev: $(VENV)/.installed-dev  ## setup, and what tests and checks need
 
 repro: setup  ## run the pipeline (dvc repro); what has not changed is not run again
 	$(RUN) dvc repro
+
+report: setup  ## join what the pipeline has made to one page, metrics/report/report.html
+	$(RUN) python -m sightline.report
 
 test: dev  ## run the tests
 	$(RUN) pytest -n 2

@@ -19,13 +19,17 @@ SMALL = {
     "evaluate.part": "val", "evaluate.baselines": "[mean_image,pca,dct]",
     "clip.model": "ViT-S-16", "clip.image_size": 32, "clip.grid": 2, "clip.verify.sample": 2,
     "fusion.epochs": 1, "fusion.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
-    "evaluate_fusion.part": "val",
+    "evaluate_fusion.part": "val", "evaluate_segmentation.part": "val",
     "segmentation.image_size": "[32,32]", "segmentation.epochs": 1, "segmentation.steps_per_epoch": 1,
 }  # fmt: skip
 FUSION = {"pack_views@actions"} | {
-    f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("nine", "joints_only")
+    f"{stage}_fusion@actions-{design}"
+    for stage in ("train", "evaluate", "report", "model_card")
+    for design in ("nine", "joints_only")
 }
+SEGMENTATION = {f"{stage}_segmentation@masks" for stage in ("train", "evaluate", "report", "model_card")}
 DEPTH_CHAIN = ["embed@depth", "evaluate@depth", "extract_encoder@depth", "train_autoencoder@depth"]
+DEPTH_PAGES = ["model_card_encoder@depth", "report_depth@depth"]
 
 
 class Clone:
@@ -94,7 +98,8 @@ def test_a_second_repro_runs_nothing_and_leaves_git_clean(clone):
 
 
 def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_workspace(clone):
-    assert sorted(clone.ran("exp", "run", "-S", "train.lr=3e-4")) == DEPTH_CHAIN
+    ran = clone.ran("exp", "run", "-S", "train.lr=3e-4")
+    assert sorted(ran) == sorted([*DEPTH_CHAIN, *DEPTH_PAGES, "report"])  # which shows the parameters
     assert "lr: 0.0003" in (clone.root / "params.yaml").read_text()
     assert (clone.root / "data/demo/depth/000000.png").is_file()
     clone.run("git", "checkout", "-q", ".")
@@ -106,8 +111,8 @@ def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     ran = clone.ran("exp", "run", "-S", "demo.render.rgb_noise=2.0")
     assert ran[0] == "demo/dvc.yaml:render"
     checked = {f"validate_images@rgb/{camera}" for camera in ("left_wrist", "right_wrist", "global")}
-    trained = {"train_segmentation@masks", *FUSION}
-    assert set(ran[1:]) == {*checked, "clip_grids@global", "verify_clip_grids@global", *trained}
+    followed = {f"{stage}@global" for stage in ("clip_grids", "verify_clip_grids", "report_clip")}
+    assert set(ran[1:]) == {*checked, *followed, *FUSION, *SEGMENTATION, "report"}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
 
@@ -131,17 +136,39 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 
 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
-    assert (
-        clone.ran(
-            "exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]", "-S", "data.demonstrations=[]",
-            "-S", "data.masks=[]",
-        )
-        == []
-    )  # fmt: skip
+    assert clone.ran(
+        "exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]", "-S", "data.demonstrations=[]",
+        "-S", "data.masks=[]",
+    ) == ["report"]  # fmt: skip
+    assert "No depth: " in (clone.root / "metrics/report/overview.html").read_text()
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
-    assert set(listed) == {"validate", "validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}
+    pages = {"report", "report_images@rgb/global", "report_clip@global"}
+    checked = {"validate", "validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}
+    assert set(listed) == checked | pages
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
+
+
+def test_the_report_joins_every_part_and_says_what_is_not_here(clone):
+    joined = "metrics/report/report.html"
+    assert f"{joined}: 10 parts" in clone.run("python", "-m", "sightline.report").stdout
+    page = (clone.root / joined).read_text()
+    (clone.root / "metrics/report/depth/depth.html").unlink()
+    said = clone.run("python", "-m", "sightline.report").stdout
+    assert "left out: metrics/report/depth/depth.html is not here" in said
+    clone.run("dvc", "checkout")
+    clone.run("python", "-m", "sightline.report")
+    assert (clone.root / joined).read_text() == page
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_a_tagged_model_leaves_the_project(clone, tmp_path):
+    for name, path in (("encoder", "depth/encoder"), ("fusion", "fusion/actions/nine")):
+        clone.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "tag", f"{name}@v1.0.0", "-m", "first")
+        fetched = tmp_path / f"{name}.safetensors"
+        clone.run("dvc", "artifacts", "get", str(clone.root), name, "--rev", f"{name}@v1.0.0", "-o", str(fetched))
+        assert fetched.read_bytes() == (clone.root / f"models/{path}.safetensors").read_bytes()
+        assert json.loads((clone.root / f"models/{path}.card.json").read_text())["bytes"] == fetched.stat().st_size
 
 
 def test_the_graph_is_drawn(clone):

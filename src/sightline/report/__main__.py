@@ -42,9 +42,8 @@ def join_pages(root: Path, output: Path) -> tuple[int, list[str]]:
     sections = [section for path in there for section in page.sections_of(root / path)]
     last = [section for section in sections if section.startswith(LAST)]
     sections = [section for section in sections if section not in last]
-    sections = [*sections[:1], graph, *sections[1:], *last]
-    if missing:
-        sections.append(page.section("Not in this report", *(page.paragraph(path) for path in missing)))
+    absent = [page.section("Not in this report", *(page.paragraph(path) for path in missing))] if missing else []
+    sections = [*sections[:1], graph, *sections[1:], *absent, *last]
     with atomic_output(output) as temporary:
         temporary.write_text(page.page("Sightline report", sections), encoding="utf-8")
     return len(there), missing

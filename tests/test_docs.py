@@ -1,0 +1,34 @@
+"""The generated documents are those that their commands write."""
+
+import importlib.util
+
+from closure import ROOT
+
+from sightline.params import parse_yaml
+
+spec = importlib.util.spec_from_file_location("parameters", ROOT / "docs/parameters.py")
+parameters = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(parameters)
+
+
+def test_the_list_of_parameters_is_up_to_date():
+    """Else run python docs/parameters.py."""
+    assert (ROOT / "docs/parameters.md").read_text() == parameters.write_page()
+
+
+def test_every_parameter_is_listed_with_its_range():
+    page = (ROOT / "docs/parameters.md").read_text()
+    params = parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml")
+    names = [name for name, _ in parameters._leaves(params)]
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(rows) == names
+    assert "| `0.001` | highest learning rate | number, > 0 |" in rows["train.lr"]
+    assert "`bc`, `cvae`" in rows["fusion.objective"]
+    assert rows["evaluate.edge_mm"].endswith("| millimetres |")
+    assert "&lt;image_id>" in rows["clip.keyed"]
+
+
+def test_a_changed_default_changes_the_page(tmp_path):
+    changed = (ROOT / "params.yaml").read_text().replace("edge_mm: 50.0", "edge_mm: 51.0")
+    (tmp_path / "params.yaml").write_text(changed)
+    assert "| `evaluate.edge_mm` | `51.0` |" in parameters.write_page(tmp_path / "params.yaml")

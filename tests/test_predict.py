@@ -1,0 +1,177 @@
+"""Trained models applied to data of one's own: what the stages would give, and clear refusals."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import depth_folder, only_error_line, photo_folder, save_depth
+
+from sightline.depth.export import export_encoder
+from sightline.depth.network import Encoder, NetworkConfig
+from sightline.depth.preprocessing import Preprocessing
+from sightline.depth.semantic_encoder import create_semantic_encoder
+from sightline.depth.weights import Header, save_weights
+from sightline.errors import UserError
+from sightline.fusion.policy import FusionPolicy, PolicyConfig, load_policy, save_policy
+from sightline.fusion.views import ViewParams, Views, pack_views
+from sightline.predict import Params, act, embed, main, parser
+from sightline.recording.frames import write_index
+from sightline.recording.images import read_depth
+
+CAMERAS = ("left_wrist", "right_wrist", "global")
+RANGE = Preprocessing(height_range=(600, 1400), invalid=(0,))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = NetworkConfig(latent_dim=64)
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    save_weights(path, Encoder(config), Header(kind="encoder", network=config, preprocessing=RANGE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    config = PolicyConfig(cameras=CAMERAS, image_size=16, joint_names=("a", "b"), actions=3, steps=2, stride=2)
+    path = tmp_path_factory.mktemp("policy") / "policy.safetensors"
+    save_policy(path, FusionPolicy(config))
+    return path
+
+
+@pytest.fixture
+def recording(tmp_path) -> Path:
+    """Two episodes of two frames without actions; the last frame has no global view."""
+    root = tmp_path / "mine"
+    for camera in CAMERAS:
+        photo_folder(root / "rgb" / camera, range(3 if camera == "global" else 4), (20, 24), ".png")
+    frames = pd.DataFrame({
+        "frame_id": range(4), "episode": [0, 0, 1, 1], "step": [0, 1, 0, 1], "time_s": [0.0, 0.1, 0.0, 0.1],
+        "joints": [[float(i), 1.0] for i in range(4)],
+    })  # fmt: skip
+    frames.to_parquet(root / "frames.parquet")
+    depth = {"unit_mm": 1.0, "invalid": [0], "height_range": [600, 1400]}
+    info = {"fps": 10, "cameras": CAMERAS, "joints": ["a", "b"], "depth": depth}
+    (root / "recording.json").write_text(json.dumps(info))
+    return root
+
+
+def predict(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sightline.predict", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_folder_of_any_sizes_is_embedded_as_the_encoder_does(tmp_path, encoder):
+    folder = depth_folder(tmp_path / "depth", 3)
+    save_depth(folder / "000007.tiff", np.full((10, 50), 900))
+    assert embed(encoder, folder, tmp_path / "e.hdf5") == 4
+    with h5py.File(tmp_path / "e.hdf5") as file:
+        ids, embeddings = file["frame_id"][:], file["embeddings"][:]
+    module = create_semantic_encoder(encoder, device="cpu")
+    paths = [folder / f"{i:06d}.png" for i in range(3)] + [folder / "000007.tiff"]
+    expected = np.concatenate([module.encode_numpy(read_depth(path)) for path in paths])
+    assert ids.tolist() == [0, 1, 2, 7]
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+    embed(encoder, folder, tmp_path / "e.parquet")
+    table = pq.read_table(tmp_path / "e.parquet").to_pydict()
+    np.testing.assert_array_equal(np.array(table["embedding"], np.float32), embeddings)
+
+
+def test_a_recording_gives_its_depth_images(tmp_path, encoder, recording):
+    depth_folder(recording / "depth", 2)
+    done = predict("embed", encoder, recording, tmp_path / "e.parquet")
+    assert done.returncode == 0, done.stderr
+    assert "e.parquet: 2 embeddings" in done.stdout
+    info = json.loads((recording / "recording.json").read_text())
+    info["depth"]["unit_mm"] = 0.1
+    (recording / "recording.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"recording.json: counts of 0.1 mm, but .* was trained on 1 mm"):
+        embed(encoder, recording, tmp_path / "f.parquet")
+
+
+def test_a_raw_recording_gives_the_actions_of_its_packed_views(tmp_path, policy, recording):
+    with pytest.warns(UserWarning, match="lack an image"):
+        assert act(policy, recording, tmp_path / "raw.parquet", {}) == 3
+    table = pq.read_table(tmp_path / "raw.parquet")
+    assert table["frame_id"].to_pylist() == [0, 1, 2]
+    assert table.schema.metadata[b"frames_between_steps"] == b"2"
+    sound = pd.read_parquet(recording / "frames.parquet").assign(split="train")
+    write_index(tmp_path / "index/frames.parquet", sound)
+    for camera in CAMERAS:
+        write_index(tmp_path / f"index/rgb/{camera}.parquet", sound[: 3 if camera == "global" else 4])
+    packed = tmp_path / "views.hdf5"
+    with pytest.warns(UserWarning, match="lack an image"):
+        pack_views(recording, tmp_path / "index", packed, ViewParams(cameras=CAMERAS, image_size=16), "joints", 1)
+    act(policy, packed, tmp_path / "packed.parquet", {})
+    assert pq.read_table(tmp_path / "packed.parquet").equals(table)
+    views = Views.open(packed)
+    with torch.inference_mode():
+        expected = load_policy(policy)(torch.from_numpy(views.images[:3].copy()), torch.from_numpy(views.joints[:3]))
+    np.testing.assert_allclose(np.array(table["actions"].to_pylist()), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("embed", "ENCODER", "DATA", "out.csv"), "out.csv: the name of the output ends in .hdf5 or .parquet"),
+        (("embed", "POLICY", "DATA", "out.hdf5"), "not weights of a depth encoder"),
+        (("embed", "ENCODER", "DATA/none", "out.hdf5"), "none: no such folder"),
+        (("act", "ENCODER", "DATA", "out.parquet"), "not a fusion model"),
+        (("act", "POLICY", "DATA", "out.parquet", "--clip-grids", "x"), "trained with further inputs none, given clip"),
+        (("act", "POLICY", "DATA", "out.parquet"), "frames.parquet: no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path, encoder, policy, recording, arguments, message):
+    (recording / "frames.parquet").unlink()
+    known = {"ENCODER": encoder, "POLICY": policy, "DATA": recording, "DATA/none": recording / "none"}
+    given = [str(known.get(word, tmp_path / word if word.startswith("out") else word)) for word in arguments]
+    with pytest.raises(UserError, match=re.escape(message)):
+        main(parser.parse_args(given), Params())
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_error_is_one_line_of_the_command(tmp_path, policy):
+    line = only_error_line(predict("act", policy, tmp_path / "none", tmp_path / "out.parquet"))
+    assert line.endswith("none: no such file")
+
+
+def test_an_image_without_depth_is_named(tmp_path, encoder):
+    save_depth(tmp_path / "depth/000003.png", np.zeros((8, 8)))
+    with pytest.raises(UserError, match=r"000003.png: .*no valid pixel"):
+        embed(encoder, tmp_path / "depth", tmp_path / "e.hdf5")
+
+
+def test_joints_of_another_robot_are_refused(tmp_path, policy, recording):
+    info = json.loads((recording / "recording.json").read_text()) | {"joints": ["a", "c"]}
+    (recording / "recording.json").write_text(json.dumps(info))
+    with (
+        pytest.warns(UserWarning, match="lack an image"),
+        pytest.raises(UserError, match=r"joints: \('a', 'c'\), but .* \('a', 'b'\)"),
+    ):
+        act(policy, recording, tmp_path / "out.parquet", {})
+
+
+def test_the_exported_encoder_gives_the_same_embeddings(tmp_path, encoder):
+    assert export_encoder(encoder, tmp_path / "encoder.pt2") <= 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt2"]
+    extra = {"preprocessing.json": ""}
+    program = torch.export.load(tmp_path / "encoder.pt2", extra_files=extra).module()
+    images = 2 * torch.rand(3, 1, 128, 128) - 1
+    with torch.no_grad():
+        expected = create_semantic_encoder(encoder, device="cpu").encode(images)
+        torch.testing.assert_close(program(images), expected)
+    assert Preprocessing.model_validate_json(extra["preprocessing.json"]) == RANGE
+
+
+def test_an_export_of_another_name_is_refused(tmp_path, encoder):
+    with pytest.raises(UserError, match=r"encoder.onnx: an exported program's name ends in .pt2"):
+        export_encoder(encoder, tmp_path / "encoder.onnx")
