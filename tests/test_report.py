@@ -89,6 +89,8 @@ def test_every_figure_is_in_a_table():
     assert ("", "interval", "0.25, 0.75") in shown
     assert ("use", "shuffled_joints", 0.9) in shown
     assert ("classes", "ball", None) in shown
+    (numbered,) = tables({"l1": {"10": 1.0, "2": 2.0}})
+    assert list(numbered.rows) == ["2", "10"]
     assert not any(name == "nmse" for title, name, _ in shown if title == "")  # it is in the comparison
 
 

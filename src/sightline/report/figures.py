@@ -101,7 +101,7 @@ def format_cell(value: Cell) -> str:
 
 
 def _nested(figures: dict[str, Any], prefix: str) -> list[Table]:
-    plain = {name: _cell(value) for name, value in figures.items() if not isinstance(value, dict)}
+    plain = {name: _cell(value) for name, value in _ordered(figures).items() if not isinstance(value, dict)}
     found = [Table(prefix, ("value",), {name: (cell,) for name, cell in plain.items()})] if plain else []
     for name, value in figures.items():
         title = f"{prefix}.{name}" if prefix else name
@@ -110,6 +110,13 @@ def _nested(figures: dict[str, Any], prefix: str) -> list[Table]:
         elif isinstance(value, dict) and value:
             found += _nested(value, title)
     return found
+
+
+def _ordered(figures: dict[str, Any]) -> dict[str, Any]:
+    """In their own order, but numbers as names by their value: JSON sorts 10 before 2."""
+    if all(name.isdecimal() for name in figures):
+        return dict(sorted(figures.items(), key=lambda item: int(item[0])))
+    return figures
 
 
 def _alike(value: Any) -> bool:

@@ -29,11 +29,11 @@ p, li { max-width: 46rem; overflow-wrap: anywhere; }
 .tables > div { max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .22rem .8rem .22rem 0; border-bottom: 1px solid #eceff4; vertical-align: top; }
-th:first-child { text-align: left; font-weight: 500; }
+th:first-child { text-align: left; font-weight: 500; white-space: normal; }
 thead th { color: #475066; font-weight: 600; border-bottom: 1px solid #b9c1ce; }
-td { max-width: 26rem; overflow-wrap: anywhere; }
+th, td { white-space: nowrap; }
+td.text { text-align: left; white-space: normal; max-width: 26rem; overflow-wrap: anywhere; }
 td.best { font-weight: 700; }
-td.text { text-align: left; }
 figure { margin: 1.25rem 0 0; }
 figcaption { color: #475066; font-size: .9rem; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; display: block; }
@@ -155,7 +155,7 @@ def chart(title: str, x_name: str, x: Sequence[float], lines: dict[str, Sequence
 def _arrow(name: str, cells: Sequence[Cell]) -> str:
     """``name``, and which way is better where there are numbers of it."""
     numeric = any(isinstance(cell, float | int) for cell in cells)
-    return name + {1: " ↑", -1: " ↓", 0: ""}[direction(name) if numeric else 0]
+    return name + {1: "\u00a0↑", -1: "\u00a0↓", 0: ""}[direction(name) if numeric else 0]
 
 
 def _kind(content: Table, name: str, column: int) -> str:
