@@ -167,7 +167,7 @@ def test_a_tagged_model_leaves_the_project(clone, tmp_path):
     for name, path in (("encoder", "depth/encoder"), ("fusion", "fusion/actions/nine")):
         clone.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "tag", f"{name}@v1.0.0", "-m", "first")
         fetched = tmp_path / f"{name}.safetensors"
-        clone.run("dvc", "artifacts", "get", str(clone.root), name, "--rev", f"{name}@v1.0.0", "-o", str(fetched))
+        clone.run("dvc", "artifacts", "get", str(clone.root), name, "--rev", "v1.0.0", "-o", str(fetched))
         assert fetched.read_bytes() == (clone.root / f"models/{path}.safetensors").read_bytes()
         assert json.loads((clone.root / f"models/{path}.card.json").read_text())["bytes"] == fetched.stat().st_size
 
