@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 
-.PHONY: help setup dev repro report test check clean-scratch
+.PHONY: help setup dev repro report share leaderboard verify-cache test check clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -16,6 +16,15 @@ repro: setup  ## run the pipeline (dvc repro); what has not changed is not run a
 
 report: setup  ## join what the pipeline has made to one page, metrics/report/report.html
 	$(RUN) python -m sightline.report
+
+share: setup  ## push outputs and the run cache to the default remote
+	$(RUN) dvc push --run-cache
+
+leaderboard: setup  ## experiments, what was changed in them, and the figures that matter
+	$(RUN) python -m sightline.leaderboard
+
+verify-cache: setup  ## find files of DVC's cache that were changed behind its back
+	$(RUN) python -m sightline.verify_cache
 
 test: dev  ## run the tests
 	$(RUN) pytest -n 2
