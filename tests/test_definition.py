@@ -130,6 +130,17 @@ def test_stage_scripts_are_thin_and_used(script):
     assert f"stages/{script.name}" in {*SCRIPTS.values(), *BY_HAND}
 
 
+def unread_parameters(params: dict[str, Any]) -> list[str]:
+    """Leaves of the parameters that no stage declares and no path or matrix in the definition uses."""
+    text = (ROOT / "dvc.yaml").read_text() + (ROOT / "demo/dvc.yaml").read_text()
+    read = {*re.findall(r"\$\{([\w.]+)", text), *(param for stage in STAGES.values() for param in stage["params"])}
+    return sorted(leaf for leaf in _leaves(params, "") if not any(f"{leaf}.".startswith(f"{name}.") for name in read))
+
+
+def test_every_parameter_is_read_by_a_stage():
+    assert unread_parameters(PARAMS) == []
+
+
 def test_every_stage_is_described():
     assert all(stage["desc"] for stage in STAGES.values())
 

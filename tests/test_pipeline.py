@@ -61,11 +61,13 @@ class Clone:
         """Run DVC, and return the stages that it ran."""
         return re.findall(r"Running stage '(.+)':", self.run("dvc", *command).stdout)
 
-    def _run(self, command, cwd: Path) -> subprocess.CompletedProcess:
+    def environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
-        environment = inherited | {"PATH": path, "PYTHONPATH": str(self.root / "src")}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+        return inherited | {"PATH": path, "PYTHONPATH": str(self.root / "src")}
+
+    def _run(self, command, cwd: Path) -> subprocess.CompletedProcess:
+        return subprocess.run(command, cwd=cwd, env=self.environment(), capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """A team of clones: what is pushed, pulled, run again, caught and shown, through real remotes and real stages."""
 
+import getpass
+import importlib.metadata
 import json
 import os
 import re
@@ -9,13 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
 from closure import ROOT
 from dvc.utils.hydra import apply_overrides
+from test_definition import unread_parameters
 from test_pipeline import Clone
+
+from sightline.params import parse_yaml
 
 SMALLER = {"data.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "fusion.designs": "[joints_only]",
            "evaluate.baselines": "[mean_image]"}  # fmt: skip
@@ -55,10 +62,12 @@ class Member(Clone):
         listed = self.run("git", "ls-files", "--others").stdout.split("\n")
         return sorted(name for name in listed if re.match(r"(data|metrics|models)/", name))
 
-    def reset(self) -> None:
-        """Back to what is committed, data included."""
-        self.run("git", "checkout", "-q", ".")
-        shutil.rmtree(self.root / ".dvc/tmp/exps", ignore_errors=True)
+    def start(self, command: tuple[str, ...], log: IO[str]) -> subprocess.Popen:
+        """Start DVC in a process group of its own."""
+        environment = self.environment()
+        return subprocess.Popen(
+            ["dvc", *command], cwd=self.root, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 class Owner(Member):
@@ -102,3 +111,218 @@ def test_an_experiment_of_a_teammate_pulls_direct_inputs_only(member):
     assert member.ran("exp", "run", "--pull", "--allow-missing", "-S", "fusion.lr=2e-3") == FUSION
     folders = {"/".join(name.split("/")[:2]) for name in member.data()}
     assert folders == {"data/fusion", "models/fusion", "metrics/train_fusion", "metrics/evaluate_fusion"}
+
+
+def _stored(owner: Owner, stage: str, path: str, cache: Path) -> Path:
+    """The file of ``cache`` that holds an output as the owner's lock file names it."""
+    outs = yaml.safe_load((owner.root / "dvc.lock").read_text())["stages"][stage]["outs"]
+    (md5,) = (out["md5"] for out in outs if out["path"] == path)
+    return cache / "files/md5" / md5[:2] / md5[2:]
+
+
+def _damage(path: Path) -> None:
+    """Change bytes in place, which root can do although the file is read-only."""
+    path.chmod(0o644)
+    with open(path, "r+b") as file:
+        file.seek(3000)
+        file.write(b"damage")
+    path.chmod(0o444)
+
+
+def test_a_file_damaged_in_the_remote_is_refused_and_comes_again_once_pushed_again(owner, member):
+    stored = _stored(owner, "embed@depth", SHARED[1], owner.root / "../sightline-storage")
+    _damage(stored)
+    result = member.run("dvc", "pull", "embed", ok=False)
+    assert "Checkout failed" in result.stderr
+    assert SHARED[1] in result.stderr
+    assert SHARED[1] not in member.data()
+    owner.run("dvc", "push", "embed")
+    member.run("dvc", "pull", "embed", ok=False)  # DVC takes a read-only file of a folder for whole
+    stored.chmod(0o644)
+    member.run("dvc", "pull", "embed", ok=False)
+    assert not stored.exists(), "what can be written is hashed, and deleted where it is damaged"
+    owner.run("dvc", "push", "embed")
+    member.run("dvc", "pull", "embed")
+    assert (member.root / SHARED[1]).read_bytes() == (owner.root / SHARED[1]).read_bytes()
+
+
+def test_a_file_damaged_in_the_cache_is_found_named_and_fetched_again(owner, member):
+    member.run("dvc", "pull", "clip_grids", "embed")
+    verify = (sys.executable, "-m", "sightline.verify_cache")
+    assert member.run(*verify).stdout == "6 files in the cache, all whole\n"
+    whole = (owner.root / SHARED[0]).read_bytes()
+    _damage(_stored(owner, "clip_grids@global", SHARED[0], member.root / ".dvc/cache"))
+    assert (member.root / SHARED[0]).read_bytes() != whole, "the cache is linked into the workspace"
+    member.run("dvc", "pull", "--force", "clip_grids")
+    assert (member.root / SHARED[0]).read_bytes() != whole, "DVC does not look: that is why we do"
+    message = member.run(*verify, ok=False).stderr
+    assert re.fullmatch(rf"verify_cache: error: .*1 file.* removed; now: dvc pull --force {SHARED[0]}\n", message)
+    member.run("dvc", "pull", "--force", SHARED[0])
+    assert (member.root / SHARED[0]).read_bytes() == whole
+
+
+def test_what_somebody_has_run_nobody_runs_again(owner, member):
+    """The run cache is shared: an experiment that only the owner has done is taken from the remote."""
+    owner.run("dvc", "exp", "run", "--temp", "-S", "evaluate_fusion.seed=3")
+    owner.run("dvc", "push", "--run-cache")
+    member.run("dvc", "pull", "--run-cache")
+    result = member.run("dvc", "exp", "run", "-S", "evaluate_fusion.seed=3")
+    assert "Running stage" not in result.stdout
+    assert re.search(r"Stage 'evaluate_fusion@\S+' is cached - skipping run", result.stdout)
+
+
+def test_a_lock_that_does_not_belong_to_the_commit_fails_in_ci(member):
+    check = ("dvc", "repro", "--dry", "--allow-missing")
+    member.run(*check)
+    apply_overrides(member.root / "params.yaml", ["fusion.lr=0.5"])
+    member.run(*check, ok=False)
+    member.run("git", "checkout", "-q", ".")
+    (member.root / "src/sightline/clip/tokens.py").write_text("# changed\n")
+    member.run(*check, ok=False)
+
+
+def test_metrics_of_two_commits_are_compared_without_data(owner, member):
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    command = re.search(r"sed -n .* \| xargs dvc fetch", text)[0]
+    present = "^  - metrics/(?!.*(masks|nine)).*"  # those of the recording and designs of this test
+    definition = (member.root / "dvc.yaml").read_text().splitlines()
+    kept = [line for line in definition if not line.startswith("  - metrics/") or re.match(present, line)]
+    (member.root / "dvc.yaml").write_text("\n".join(kept))
+    member.run("bash", "-o", "pipefail", "-c", command)
+    compared = json.loads(member.run("dvc", "metrics", "diff", "--all", "--json", "HEAD", "HEAD").stdout)
+    assert compared["metrics/embed/depth/metrics.json"]["images"] == {"old": 8, "new": 8, "diff": 0}
+    assert member.data() == []
+
+
+@pytest.fixture
+def s3_server(monkeypatch):
+    """URL of moto's S3 server with an empty bucket ``team``."""
+    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    url = "http://{}:{}".format(*running.get_host_and_port())
+    boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket="team")
+    yield url
+    running.stop()
+
+
+@pytest.fixture
+def ssh_server(tmp_path):
+    """Port, key file and user of an OpenSSH server."""
+    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not sshd:
+        pytest.skip("sshd is not installed (Debian: openssh-server)")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd demands it of root
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"Port": port, "ListenAddress": "127.0.0.1", "HostKey": tmp_path / "host", "PidFile": "none",
+               "AuthorizedKeysFile": tmp_path / "user.pub", "StrictModes": "no", "UsePAM": "no",
+               "PermitRootLogin": "yes", "Subsystem": "sftp internal-sftp"}  # fmt: skip
+    (tmp_path / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in options.items()))
+    with subprocess.Popen([sshd, "-D", "-e", "-f", tmp_path / "sshd_config"], stderr=subprocess.PIPE) as server:
+        _wait(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        yield {"USER@HOST:22": f"{getpass.getuser()}@127.0.0.1:{port}", "~/.ssh/id_ed25519": str(tmp_path / "user")}
+        server.terminate()
+
+
+def _wait(until: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.05)
+
+
+def _follow_the_docs(clone: Member, language: str, values: dict[str, str]) -> None:
+    """Run the lines of docs/sharing.md that set up a kind of remote, but for the installation."""
+    block = re.search(rf"```sh {language}\n(.*?)```", (ROOT / "docs/sharing.md").read_text(), re.DOTALL)[1]
+    installation, *lines = block.splitlines()
+    package, version = installation.removeprefix("pip install ").split("==")
+    assert importlib.metadata.version(package) == version
+    assert len(lines) == 2
+    for line in lines:
+        for name, value in values.items():
+            line = line.replace(name, value)
+        clone.run(*line.split())
+
+
+def _round_trip(owner: Owner, member: Member, language: str, values: dict[str, str]) -> None:
+    for clone in (owner, member):
+        _follow_the_docs(clone, language, values)
+    try:
+        owner.run("dvc", "push", "--run-cache", "clip_grids", "embed")
+    finally:
+        owner.run("git", "checkout", "-q", ".dvc/config")
+        (owner.root / ".dvc/config.local").unlink(missing_ok=True)
+    member.run("dvc", "pull", "--run-cache", "clip_grids", "embed")
+    assert member.data() == SHARED
+    assert all((member.root / name).read_bytes() == (owner.root / name).read_bytes() for name in SHARED)
+    runs = [path.name for path in (owner.root / ".dvc/cache/runs").glob("*/*/*")]
+    assert sorted(path.name for path in (member.root / ".dvc/cache/runs").glob("*/*/*")) == sorted(runs)
+
+
+def test_a_team_shares_over_s3(owner, member, s3_server):
+    _round_trip(owner, member, "s3", {"BUCKET": "team", "https://HOST:9000": s3_server})
+
+
+def test_a_team_shares_over_ssh(owner, member, ssh_server, tmp_path):
+    _round_trip(owner, member, "ssh", ssh_server | {"/srv/sightline": str(tmp_path / "storage")})
+
+
+def test_a_queue_is_worked_off_by_two_and_shown(member):
+    member.run("dvc", "remote", "modify", "--local", "storage", "url", str(member.root.parent / "sightline-storage"))
+    member.run("dvc", "pull", "train_fusion", "pack_views")
+    member.run("dvc", "exp", "run", "--allow-missing", "--queue", "-S", "evaluate_fusion.seed=1,2")
+    member.run("dvc", "queue", "start", "-j", "2")
+    _wait(lambda: member.run("dvc", "queue", "status").stdout.count("Success") == 2)
+    table = member.run(sys.executable, "-m", "sightline.leaderboard").stdout.splitlines()
+    assert table[0].split() == ["experiment", "evaluate_fusion.seed", "joints_only", "nmse"]
+    assert sorted(line.split()[1] for line in table[1:]) == ["0", "0", "1", "2"]
+    assert max(map(len, table)) <= 120
+    assert member.run("git", "status", "--porcelain").stdout == ""
+
+
+def _interrupt(member: Member, *command: str) -> str:
+    """Run until the training has saved an epoch, kill it, and return what it said."""
+    checkpoints = member.root / ".scratch/train_fusion"
+    log = member.root.parent / "log"
+    with open(log, "w") as file:
+        process = member.start(command, file)
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.glob("*/last.ckpt")}
+    _wait(lambda: any(before.get(path) != path.stat().st_mtime_ns for path in checkpoints.glob("*/last.ckpt")))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return log.read_text()
+
+
+def test_an_interrupted_experiment_goes_on_in_the_workspace_and_in_temp(member):
+    member.run("dvc", "pull", "pack_views")
+    change = ("-S", "fusion.epochs=40", "-S", "fusion.patience=40")
+    options = ("--allow-missing", "--single-item", "train_fusion@actions-joints_only")
+    assert "continuing an interrupted run" not in _interrupt(member, "exp", "run", *change, *options)
+    member.run("git", "checkout", "-q", ".")
+    assert "continuing an interrupted run" in _interrupt(member, "exp", "run", "--temp", *change, *options)
+    result = member.run("dvc", "exp", "run", *change, *options)
+    assert "continuing an interrupted run" in result.stderr
+    assert not list((member.root / ".scratch/train_fusion").glob("*/last.ckpt"))
+
+
+@pytest.mark.parametrize("change", ["fusion.lrr=1", "clip.gird=7", "data.spilt.seed=1"])
+def test_an_experiment_with_a_mistyped_name_is_refused_before_anything_runs(member, change):
+    result = member.run("dvc", "exp", "run", "--allow-missing", "-S", change, ok=False)
+    assert f"Could not override '{change.split('=')[0]}'" in result.stderr
+    assert result.stdout == ""
+    assert member.run("git", "status", "--porcelain").stdout == ""
+    assert member.run("dvc", "exp", "list").stdout == ""
+
+
+def test_a_name_forced_into_the_parameters_is_found(member):
+    """With ``+`` DVC records an experiment although no stage reads the name; the definition's test tells."""
+    assert member.ran("exp", "run", "--allow-missing", "-S", "+fusion.lrr=1") == []
+    params = parse_yaml((member.root / "params.yaml").read_text(), "params.yaml")
+    assert unread_parameters(params) == ["fusion.lrr"]
