@@ -22,7 +22,7 @@ def damaged_files(cache: Path) -> list[Path]:
 
 
 def verify_cache() -> int:
-    """Remove damaged files from the cache of the project around the working directory, and return how many are whole.
+    """Remove damaged files from the cache around the working directory and their links; return how many are whole.
 
     Raises:
         UserError: some were damaged, with the outputs concerned and how to get them back; or this is no DVC project.
@@ -36,10 +36,20 @@ def verify_cache() -> int:
     if not damaged:
         return sum(1 for _ in cache.glob("[0-9a-f][0-9a-f]/*"))
     names = _outputs_of({path.parent.name + path.name for path in damaged}, repo)
+    places = {_place(path) for path in damaged}
+    for out in map(Path, names):  # DVC remembers their links in the workspace as whole
+        for file in [out, *out.rglob("*")]:
+            if file.exists() and _place(file) in places:
+                file.unlink()
     for path in damaged:
         path.unlink()
     again = f"dvc pull --force {' '.join(sorted(names))}" if names else "nothing of this commit needs them"
     raise UserError(f"{cache}: {len(damaged)} files were changed after DVC had saved them; removed; now: {again}")
+
+
+def _place(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _outputs_of(hashes: set[str], repo: Repo) -> set[str]:
