@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
+from running import ROOT, put
 
 from sightline.errors import UserError
 from sightline.files import atomic_output, write_json
@@ -79,10 +80,10 @@ def run(args: Namespace, place: Path, name: str, labelled: str, seed: int, setti
     inputs = [word for word in settings if "=" not in word]
     if wrong := set(inputs) - {"depth", "clip"}:
         raise UserError(f"--variant {name}: {sorted(wrong)[0]}: expected section.key=value, depth or clip")
-    key = "labelled_fraction" if "." in labelled else "labelled_groups"
-    other = {"labelled_fraction", "labelled_groups"} - {key}
+    key = "labeled_fraction" if "." in labelled else "labeled_groups"
+    other = {"labeled_fraction", "labeled_groups"} - {key}
     amount = "null" if labelled == "all" else labelled
-    params = load_params(Params, Path(os.devnull), [
+    params = load_params(Params, ROOT / "params.yaml", [
         f"seed={seed}", *(args.set or ()), *(word for word in settings if "=" in word),
         f"segmentation.{key}={amount}", f"segmentation.{other.pop()}=null",
     ])  # fmt: skip
@@ -107,7 +108,7 @@ def run(args: Namespace, place: Path, name: str, labelled: str, seed: int, setti
     groups = len(np.unique(frames.group[frames.rows("train")]))
     write_json(result, {
         "variant": name, "labelled": labelled, "seed": seed, "made_with": made_with, "figures": figures,
-        "labelled_groups": len(config.labelled_groups), "groups": groups,
+        "labeled_groups": len(config.labeled_groups), "groups": groups,
         "seconds": json.loads((place / "seconds.json").read_text(encoding="utf-8")),
     })  # fmt: skip
 
@@ -160,7 +161,7 @@ def read_results(runs: Path) -> Results:
     if not found:
         raise UserError(f"{runs}: no runs in it that are done; make some with the command run")
     results: Results = {}
-    for result in sorted(found, key=lambda r: (r["labelled_groups"], r["variant"], r["seed"])):
+    for result in sorted(found, key=lambda r: (r["labeled_groups"], r["variant"], r["seed"])):
         results.setdefault((result["labelled"], result["variant"]), []).append(result)
     return results
 
@@ -172,7 +173,7 @@ def table(results: Results) -> str:
     for labelled in dict.fromkeys(key[0] for key in results):
         here = {variant: found for (amount, variant), found in results.items() if amount == labelled}
         some = next(iter(here.values()))
-        shown = f"{some[0]['labelled_groups']} of {some[0]['groups']}"
+        shown = f"{some[0]['labeled_groups']} of {some[0]['groups']}"
         for name in BASELINES:
             judged = [result["figures"]["baselines"].get(name, {}) for result in some]
             lines.append(_row(shown, name, judged, some, ""))
@@ -202,32 +203,19 @@ def draw(path: Path, results: Results) -> None:
         axes = figure.subplots()
         for number, variant in enumerate(dict.fromkeys(sorted(key[1] for key in results))):
             mine = [found for (_, name), found in results.items() if name == variant]
-            x = [100 * found[0]["labelled_groups"] / found[0]["groups"] for found in mine]
+            x = [100 * found[0]["labeled_groups"] / found[0]["groups"] for found in mine]
             values = [[100 * result["figures"]["dice_mean"] for result in found] for found in mine]
             axes.plot(x, [statistics.mean(some) for some in values], color=f"C{number}", label=variant)
             for place, some in zip(x, values, strict=True):
                 axes.plot([place] * len(some), some, ".", color=f"C{number}")
         axes.set(xscale="log", xlabel="labelled training groups, %", ylabel="mean Dice of the test part, pooled, %")
-        ticks = sorted({100 * found[0]["labelled_groups"] / found[0]["groups"] for found in results.values()})
+        ticks = sorted({100 * found[0]["labeled_groups"] / found[0]["groups"] for found in results.values()})
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
         with atomic_output(path) as temporary:
             figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
-
-
-def put(markdown: str, name: str, target: Path | None) -> None:
-    """Print ``markdown``, or put it between the marks called ``name`` of the file ``target``."""
-    if target is None:
-        print(markdown)
-        return
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    text = target.read_text(encoding="utf-8") if target.is_file() else ""
-    if begin not in text or end not in text:
-        raise UserError(f"{target}: lacks the lines {begin} and {end}; put them where the table belongs")
-    before, _, rest = text.partition(begin)
-    target.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def _amount(text: str) -> str:

@@ -53,7 +53,7 @@ def config_of(frames: SegmentationFrames, **options) -> SegmentationConfig:
     groups = np.unique(frames.group[frames.rows("train")]).astype(str)
     fields = {
         "image_size": frames.image_size, "classes": ("background", "disc", "square"), "channels": (8, 8, 8, 8, 8, 8),
-        "train_groups": tuple(groups), "labelled_groups": tuple(groups[:2]),
+        "train_groups": tuple(groups), "labeled_groups": tuple(groups[:2]),
     }  # fmt: skip
     return SegmentationConfig(**(fields | options))
 
@@ -65,7 +65,7 @@ def weights(arrays) -> Path:
     frames = SegmentationFrames.from_arrays(arrays, FrameParams(image_size=(SIZE, SIZE)), SPLIT)
     model = SegmentationModel(config_of(frames))
     rows = frames.rows("train")
-    rows = rows[np.isin(frames.group[rows].astype(str), model.config.labelled_groups)]
+    rows = rows[np.isin(frames.group[rows].astype(str), model.config.labeled_groups)]
     images, masks = torch.from_numpy(frames.images(rows)), torch.from_numpy(frames.masks(rows)).long()
     model.fit_normalisation(images)
     optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)

@@ -92,7 +92,7 @@ def test_a_recording_gives_its_frames_and_those_without_mask_are_unlabelled(tmp_
     assert not np.intersect1d(labelled, unlabelled).size
 
 
-def test_fewer_labelled_groups_are_among_more_and_the_seed_chooses(tmp_path):
+def test_fewer_labeled_groups_are_among_more_and_the_seed_chooses(tmp_path):
     frames = arrays_of(write_arrays(tmp_path / "a.npz", count=60))
 
     def chosen(groups: int | None, fraction: float | None, seed: int) -> set[str]:
@@ -102,7 +102,7 @@ def test_fewer_labelled_groups_are_among_more_and_the_seed_chooses(tmp_path):
     assert len({tuple(chosen(2, None, seed)) for seed in range(6)}) > 2
     assert len(chosen(None, 0.01, 0)) == 1
     assert len(chosen(None, 0.5, 0)) == round(0.5 * len(chosen(None, None, 0)))
-    with pytest.raises(UserError, match=r"a.npz: segmentation.labelled_groups is 99, but \d+ training groups"):
+    with pytest.raises(UserError, match=r"a.npz: segmentation.labeled_groups is 99, but \d+ training groups"):
         chosen(99, None, 0)
 
 

@@ -69,7 +69,7 @@ def test_further_inputs_change_the_result_and_may_be_missing():
 
 
 def test_a_model_travels_in_a_file(tmp_path):
-    model = model_of(norm="instance", void=7, labelled_groups=("3",))
+    model = model_of(norm="instance", void=7, labeled_groups=("3",))
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     model.fit_normalisation(images)
     values = images.double() / 255

@@ -26,7 +26,7 @@ from sightline.segmentation.methods import SEMI_SUPERVISED, BcpParams
 from sightline.segmentation.training import ContrastiveParams, SegmentationParams, train_segmentation
 
 SMALL = SegmentationParams(
-    image_size=SIZE, method="supervised", labelled_groups=1, epochs=2, steps_per_epoch=2, batch_size=4,
+    image_size=SIZE, method="supervised", labeled_groups=1, epochs=2, steps_per_epoch=2, batch_size=4,
     unlabelled_batch_size=4, lr=3e-3, precision="fp32", channels=(4, 4, 8, 8, 8, 4), patience=100,
 )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_every_method_trains_with_and_without_a_memory_bank(recording, method, b
     assert ("train_bank" in names) == (bool(bank) or (bank is None and method in ("ss_net", "semiseg")))
     assert all(np.isfinite([float(x) for x in line.split(",")]).all() for line in lines[1:])
     model = load_model(weights)
-    assert (model.config.method, len(model.config.labelled_groups), len(model.config.train_groups)) == (method, 1, 6)
+    assert (model.config.method, len(model.config.labeled_groups), len(model.config.train_groups)) == (method, 1, 6)
     torch.manual_seed(0)
     pairs = zip(model.parameters(), SegmentationModel(model.config).parameters(), strict=True)
     moved = [not torch.allclose(a, b) for a, b in pairs]
@@ -92,7 +92,7 @@ def test_other_kinds_of_bank_train(recording, preset):
 
 def test_a_few_images_are_learnt_by_heart(tmp_path):
     params = changed(
-        epochs=1, steps_per_epoch=60, lr=1e-2, labelled_groups=None, ema=0.9, flip=False, zoom=0, rotate=0, shift=0,
+        epochs=1, steps_per_epoch=60, lr=1e-2, labeled_groups=None, ema=0.9, flip=False, zoom=0, rotate=0, shift=0,
         channels=(8, 8, 8, 16, 16, 8), class_weights="inverse_sqrt", sampling="balanced",
     )  # fmt: skip
     (tmp_path / "d").mkdir()
@@ -117,7 +117,7 @@ def test_a_few_images_are_learnt_by_heart(tmp_path):
 def test_masks_that_are_not_labelled_are_not_read(recording):
     params = changed(method="unimatch")
     before = train(recording, "a", params)
-    labelled = {int(group) for group in load_model(before).config.labelled_groups}
+    labelled = {int(group) for group in load_model(before).config.labeled_groups}
     frames = frames_of(recording)
     unread = [
         int(i) for i, group, part in zip(frames.frame_id, frames.group, frames.split, strict=True)
@@ -132,7 +132,7 @@ def test_masks_that_are_not_labelled_are_not_read(recording):
     assert after.read_bytes() == before.read_bytes()
     assert (recording.parent / "b/curves.csv").read_bytes() == (recording.parent / "a/curves.csv").read_bytes()
     with pytest.raises(UserError, match=r"masks/\d+.png: (no such file|broken image)"):
-        train(recording, "c", changed(labelled_groups=2))
+        train(recording, "c", changed(labeled_groups=2))
 
 
 def test_a_killed_training_continues_and_ends_with_the_same_bytes(recording):
@@ -201,7 +201,7 @@ def test_two_classes_and_further_inputs(recording, tmp_path):
 
 
 def test_what_cannot_be_learnt_is_said_once_and_training_goes_on(recording):
-    labelled = {int(group) for group in load_model(train(recording, "a")).config.labelled_groups}
+    labelled = {int(group) for group in load_model(train(recording, "a")).config.labeled_groups}
     frames = frames_of(recording)
     for i in frames.frame_id[np.isin(frames.group, list(labelled))]:
         path = recording / f"masks/{i:06d}.png"
@@ -210,7 +210,7 @@ def test_what_cannot_be_learnt_is_said_once_and_training_goes_on(recording):
     with pytest.warns(UserWarning, match=r"bar in none of the 4 labelled masks: cannot be learnt; label") as caught:
         train(recording, "b")
     assert sum("cannot be learnt" in str(one.message) for one in caught) == 1
-    params = changed(labelled_groups=None)
+    params = changed(labeled_groups=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         plain = train(recording, "all", params)
@@ -225,7 +225,7 @@ def test_what_cannot_be_learnt_is_said_once_and_training_goes_on(recording):
     [
         (["method=other"], "segmentation.method: "),
         (["channels=[4, 4]"], r"segmentation.channels: channels must be six numbers above 0, not \[4, 4\]"),
-        (["labelled_fraction=0.5", "labelled_groups=1"], "labelled_groups and labelled_fraction: set one of the two"),
+        (["labeled_fraction=0.5", "labeled_groups=1"], "labeled_groups and labeled_fraction: set one of the two"),
         (["method=bcp", "ema=0.0"], "ema must be above 0 for bcp, whose teacher is the average"),
         (["norm=group", "channels=[6, 4, 4, 4, 4, 4]"], "channels must be multiples of 4 for norm group"),
         (["image_size=[4, 4]"], r"image_size must be 8..4096 rows and columns, not \[4, 4\]"),
@@ -267,18 +267,18 @@ def test_the_command_on_folders(tmp_path, stage):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(values).save(tmp_path / folder / f"{i}.png")
     options = ("segmentation.image_size=null", "segmentation.epochs=1", "segmentation.steps_per_epoch=1",
-               "data.split.guard=0", "segmentation.labelled_fraction=0.5", "segmentation.batch_size=2")  # fmt: skip
+               "data.split.guard=0", "segmentation.labeled_fraction=0.5", "segmentation.batch_size=2")  # fmt: skip
     settings = [item for option in options for item in ("--set", option)]
     result = stage(
         "train_segmentation", "m.safetensors", "--images", "images", "--masks", "masks", "--metrics-dir", "m", *settings
     )
     assert result.returncode == 0, result.stderr
-    settings[1] = "segmentation.labelled_groups=50"
-    settings[9] = "segmentation.labelled_fraction=null"
+    settings[1] = "segmentation.labeled_groups=50"
+    settings[9] = "segmentation.labeled_fraction=null"
     result = stage(
         "train_segmentation", "o.safetensors", "--images", "images", "--masks", "masks", "--metrics-dir", "o", *settings
     )
-    assert "segmentation.labelled_groups is 50, but 8 training groups have masks" in only_error_line(result)
+    assert "segmentation.labeled_groups is 50, but 8 training groups have masks" in only_error_line(result)
     assert not (tmp_path / "o.safetensors").exists()
     config = load_model(tmp_path / "m.safetensors").config
     assert (config.image_size, len(config.classes), config.method) == (SIZE, len(CLASSES), "unimatch")

@@ -41,7 +41,7 @@ def choose_labelled(
         wanted = groups
     if wanted > len(names):
         raise UserError(
-            f"{frames.name}: segmentation.labelled_groups is {wanted}, but {len(names)} training groups have masks"
+            f"{frames.name}: segmentation.labeled_groups is {wanted}, but {len(names)} training groups have masks"
         )
     ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     labelled = masked[np.isin(frames.group[masked], ranked[:wanted])]

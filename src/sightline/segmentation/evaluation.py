@@ -147,7 +147,7 @@ class _Run:
     def baselines(self) -> dict[str, Baseline]:
         """What needs no learning, from the masks that the model was trained on, where they are among the frames."""
         frames, size = self.frames, self.frames.image_size
-        labelled = np.isin(frames.group.astype(str), self.model.config.labelled_groups)
+        labelled = np.isin(frames.group.astype(str), self.model.config.labeled_groups)
         rows = np.flatnonzero((frames.split == "train") & frames.has_mask & labelled)
         nothing = np.zeros((1, *size), np.uint8)
         found: dict[str, Baseline] = {"all_background": lambda images: np.repeat(nothing, len(images), axis=0)}

@@ -193,9 +193,8 @@ def unimatch(step: Step, more: Unlabelled) -> Learnt:
     output = model.decode([torch.cat(pair) for pair in zip(levels, dropped, strict=True)], size)
     labelled, rest = _split(output, count)
     weak, perturbed = _split(rest, len(more.outside))
-    with torch.no_grad():
-        confidence, pseudo = weak.logits.float().softmax(dim=1).max(dim=1)
-        pseudo = torch.where(more.outside == IGNORE, IGNORE, pseudo)
+    confidence, pseudo = _predicted(step.teacher, more.inputs, more.outside)
+    weight = params.weight * step.params.rise(step.done)
     views, labels, trust = [], [], []
     for chances in more.chances.split(VIEW_CHANCES, dim=1):
         of_colour, of_box = chances.split((STRONG_CHANCES, BOX_CHANCES), dim=1)
@@ -210,8 +209,8 @@ def unimatch(step: Step, more: Unlabelled) -> Learnt:
     of_dropped = dice_cross_entropy(perturbed.logits, pseudo, pixel_weights=sure)
     losses = {  # of the two strong views the mean, so that each counts 0.125
         "labelled": 0.5 * _labelled_loss(step, labelled),
-        "strong": 0.25 * params.weight * of_strong,
-        "dropped": 0.25 * params.weight * of_dropped,
+        "strong": 0.25 * weight * of_strong,
+        "dropped": 0.25 * weight * of_dropped,
     }
     certain = torch.where(confidence >= params.threshold, pseudo, IGNORE)
     return Learnt(losses, [(labelled, step.labels, True), (weak, certain, False)])

@@ -33,7 +33,7 @@ class SegmentationConfig(FrameParams):
     extras: dict[str, tuple[int, ...]] = Field(default={})  # further inputs: depth (2, H, W), clip (P, C)
     method: str = "supervised"
     train_groups: tuple[str, ...] = ()  # whose images it has seen, so that an evaluation can refuse to test on them
-    labelled_groups: tuple[str, ...] = ()  # those of them whose masks it has seen
+    labeled_groups: tuple[str, ...] = ()  # those of them whose masks it has seen
     seed: int = 0
 
     @model_validator(mode="after")

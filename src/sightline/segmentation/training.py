@@ -59,10 +59,15 @@ class ContrastiveParams(Section):
 class SegmentationParams(TrainerParams, FrameParams, MethodParams):
     """Section ``segmentation``."""
 
-    labelled_groups: int | None = Field(
-        default=None, ge=1, description="training episodes (patients) whose masks are used; None: labelled_fraction"
+    epochs: int = Field(default=12, ge=1, description="looks at the validation part at most")
+    batch_size: int = Field(default=8, ge=2, description="labelled frames in a step")
+    lr: float = Field(default=3e-3, gt=0, description="highest learning rate; a tenth of it for a bank's selectors")
+    weight_decay: float = Field(default=1e-3, ge=0, description="weight decay (AdamW) or L2 penalty (Adam, SGD)")
+    patience: int = Field(default=100, ge=1, description="epochs without a better validation Dice before stopping")
+    labeled_groups: int | None = Field(
+        default=None, ge=1, description="training episodes (patients) whose masks are used; None: labeled_fraction"
     )
-    labelled_fraction: float | None = Field(
+    labeled_fraction: float | None = Field(
         default=None, gt=0, le=1, description="the same as a share, at least one; None: all"
     )
     steps_per_epoch: int = Field(default=50, ge=1, description="steps after which the validation part is looked at")
@@ -90,8 +95,8 @@ class SegmentationParams(TrainerParams, FrameParams, MethodParams):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "SegmentationParams":
-        if self.labelled_groups and self.labelled_fraction:
-            raise ValueError("labelled_groups and labelled_fraction: set one of the two, null for the other")
+        if self.labeled_groups and self.labeled_fraction:
+            raise ValueError("labeled_groups and labeled_fraction: set one of the two, null for the other")
         if self.method in TEACHER_METHODS and not self.ema:
             raise ValueError(f"ema must be above 0 for {self.method}, whose teacher is the average")
         if self.norm == "group" and any(width % 4 for width in self.channels):
@@ -247,7 +252,7 @@ def train_segmentation(
     Raises:
         UserError: no labelled data, fewer groups than asked for, no validation masks, and what reading may raise.
     """
-    labelled, unlabelled = choose_labelled(frames, params.labelled_groups, params.labelled_fraction, seed)
+    labelled, unlabelled = choose_labelled(frames, params.labeled_groups, params.labeled_fraction, seed)
     val = frames.rows("val")
     val = val[frames.has_mask[val]]
     if not len(val):
@@ -263,7 +268,7 @@ def train_segmentation(
         camera=params.camera, image_size=frames.image_size, classes=frames.classes, void=params.void,
         image_channels=frames.channels, channels=params.channels, norm=params.norm,
         feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), method=params.method,
-        train_groups=_names(frames.group[train]), labelled_groups=_names(frames.group[labelled]), seed=seed,
+        train_groups=_names(frames.group[train]), labeled_groups=_names(frames.group[labelled]), seed=seed,
     )  # fmt: skip
     model = SegmentationModel(config)
     model.fit_normalisation(data.images[torch.from_numpy(np.searchsorted(data.rows, train)).to(data.images.device)])
@@ -299,7 +304,7 @@ def train_segmentation(
             "epochs": len(result.history),
             "best_epoch": int(best["epoch"]),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "labelled": {"groups": len(config.labelled_groups), "frames": len(labelled)},
+            "labelled": {"groups": len(config.labeled_groups), "frames": len(labelled)},
             "unlabelled": {"frames": len(unlabelled)},
             "val": {name.removeprefix("val_"): float(f"{best[name]:.6g}") for name in best if name.startswith("val_")},
         },
@@ -353,7 +358,7 @@ def _check_classes(
     if not unlabelled and params.method != "supervised":
         warnings.warn(
             f"{frames.name}: all training frames are labelled: {params.method} is the same as supervised; set "
-            "segmentation.labelled_groups",
+            "segmentation.labeled_groups",
             stacklevel=3,
         )
 
