@@ -7,7 +7,8 @@
                 Class-wise Memory Bank" (ICCV 2021): pseudo-labels of a teacher, an average of the model, weighed by
                 their confidence, for strongly changed images mixed by class
     unimatch    Yang et al., "Revisiting Weak-to-Strong Consistency" (UniMatch, CVPR 2023): confident predictions for a
-                weak view are labels for two strong views with pasted rectangles, and for features that drop out
+                weak view are labels for two strong views with pasted rectangles, and for features that drop out; the
+                predictions are the model's own or, as in UniMatch V2 (TPAMI 2025), those of its average
     bcp         Bai et al., "Bidirectional Copy-Paste" (CVPR 2023): labelled rectangles in unlabelled images and the
                 reverse, with labels mixed alike, those of unlabelled images from a teacher. Without its choice of the
                 largest connected part of each class, which holds for an organ, not for several objects of a class
@@ -69,6 +70,7 @@ class UnimatchParams(Section):
     weight: float = Field(default=1.0, ge=0, description="weight of the unlabelled images beside the labelled ones")
     threshold: float = Field(default=0.95, ge=0, lt=1, description="least probability of a pseudo-label that counts")
     dropout: float = Field(default=0.5, gt=0, lt=1, description="share of the channels that drop out")
+    teacher: bool = Field(default=True, description="labels from the average, as UniMatch V2; false: from the model")
 
 
 class BcpParams(Section):
@@ -160,7 +162,7 @@ def ss_net(step: Step, more: Unlabelled) -> Learnt:
 def semiseg(step: Step, more: Unlabelled) -> Learnt:
     """Pseudo-labels of the teacher, weighed by their confidence, for strong views mixed by class."""
     params, rise = step.params.semiseg, step.params.rise(step.done)
-    confidence, pseudo = _predicted(step.teacher, more.inputs, more.outside)
+    confidence, pseudo = _predicted(step.teacher, more)
     # ClassMix (Olsson et al., WACV 2021): half of the classes of another image are pasted
     chosen_BC = torch.rand(len(pseudo), len(step.model.config.classes) + 1, generator=step.generator) < 0.5
     chosen_BC[:, -1] = False  # what lies outside
@@ -193,7 +195,10 @@ def unimatch(step: Step, more: Unlabelled) -> Learnt:
     output = model.decode([torch.cat(pair) for pair in zip(levels, dropped, strict=True)], size)
     labelled, rest = _split(output, count)
     weak, perturbed = _split(rest, len(more.outside))
-    confidence, pseudo = _predicted(step.teacher, more.inputs, more.outside)
+    if params.teacher:
+        confidence, pseudo = _predicted(step.teacher, more)
+    else:
+        confidence, pseudo = _most_likely(weak, more)
     weight = params.weight * step.params.rise(step.done)
     views, labels, trust = [], [], []
     for chances in more.chances.split(VIEW_CHANCES, dim=1):
@@ -230,7 +235,7 @@ def bcp(step: Step, more: Unlabelled) -> Learnt:
         return Learnt({"labelled": loss, "pseudo": torch.zeros_like(loss)}, [(output, mixed, True)])
     known = {name: values[:count] for name, values in step.labelled.items()}
     unknown = {name: values[:count] for name, values in more.inputs.items()}
-    _, pseudo = _predicted(step.teacher, unknown, more.outside[:count])
+    _, pseudo = _predicted(step.teacher, Unlabelled(unknown, more.outside[:count], more.chances[:count]))
     inward, outward = pasted(known, unknown, box), pasted(unknown, known, box)
     output = _run(step.model, _joined(inward, outward))
     is_known = torch.cat([~box[:, 0], box[:, 0]])
@@ -268,10 +273,15 @@ def _run(model: SegmentationModel, inputs: Inputs, hidden: dict[str, Tensor] | N
 
 
 @torch.no_grad()
-def _predicted(teacher: SegmentationModel, inputs: Inputs, outside: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence and class of each pixel, [B, H, W] each; 255 outside the image."""
-    confidence, pseudo = _run(teacher, inputs).logits.float().softmax(dim=1).max(dim=1)
-    return confidence, torch.where(outside == IGNORE, IGNORE, pseudo)
+def _predicted(teacher: SegmentationModel, more: Unlabelled) -> tuple[Tensor, Tensor]:
+    """What the teacher makes of the images, see `_most_likely`."""
+    return _most_likely(_run(teacher, more.inputs), more)
+
+
+def _most_likely(output: Output, more: Unlabelled) -> tuple[Tensor, Tensor]:
+    """Confidence and class of each pixel, [B, H, W] each, without gradient; 255 outside the image."""
+    confidence, pseudo = output.logits.detach().float().softmax(dim=1).max(dim=1)
+    return confidence, torch.where(more.outside == IGNORE, IGNORE, pseudo)
 
 
 def _joined(*inputs: Inputs) -> Inputs:

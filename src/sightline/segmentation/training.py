@@ -81,7 +81,7 @@ class SegmentationParams(TrainerParams, FrameParams, MethodParams):
     channels: tuple[int, ...] = Field(
         default=(16, 16, 32, 64, 128, 16), description="of the network's five levels, and of its last map"
     )
-    norm: Norm = Field(default="batch", description="batch, instance or group")
+    norm: Norm = Field(default="instance", description="instance, batch or group; batch mixes statistics of the views")
     extra_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that a further input is hidden")
     ema: float = Field(default=0.99, ge=0, lt=1, description="decay of averaged weights and statistics; 0: no average")
     contrastive: ContrastiveParams = ContrastiveParams()
@@ -97,7 +97,8 @@ class SegmentationParams(TrainerParams, FrameParams, MethodParams):
     def _fit_together(self) -> "SegmentationParams":
         if self.labeled_groups and self.labeled_fraction:
             raise ValueError("labeled_groups and labeled_fraction: set one of the two, null for the other")
-        if self.method in TEACHER_METHODS and not self.ema:
+        has_teacher = self.method in TEACHER_METHODS or (self.method == "unimatch" and self.unimatch.teacher)
+        if has_teacher and not self.ema:
             raise ValueError(f"ema must be above 0 for {self.method}, whose teacher is the average")
         if self.norm == "group" and any(width % 4 for width in self.channels):
             raise ValueError(f"channels must be multiples of 4 for norm group, not {list(self.channels)}")
