@@ -95,7 +95,7 @@ class MethodParams(AugmentationParams):
     def rise(self, done: float) -> float:
         """Factor of a weight when this share of the steps is done: exp(-5 (1 - t)^2) up to 1 (Laine and Aila, 2017).
 
-        UniMatch and copy-paste have none of their own; a memory bank beside them has.
+        UniMatch as published has none, and far longer trainings; copy-paste begins with labelled images alone.
         """
         return math.exp(-5 * (1 - min(done / self.ramp, 1)) ** 2)
 

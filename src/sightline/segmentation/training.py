@@ -59,9 +59,9 @@ class ContrastiveParams(Section):
 class SegmentationParams(TrainerParams, FrameParams, MethodParams):
     """Section ``segmentation``."""
 
-    epochs: int = Field(default=12, ge=1, description="looks at the validation part at most")
+    epochs: int = Field(default=8, ge=1, description="looks at the validation part at most")
     batch_size: int = Field(default=8, ge=2, description="labelled frames in a step")
-    lr: float = Field(default=3e-3, gt=0, description="highest learning rate; a tenth of it for a bank's selectors")
+    lr: float = Field(default=2e-3, gt=0, description="highest learning rate; a tenth of it for a bank's selectors")
     weight_decay: float = Field(default=1e-3, ge=0, description="weight decay (AdamW) or L2 penalty (Adam, SGD)")
     patience: int = Field(default=100, ge=1, description="epochs without a better validation Dice before stopping")
     labeled_groups: int | None = Field(
