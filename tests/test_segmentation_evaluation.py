@@ -127,6 +127,19 @@ def test_a_trained_model_beats_the_baselines_and_they_are_what_they_say(arrays, 
         assert baselines[name]["dice_mean"] == pytest.approx(np.mean(scores), abs=1e-5)
 
 
+def test_means_are_over_all_classes_where_none_is_the_background(arrays, weights, tmp_path):
+    model = load_model(weights)
+    model.config = model.config.model_copy(update={"has_background": False})
+    save_model(tmp_path / "all.safetensors", model)
+    frames = SegmentationFrames.from_arrays(arrays, model.config, SPLIT)
+    figures = evaluate_segmentation(tmp_path / "all.safetensors", frames, tmp_path, EvaluateSegmentationParams())
+    dice = [found["dice"] for found in figures["classes"].values()]
+    assert figures["dice_mean"] == pytest.approx(np.mean(dice), abs=1e-5)
+    low, high = figures["dice_mean_interval"]
+    assert low <= figures["dice_mean"] <= high
+    assert figures["dice_mean"] == pytest.approx(np.mean(list(figures["by_group"].values())), abs=0.05)
+
+
 def test_the_same_evaluation_writes_the_same_bytes(arrays, weights, tmp_path):
     for name in ("a", "b"):
         evaluate(weights, arrays, tmp_path / name)

@@ -1,7 +1,8 @@
 """Evaluate a segmentation model on frames of groups it has not seen, beside what needs no learning.
 
 `evaluate_segmentation` writes ``metrics.json``, ``per_class.csv``, ``confidence.csv`` and ``overlays.png``. Means are
-over the classes but the background; ignored pixels count nowhere. In ``metrics.json``:
+over the classes without the background, where there is one (``segmentation.has_background``); ignored pixels count
+nowhere. In ``metrics.json``:
 
     dice_mean         of all pixels of the part together; ``dice_mean_interval`` its 95 % interval, by bootstrap over
                       groups; ``iou_mean`` the same way
@@ -64,20 +65,25 @@ def evaluate_segmentation(
     rows = _held_out(weights, model, frames, params.part)
     run = _Run(model.to(process_device()), frames, params.batch_size)
     counts, surfaces, bins = run.measure(rows)
-    group, names = frames.group[rows], model.config.classes
+    group, names, first = frames.group[rows], model.config.classes, model.config.first_class
+    of_interest = {name: found[:, :, first:] for name, found in counts.items()}
     classes = _per_class(counts, surfaces, group)
     figures: dict[str, Any] = {
         "part": params.part,
         "frames": len(rows),
         "groups": len(np.unique(group)),
-        **{f"{name}_mean": float(metrics.nan_mean(values[1:])) for name, values in classes.items() if name in _MEANS},
-        "dice_mean_interval": metrics.dice_interval(metrics.pool(counts["model"], group), params.seed),
+        **{
+            f"{name}_mean": float(metrics.nan_mean(values[first:]))
+            for name, values in classes.items()
+            if name in _MEANS
+        },
+        "dice_mean_interval": metrics.dice_interval(metrics.pool(of_interest["model"], group), params.seed),
         "distance_unit": "pixels" if frames.spacing is None else "spacing",
         "accuracy": float(bins[:, 2].sum() / max(bins[:, 0].sum(), 1)),
         "calibration_error": metrics.expected_calibration_error(bins),
         "classes": {name: {key: values[i].item() for key, values in classes.items()} for i, name in enumerate(names)},
-        "baselines": {name: _overlap_means(found) for name, found in counts.items() if name != "model"},
-        "by_group": _by_group(counts["model"], group) if len(np.unique(group)) < len(rows) else {},
+        "baselines": {name: _overlap_means(found) for name, found in of_interest.items() if name != "model"},
+        "by_group": _by_group(of_interest["model"], group) if len(np.unique(group)) < len(rows) else {},
     }
     figures = _finite(figures)
     shown = rows[np.unique(np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int))]
@@ -219,11 +225,11 @@ def _per_class(counts: Counts, surfaces_MC2: np.ndarray, group: np.ndarray) -> d
 def _overlap_means(counts: np.ndarray) -> dict[str, float]:
     total = counts.sum(axis=0)
     found = {"dice": metrics.dice(total), "iou": metrics.iou(total), "dice_per_image": metrics.dice_per_image(counts)}
-    return {f"{name}_mean": float(metrics.nan_mean(values[1:])) for name, values in found.items()}
+    return {f"{name}_mean": float(metrics.nan_mean(values)) for name, values in found.items()}
 
 
 def _by_group(counts: np.ndarray, group: np.ndarray) -> dict[str, float]:
-    values = [float(metrics.nan_mean(dice[1:])) for dice in metrics.dice(metrics.pool(counts, group))]
+    values = [float(metrics.nan_mean(dice)) for dice in metrics.dice(metrics.pool(counts, group))]
     return dict(zip(np.unique(group).astype(str).tolist(), values, strict=True))
 
 

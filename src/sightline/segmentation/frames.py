@@ -53,9 +53,18 @@ class FrameParams(Section):
         default=(96, 96), description="rows and columns that images and masks are brought to; None: as the first image"
     )
     classes: tuple[str, ...] = Field(
-        default=(), description="names by class id, 0 is the background; (): of the recording, or by the highest id"
+        default=(), description="names by class id; (): of the recording, or by the highest id"
+    )
+    has_background: bool = Field(
+        default=True,
+        description="class 0 is what is not of interest: left out of means and of the memory bank of ss_net",
     )
     void: int | None = Field(default=None, ge=0, le=255, description="class id without meaning, ignored like 255")
+
+    @property
+    def first_class(self) -> int:
+        """Id of the first class that counts in means."""
+        return int(self.has_background)
 
     @field_validator("image_size")
     @classmethod

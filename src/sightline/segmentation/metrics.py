@@ -55,15 +55,16 @@ def pool(counts_M3C: np.ndarray, group_M: np.ndarray) -> np.ndarray:
 
 
 def dice_interval(counts_G3C: np.ndarray, seed: int) -> list[float]:
-    """95 % interval of the mean foreground Dice of all pixels, by drawing groups with replacement (Efron 1979).
+    """95 % interval of the mean Dice of all pixels over the classes, by drawing groups with replacement (Efron 1979).
 
     Of one group, the Dice twice: it says nothing of how others would do.
 
     Args:
-        counts_G3C: from `pool`; the images of a group are alike, so that drawing images would give too narrow a one.
+        counts_G3C: from `pool`, of the classes to average over; the images of a group are alike, so that drawing images
+            would give too narrow an interval.
     """
     drawn = np.random.default_rng(seed).integers(len(counts_G3C), size=(_RESAMPLES, len(counts_G3C)))
-    means = [nan_mean(dice(counts_G3C[rows].sum(axis=0))[1:]) for rows in drawn]
+    means = [nan_mean(dice(counts_G3C[rows].sum(axis=0))) for rows in drawn]
     return (
         [float(value) for value in np.nanquantile(means, [0.025, 0.975])] if np.isfinite(means).any() else [np.nan] * 2
     )

@@ -193,7 +193,7 @@ class SegmentationModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         both, predicted, true = self.counts.double()
         dice_C = 2 * both / (predicted + true).clamp_min(1)
-        measured = self.in_val_C & (torch.arange(len(dice_C), device=self.device) > 0)
+        measured = self.in_val_C & (torch.arange(len(dice_C), device=self.device) >= self.params_.first_class)
         mean = dice_C[measured].mean()
         values = {f"val_dice_{name}": dice for name, dice, there in zip(
             self.model.config.classes, dice_C, self.in_val_C.tolist(), strict=True) if there}  # fmt: skip
@@ -267,6 +267,7 @@ def train_segmentation(
     train = np.union1d(labelled, unlabelled)
     config = SegmentationConfig(
         camera=params.camera, image_size=frames.image_size, classes=frames.classes, void=params.void,
+        has_background=params.has_background,
         image_channels=frames.channels, channels=params.channels, norm=params.norm,
         feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), method=params.method,
         train_groups=_names(frames.group[train]), labeled_groups=_names(frames.group[labelled]), seed=seed,
@@ -345,7 +346,7 @@ def _check_classes(
     frames: SegmentationFrames, of_labelled: np.ndarray, of_val: np.ndarray, unlabelled: int, params: SegmentationParams
 ) -> None:
     """Say once what cannot be learnt or measured, and go on where that is possible."""
-    if not of_val[:, 1:].any():
+    if not of_val[:, params.first_class :].any():
         raise UserError(f"{frames.name}: the {len(of_val)} masks of part val hold no class but {frames.classes[0]}")
     if not of_labelled.any():
         raise UserError(f"{frames.name}: every pixel of the {len(of_labelled)} labelled masks is ignored")
@@ -390,11 +391,13 @@ def _bank(model: SegmentationModel, params: SegmentationParams) -> ContrastivePr
     chosen = params.contrastive
     preset = chosen.preset or ("semiseg" if params.method == "semiseg" else "ss_net")
     width, classes = model.network.feature_dim, len(model.config.classes)
-    rows = {}
+    rows: dict[str, Any] = {}
     if kept := chosen.elements_per_class:
         rows = {"elements_per_class": kept}
         if (new := PRESETS[preset].get("elements_per_update")) is not None:
             rows["elements_per_update"] = min(new, kept)
+    if not params.has_background:
+        rows["store_background"] = True
     if preset == "document":  # raw features, after a ReLU: rows may be all zeros
         return ContrastivePrototypeManager.from_preset(preset, classes, width, eps=1e-3, **rows)
     return ContrastivePrototypeManager.from_preset(preset, classes, chosen.feature_dim, input_dim=width, **rows)

@@ -335,6 +335,7 @@ def _summary(
             f"    data.root: {target}",
             f"    data.images: [{', '.join(folders)}]",
             "    data.depth: []",
+            "    data.masks: []",
             f"    clip.cameras: [{', '.join(sizes)}]",
             *_fusion_lines(list(sizes)),
             "  dvc repro",
