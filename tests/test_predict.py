@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import depth_folder, only_error_line, photo_folder, save_depth
+from PIL import Image
 
 from sightline.depth.export import export_encoder
 from sightline.depth.network import Encoder, NetworkConfig
@@ -22,9 +23,10 @@ from sightline.depth.weights import Header, save_weights
 from sightline.errors import UserError
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, load_policy, save_policy
 from sightline.fusion.views import ViewParams, Views, pack_views
-from sightline.predict import Params, act, embed, main, parser
+from sightline.predict import Params, act, embed, main, parser, segment
 from sightline.recording.frames import write_index
 from sightline.recording.images import read_depth
+from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
 RANGE = Preprocessing(height_range=(600, 1400), invalid=(0,))
@@ -175,3 +177,43 @@ def test_the_exported_encoder_gives_the_same_embeddings(tmp_path, encoder):
 def test_an_export_of_another_name_is_refused(tmp_path, encoder):
     with pytest.raises(UserError, match=r"encoder.onnx: an exported program's name ends in .pt2"):
         export_encoder(encoder, tmp_path / "encoder.onnx")
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory) -> Path:
+    """A network that knows red from the rest."""
+    torch.manual_seed(0)
+    config = SegmentationConfig(classes=("other", "red"), image_size=(32, 32), channels=(8,) * 6, camera="front")
+    model = SegmentationModel(config).train()
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    images[0, 0, 8:24, 8:24], images[1, 0, :16] = 200, 200
+    truth = (images[:, 0] > 0).long()
+    model.fit_normalisation(images)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(100):
+        loss = torch.nn.functional.cross_entropy(model(images), truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("segmenter") / "model.safetensors"
+    save_model(path, model)
+    return path
+
+
+def test_masks_have_the_names_and_sizes_of_the_images(segmenter, tmp_path):
+    folder = tmp_path / "mine/rgb/front"
+    folder.mkdir(parents=True)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[16:48, 16:48, 0] = 200
+    Image.fromarray(pixels).save(folder / "a red square.png")
+    (tmp_path / "mine/recording.json").write_text("{}")
+    assert segment(segmenter, tmp_path / "mine", tmp_path / "masks") == 1
+    mask = np.asarray(Image.open(tmp_path / "masks/a red square.png"))
+    assert mask.shape == (64, 64)
+    assert ((mask == 1) == (pixels[..., 0] > 0)).mean() > 0.95
+    with pytest.raises(UserError, match=r"masks: is there already; name a folder to make"):
+        segment(segmenter, folder, tmp_path / "masks")
+    Image.fromarray(pixels[..., 0]).save(folder / "grey.png")
+    with pytest.raises(UserError, match=r"grey.png"):
+        segment(segmenter, folder, tmp_path / "others")
+    assert not (tmp_path / "others").exists()

@@ -1,7 +1,8 @@
-"""Apply a trained model to one's own data, without DVC: ``python -m sightline.predict embed|act``.
+"""Apply a trained model to one's own data, without DVC: ``python -m sightline.predict embed|act|segment``.
 
-    embed ENCODER IMAGES OUTPUT     a folder of depth images, or a recording's -> embeddings, .hdf5 or .parquet
-    act   POLICY RECORDING OUTPUT   a recording, or a file of views -> chunks of actions, .parquet
+    embed   ENCODER IMAGES OUTPUT     a folder of depth images, or a recording's -> embeddings, .hdf5 or .parquet
+    act     POLICY RECORDING OUTPUT   a recording, or a file of views -> chunks of actions, .parquet
+    segment MODEL IMAGES OUTPUT       a folder of images, or a recording's -> a folder of masks, PNG
 
 What the model was trained with travels in its file; data of another kind are refused.
 """
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from sightline.cli import run_stage
@@ -22,7 +24,7 @@ from sightline.errors import UserError
 from sightline.files import atomic_output, file_sha256
 from sightline.hdf5 import create_contiguous
 from sightline.params import Section
-from sightline.recording.images import list_images, read_depth, read_rgb
+from sightline.recording.images import list_images, read_depth, read_pixels, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.training.processes import process_device
 
@@ -127,6 +129,41 @@ def act(policy_file: Path, data: Path, output: Path, extras: dict[str, Path]) ->
     return len(rows)
 
 
+def segment(model_file: Path, images: Path, output: Path) -> int:
+    """Predict the class of every pixel of a folder of images, or of the model's camera of a recording -> how many.
+
+    OUTPUT is a folder with a PNG of class ids, uint8, for each image, of its name and its size.
+
+    Raises:
+        UserError: not a segmentation model, one with further inputs, no images, an image of another kind, or an OUTPUT
+            that holds other files.
+    """
+    from sightline.segmentation.frames import list_by_name, resized
+    from sightline.segmentation.model import load_model
+
+    model = load_model(model_file).to(process_device())
+    config = model.config
+    if config.extras:
+        raise UserError(
+            f"{model_file}: trained with {', '.join(config.extras)} beside the images; give a model without"
+        )
+    if (images / "recording.json").is_file():
+        images = images / "rgb" / config.camera
+    paths = list_by_name(images)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: is there already; name a folder to make")
+    height, width = config.image_size or (0, 0)
+    with atomic_output(output) as temporary, torch.inference_mode():
+        temporary.mkdir()
+        for name, path in tqdm(paths.items(), desc="segment", unit="image", mininterval=0.5):
+            whole = Image.fromarray(read_pixels(path, ("L",) if config.image_channels == 1 else ("RGB",)))
+            small = resized(whole, (height, width)).reshape(height, width, -1).copy()
+            pixels = torch.from_numpy(small).permute(2, 0, 1)
+            found = model(pixels[None].to(process_device())).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+            Image.fromarray(found).resize(whole.size, Image.Resampling.NEAREST).save(temporary / f"{name}.png")
+    return len(paths)
+
+
 def _pack(recording: Path, packed: Path, cameras: tuple[str, ...], size: int) -> None:
     """Decode the views of a recording as for a training, with its joints in the place of actions."""
     from sightline.fusion.views import ViewParams, pack_views
@@ -157,6 +194,9 @@ class Params(Section):
 
 
 def main(args: Namespace, _: Params) -> None:
+    if args.command == "segment":
+        print(f"{args.output}: {segment(args.model, args.data, args.output)} masks")
+        return
     if args.command == "embed":
         print(f"{args.output}: {embed(args.model, args.data, args.output)} embeddings")
         return
@@ -177,6 +217,11 @@ acting.add_argument("data", type=Path, help="folder of a recording, or a file wr
 acting.add_argument("output", type=Path, help="file to write, .parquet")
 acting.add_argument("--depth-embeddings", type=Path, help="the further input that the model was trained with")
 acting.add_argument("--clip-grids", type=Path, help="the further input that the model was trained with")
+
+segmenting = commands.add_parser("segment", help="masks of colour images")
+segmenting.add_argument("model", type=Path, help="weights file written by stages/train_segmentation.py")
+segmenting.add_argument("data", type=Path, help="folder of images, or of a recording")
+segmenting.add_argument("output", type=Path, help="folder to make, a PNG of class ids for each image")
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -170,7 +170,7 @@ class SegmentationFrames:
         Raises:
             UserError: no such folder, no images, no mask of any image, too few images to split.
         """
-        paths, found = _by_name(images), _by_name(masks)
+        paths, found = list_by_name(images), list_by_name(masks)
         numbers = [_number(path) for path in paths.values()]
         if None not in numbers and len(set(numbers)) == len(numbers):
             paths = dict(sorted(paths.items(), key=lambda item: _number(item[1]) or 0))
@@ -244,10 +244,7 @@ class SegmentationFrames:
         """
         found = np.empty((len(rows), self.channels, *self.image_size), np.uint8)
         for i, row in enumerate(rows):
-            pixels = Image.fromarray(self.read_image(int(row)))
-            shrinks = pixels.height >= self.image_size[0] and pixels.width >= self.image_size[1]
-            resample = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-            small = np.asarray(pixels.resize(self.image_size[::-1], resample))
+            small = resized(Image.fromarray(self.read_image(int(row))), self.image_size)
             found[i] = small.transpose(2, 0, 1) if self.channels == 3 else small
         return found
 
@@ -354,7 +351,8 @@ def open_frames(
     return SegmentationFrames.from_arrays(arrays, params, split)
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def list_by_name(folder: Path) -> dict[str, Path]:
+    """Images of a folder by their name without suffix, in its order. Raises `UserError` for none, or a name twice."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     paths: dict[str, Path] = {}
@@ -366,6 +364,12 @@ def _by_name(folder: Path) -> dict[str, Path]:
     if not paths:
         raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
     return paths
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of ``size`` (rows, columns): shrunk by averaging areas, enlarged bilinearly."""
+    shrinks = image.height >= size[0] and image.width >= size[1]
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR))
 
 
 def _number(path: Path) -> int | None:
