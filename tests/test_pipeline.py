@@ -154,7 +154,7 @@ def test_a_recording_without_depth_runs_only_what_it_can(clone):
 
 def test_the_report_joins_every_part_and_says_what_is_not_here(clone):
     joined = "metrics/report/report.html"
-    assert f"{joined}: 10 parts" in clone.run("python", "-m", "sightline.report").stdout
+    assert f"{joined}: 11 parts" in clone.run("python", "-m", "sightline.report").stdout
     page = (clone.root / joined).read_text()
     (clone.root / "metrics/report/depth/depth.html").unlink()
     said = clone.run("python", "-m", "sightline.report").stdout
