@@ -25,7 +25,7 @@ from test_pipeline import Clone
 from sightline.params import parse_yaml
 
 SMALLER = {"data.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "fusion.designs": "[joints_only]",
-           "evaluate.baselines": "[mean_image]"}  # fmt: skip
+           "data.masks": "[]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
 SHARED = [
     "data/clip/global.hdf5", "data/embeddings/depth.hdf5",
     "metrics/clip_grids/global/metrics.json", "metrics/embed/depth/metrics.json",
@@ -108,9 +108,18 @@ def test_a_teammate_gets_exactly_what_is_asked_for_and_then_runs_nothing(member)
 
 
 def test_an_experiment_of_a_teammate_pulls_direct_inputs_only(member):
-    assert member.ran("exp", "run", "--pull", "--allow-missing", "-S", "fusion.lr=2e-3") == FUSION
+    ran = member.ran("exp", "run", "--pull", "--allow-missing", "-S", "fusion.lr=2e-3")
+    assert [stage for stage in ran if stage in FUSION] == FUSION
+    assert {*ran} - {*FUSION} == {
+        "report",
+        *(f"{page}_fusion@actions-joints_only" for page in ("report", "model_card")),
+    }
     folders = {"/".join(name.split("/")[:2]) for name in member.data()}
-    assert folders == {"data/fusion", "models/fusion", "metrics/train_fusion", "metrics/evaluate_fusion"}
+    made = {"models/fusion", "metrics/train_fusion", "metrics/evaluate_fusion", "metrics/report"}
+    assert folders == {"data/fusion", *made, "data/demo", "data/index"}
+    assert [name for name in member.data() if name.startswith(("data/demo", "data/index"))] == [
+        "data/demo/recording.json", "data/index/frames.parquet"
+    ]  # fmt: skip
 
 
 def _stored(owner: Owner, stage: str, path: str, cache: Path) -> Path:
