@@ -21,7 +21,7 @@ from sightline.params import parse_yaml
 from sightline.report.__main__ import join_pages
 from sightline.report.cards import write_card
 from sightline.report.figures import comparison, direction, format_cell, tables
-from sightline.report.overview import write_overview
+from sightline.report.overview import overview, read_parameters, settings
 from sightline.report.part import write_part
 from sightline.report.pipeline import draw_graph, read_stages
 
@@ -153,7 +153,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def small_project(root: Path, change: str = "") -> Path:
-    """A project's parameters and pipeline, and the page about its data."""
+    """A project's parameters, pipeline, recording.json and frame index."""
     text = (ROOT / "params.yaml").read_text()
     for line in filter(None, change.split(";")):
         name, value = line.split("=")
@@ -164,16 +164,22 @@ def small_project(root: Path, change: str = "") -> Path:
     for file in ("dvc.yaml", "demo/dvc.yaml"):
         (root / file).write_text((ROOT / file).read_text())
     info = {"fps": 10, "cameras": ["left_wrist"], "joints": ["a", "b"], "classes": ["background", HOSTILE]}
-    (root / "recording.json").write_text(json.dumps(info))
+    (root / "data/demo").mkdir(parents=True)
+    (root / "data/demo/recording.json").write_text(json.dumps(info))
+    (root / "data/index").mkdir()
     frames = pa.table({"episode": [0, 0, 1, 2], "split": ["train", "train", "val", "test"]})
-    pq.write_table(frames, root / "frames.parquet")
-    overview = root / "metrics/report/overview.html"
-    write_overview(overview, root / "recording.json", root / "frames.parquet", root / "params.yaml")
-    return overview
+    pq.write_table(frames, root / "data/index/frames.parquet")
+    return root
+
+
+def data_of(root: Path) -> str:
+    params = read_parameters(root / "params.yaml")
+    parts = overview(params, root / "data/demo/recording.json", root / "data/index/frames.parquet")
+    return "".join([parts, *settings(params)])
 
 
 def test_the_data_are_summed_up_and_what_is_not_real_is_said(tmp_path):
-    text = small_project(tmp_path).read_text()
+    text = data_of(small_project(tmp_path))
     page = Page(text)
     assert f"0 background, 1 {HOSTILE}" in page.texts
     assert "<tr><th>train</th><td>1</td><td>2</td><td>0.2</td></tr>" in text
@@ -184,7 +190,7 @@ def test_the_data_are_summed_up_and_what_is_not_real_is_said(tmp_path):
 
 
 def test_what_a_recording_lacks_is_said(tmp_path):
-    text = small_project(tmp_path, "demonstrations=[];depth=[];images=[]").read_text()
+    text = data_of(small_project(tmp_path, "demonstrations=[];depth=[];masks=[]"))
     assert "No depth: data.depth does not name any. No masks: " in text
     assert "fusion.pretrained" not in text
 
@@ -196,7 +202,7 @@ def test_pages_are_joined_and_missing_ones_named(tmp_path, metrics):
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert not page.open
-    assert count == 2
+    assert count == 1
     assert "metrics/report/depth/depth.html" in missing
     assert "metrics/report/fusion/actions/nine.html" not in missing
     assert all(path in page.texts for path in missing)
@@ -209,12 +215,14 @@ def test_pages_are_joined_and_missing_ones_named(tmp_path, metrics):
     assert text.count("fusion.pretrained is null") == 1
 
 
-def test_joining_is_a_command_that_fails_where_there_is_nothing(tmp_path):
-    overview = small_project(tmp_path)
+def test_joining_is_a_command_that_fails_where_there_is_nothing(tmp_path, metrics):
+    small_project(tmp_path)
+    page = tmp_path / "metrics/report/fusion/actions/nine.html"
+    write_part(page, "Fusion model", [metrics])
     command = [sys.executable, "-m", "sightline.report", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{tmp_path}/metrics/report/report.html: 1 parts" in done.stdout
-    overview.unlink()
+    page.unlink()
     line = only_error_line(subprocess.run(command, capture_output=True, text=True, check=False))
     assert "metrics/report: holds no page yet; make them with `dvc repro`" in line
 

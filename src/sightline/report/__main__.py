@@ -1,7 +1,8 @@
 """Join the pages of the report that are here to one: ``python -m sightline.report``.
 
 Which parts there are depends on the recording, but a DVC stage has a fixed list of dependencies, and dvc.yaml cannot be
-one of them; so each part is a stage's output, and joining them and drawing the graph is a command.
+one of them; a stage that shows all parameters would run, and need its data, in every experiment. So each part is a
+stage's output; joining them, with the data, the graph, the parameters and the versions, is a command.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -12,23 +13,23 @@ from sightline.errors import UserError
 from sightline.files import atomic_output
 from sightline.params import Section
 from sightline.report import page
-from sightline.report.overview import read_parameters
+from sightline.report.overview import overview, read_parameters, settings
 from sightline.report.pipeline import draw_graph, read_stages
 
 FOLDER = "metrics/report/"
-LAST = ('<section id="parameters">', '<section id="versions">')
 
 
 def join_pages(root: Path, output: Path) -> tuple[int, list[str]]:
     """Write one page of all that the pipeline of ``root`` makes in metrics/report -> how many, and which are missing.
 
-    The graph of the pipeline comes behind the first section, parameters and versions last.
+    The data and the graph of the pipeline come first, parameters and versions last.
 
     Raises:
-        UserError: none of them is there.
+        UserError: none of them is there, or a file that cannot be read.
     """
     files = [path for path in (root / "dvc.yaml", root / "demo/dvc.yaml") if path.is_file()]
-    stages = read_stages(files, read_parameters(root / "params.yaml"))
+    params = read_parameters(root / "params.yaml")
+    stages = read_stages(files, params)
     pages = [out for stage in stages for out in stage.outs if out.startswith(FOLDER)]
     there = [path for path in pages if (root / path).is_file()]
     missing = [path for path in pages if path not in there]
@@ -39,11 +40,10 @@ def join_pages(root: Path, output: Path) -> tuple[int, list[str]]:
     note = "An arrow that others imply is left out; a number says how many of a stage there are."
     drawn = draw_graph([stage for stage in stages if not any(out.startswith(FOLDER) for out in stage.outs)])
     graph = page.section("Pipeline", page.paragraph(note, "note"), f'<div class="wide graph">{drawn}</div>')
+    first = overview(params, root / params["data"]["root"] / "recording.json", root / "data/index/frames.parquet")
     sections = [section for path in there for section in page.sections_of(root / path)]
-    last = [section for section in sections if section.startswith(LAST)]
-    sections = [section for section in sections if section not in last]
     absent = [page.section("Not in this report", *(page.paragraph(path) for path in missing))] if missing else []
-    sections = [*sections[:1], graph, *sections[1:], *absent, *last]
+    sections = [first, graph, *sections, *absent, *settings(params)]
     with atomic_output(output) as temporary:
         temporary.write_text(page.page("Sightline report", sections), encoding="utf-8")
     return len(there), missing

@@ -1,4 +1,4 @@
-"""The page about the data, the parameters and the libraries, and about what is not real."""
+"""The sections about the data, the parameters and the libraries, and about what is not real."""
 
 import json
 from collections import Counter
@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from sightline.errors import UserError
-from sightline.files import atomic_output
 from sightline.params import parse_yaml
 from sightline.report import page
 from sightline.report.figures import Table, read_json
@@ -21,25 +20,26 @@ LIBRARIES = (
 PARTS = ("train", "val", "test")
 
 
-def write_overview(output: Path, recording: Path, index: Path, params_file: Path) -> None:
-    """Write the page.
+def overview(params: dict[str, Any], recording: Path, index: Path) -> str:
+    """The section about the data, with what is not real above it; tables of what is here.
 
     Args:
-        recording: its recording.json.
-        index: frame index, with columns episode, split and time_s.
+        params: everything in ``params.yaml``.
+        recording: the recording's recording.json.
+        index: frame index, with columns episode and split.
 
     Raises:
-        UserError: a file that cannot be read, naming it.
+        UserError: a file that is there but cannot be read, naming it.
     """
-    params = read_parameters(params_file)
-    info = read_json(recording)
-    sections = [
-        page.section("Data", *_banners(params), *_data(info, index, params)),
+    return page.section("Data", *_banners(params), *_data(recording, index, params))
+
+
+def settings(params: dict[str, Any]) -> list[str]:
+    """The sections about the parameters and the versions of the libraries."""
+    return [
         page.section("Parameters", page.tables(_parameters(params))),
         page.section("Versions", page.tables([_versions()])),
-    ]  # fmt: skip
-    with atomic_output(output) as temporary:
-        temporary.write_text(page.page("Sightline report", sections), encoding="utf-8")
+    ]
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
@@ -67,45 +67,49 @@ def _banners(params: dict[str, Any]) -> list[str]:
     return [page.paragraph(text, "banner") for text in found]
 
 
-def _data(info: dict[str, Any], index: Path, params: dict[str, Any]) -> list[str]:
-    try:
-        frames = pq.read_table(index, columns=["episode", "split"]).to_pydict()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{index}: not a frame index ({' '.join(str(error).split())})") from None
-    counts = Counter(frames["split"])
-    episodes = {part: len({e for e, s in zip(*frames.values(), strict=True) if s == part}) for part in PARTS}
-    fps = float(info.get("fps") or 0)
-    rows: dict[str, tuple[Any, ...]] = {
-        part: (episodes[part], counts[part], counts[part] / fps if fps else None) for part in PARTS
-    }
-    rows["all"] = sum(episodes.values()), sum(counts.values()), sum(counts.values()) / fps if fps else None
+def _data(recording: Path, index: Path, params: dict[str, Any]) -> list[str]:
     data = params.get("data", {})
-    facts = {
-        "recording": data.get("root"),
-        "frames per second": fps or None,
-        "cameras": ", ".join(info.get("cameras", [])),
-        "joints": len(info.get("joints", [])),
-        "classes of the masks": ", ".join(f"{i} {name}" for i, name in enumerate(info.get("classes", []))) or "none",
-        "folders of images": ", ".join(data.get("images", [])) or "none",
-    }
+    found, facts = [], {"recording": data.get("root"), "folders of images": ", ".join(data.get("images", [])) or "none"}
+    fps = 0.0
+    if recording.is_file():
+        info = read_json(recording)
+        fps = float(info.get("fps") or 0)
+        facts |= {
+            "frames per second": fps or None,
+            "cameras": ", ".join(info.get("cameras", [])),
+            "joints": len(info.get("joints", [])),
+            "classes of the masks": ", ".join(f"{i} {name}" for i, name in enumerate(info.get("classes", [])))
+            or "none",
+        }
+    if index.is_file():
+        found.append(_frames(index, fps))
+    found.append(Table("recording", ("value",), {name: (value,) for name, value in facts.items()}))
     lacking = [
         (name, key)
         for name, key, values in (
             ("depth", "data.depth", data.get("depth")),
-            ("masks", "data.images", "masks" in data.get("images", [])),
+            ("masks", "data.masks", data.get("masks")),
             ("demonstrations", "data.demonstrations", data.get("demonstrations")),
             ("CLIP grids", "clip.cameras", params.get("clip", {}).get("cameras")),
         )
         if not values
     ]
     missing = "".join(f"No {name}: {key} does not name any. " for name, key in lacking)
-    return [
-        page.tables([
-            Table("frames, split by whole episodes", ("episodes", "frames", "seconds"), rows),
-            Table("recording", ("value",), {name: (value,) for name, value in facts.items()}),
-        ]),
-        page.paragraph(missing.strip(), "note") if missing else "",
-    ]  # fmt: skip
+    return [page.tables(found), page.paragraph(missing.strip(), "note") if missing else ""]
+
+
+def _frames(index: Path, fps: float) -> Table:
+    try:
+        frames = pq.read_table(index, columns=["episode", "split"]).to_pydict()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{index}: not a frame index ({' '.join(str(error).split())})") from None
+    counts = Counter(frames["split"])
+    episodes = {part: len({e for e, s in zip(*frames.values(), strict=True) if s == part}) for part in PARTS}
+    rows: dict[str, tuple[Any, ...]] = {
+        part: (episodes[part], counts[part], counts[part] / fps if fps else None) for part in PARTS
+    }
+    rows["all"] = sum(episodes.values()), sum(counts.values()), sum(counts.values()) / fps if fps else None
+    return Table("frames, split by whole episodes", ("episodes", "frames", "seconds"), rows)
 
 
 def _parameters(params: dict[str, Any]) -> list[Table]:
