@@ -40,7 +40,7 @@ KINDS = {  # entry of the file's header -> what such a model is, apart from its 
     },
     "sightline_segmentation": {
         "what": "Segmentation of images: the class of every pixel.",
-        "use": "python stages/evaluate_segmentation.py --help",
+        "use": "python -m sightline.predict segment MODEL IMAGES masks",
         "limits": ["Images of other cameras, light or scenes than the training images' need a new evaluation."],
     },
 }  # fmt: skip
