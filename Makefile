@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 
-.PHONY: help setup dev repro report share leaderboard verify-cache test check clean-scratch
+.PHONY: help setup dev repro report share leaderboard verify-cache test test-slow check clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,7 +27,10 @@ verify-cache: setup  ## find files of DVC's cache that were changed behind its b
 	$(RUN) python -m sightline.verify_cache
 
 test: dev  ## run the tests
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: dev  ## run the tests that take minutes each
+	$(RUN) pytest -m slow
 
 check: dev  ## run the linter, the formatter and the type checker
 	$(RUN) ruff check . && ruff format --check . && mypy

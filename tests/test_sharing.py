@@ -165,6 +165,7 @@ def test_a_file_damaged_in_the_cache_is_found_named_and_fetched_again(owner, mem
     assert (member.root / SHARED[0]).read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_what_somebody_has_run_and_shared_nobody_runs_again(owner, member):
     """The run cache is in the remote, with the outputs of what the owner had in the workspace when sharing."""
     owner.run("dvc", "exp", "run", "-S", "evaluate_fusion.seed=3")
@@ -279,6 +280,7 @@ def test_a_team_shares_over_ssh(owner, member, ssh_server, tmp_path):
     _round_trip(owner, member, "ssh", ssh_server | {"/srv/sightline": str(tmp_path / "storage")})
 
 
+@pytest.mark.slow
 def test_a_queue_is_worked_off_by_two_and_shown(member):
     member.run("dvc", "remote", "modify", "--local", "storage", "url", str(member.root.parent / "sightline-storage"))
     member.run("dvc", "pull", "train_fusion", "pack_views", "validate")
@@ -305,6 +307,7 @@ def _interrupt(member: Member, *command: str) -> str:
     return log.read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_goes_on_in_the_workspace_and_in_temp(member):
     member.run("dvc", "pull", "pack_views")
     change = ("-S", "fusion.epochs=40", "-S", "fusion.patience=40")
