@@ -109,6 +109,7 @@ def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_w
     assert clone.ran("repro") == []
 
 
+@pytest.mark.slow
 def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     ran = clone.ran("exp", "run", "-S", "demo.render.rgb_noise=2.0")
     assert ran[0] == "demo/dvc.yaml:render"
