@@ -27,7 +27,7 @@ verify-cache: setup  ## find files of DVC's cache that were changed behind its b
 	$(RUN) python -m sightline.verify_cache
 
 test: dev  ## run the tests
-	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: dev  ## run the tests that take minutes each
 	$(RUN) pytest -m slow
