@@ -20,6 +20,7 @@ from sightline.fusion import views as views_module
 from sightline.fusion.advantage import LapoCritic, chunk_rewards, discounted_returns
 from sightline.fusion.chunks import Chunks, chunk_rows
 from sightline.fusion.evaluation import EvaluateFusionParams, evaluate_fusion
+from sightline.fusion.linear import fit_linear
 from sightline.fusion.policy import PolicyConfig, save_policy
 from sightline.fusion.training import FusionParams, train_fusion
 from sightline.fusion.views import ViewParams, Views, pack_views
@@ -144,6 +145,59 @@ def test_normalisation_is_that_of_training_episodes_and_constants_stay_constant(
     assert policy.actions_scale.tolist() == [10, 1]
     predicted = policy.eval()(torch.zeros(1, 3, 3, 32, 32), torch.zeros(1, 2))
     assert predicted[0, 0, 1] == 30
+
+
+def recorded_motion(actions_per_joint: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Joints and actions of 12 episodes of 20 frames, in which joints go to a place that the second one tells."""
+    rng, episode = np.random.default_rng(0), np.arange(12).repeat(20)
+    place = rng.normal(size=12)[episode]
+    first = place * np.tile(np.linspace(0, 1, 20), 12)
+    joints = np.stack([first, place], axis=1).astype(np.float32)
+    actions = joints[:, :1] + 0.1 * joints[:, 1:] + rng.normal(scale=0.01, size=(240, 1))
+    return joints, np.concatenate([actions] * actions_per_joint, axis=1).astype(np.float32), episode
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_linear_map_is_ridge_regression(count):
+    """Written down by hand: the minimum of squares and penalty, and the penalty that is best on other episodes."""
+    joints, actions, episode = recorded_motion(count)
+    ahead, inside = chunk_rows(episode, 3)
+    train, val = np.flatnonzero(episode < 8), np.flatnonzero(episode >= 8)
+    found = fit_linear(joints, actions, ahead, inside, train, val, strengths=(0.1,))
+    assert (found.holds, found.strength) == (count == 2, 0.1)
+    rows = train[inside[train, 2]]
+    x = ((joints - joints[train].mean(0)) / joints[train].std(0))[rows].astype(np.float64)
+    y = actions[ahead[rows, 2]] - (joints[rows] if count == 2 else 0.0)
+    loss = lambda w: np.square((x - x.mean(0)) @ w - (y - y.mean(0))).sum() + 0.1 * len(rows) * np.square(w).sum()  # noqa: E731
+    least = loss(found.weight[2])
+    for change in np.random.default_rng(1).normal(scale=1e-3, size=(20, 2, count)):
+        assert loss(found.weight[2] + change) > least
+    assert (found(joints[rows])[:, 2] - y - (joints[rows] if count == 2 else 0.0)).mean(0) == pytest.approx(0, abs=1e-6)
+    errors = {}
+    for strength in (1e-4, 1.0, 100.0):
+        fit = fit_linear(joints, actions, ahead, inside, train, val, strengths=(strength,))
+        squares = np.square((fit(joints[val]) - actions[ahead[val]]) / actions[train].std(0)).mean(2)
+        errors[strength] = (squares * inside[val]).sum()
+    chosen = fit_linear(joints, actions, ahead, inside, train, val, strengths=tuple(errors))
+    assert chosen.strength == min(errors, key=errors.__getitem__) == 1e-4
+
+
+def test_a_fusion_model_starts_as_the_linear_map_of_the_joints(data):
+    """With a learning rate of nothing it stays there; the error of the absolute target is that of the mean action."""
+    still = SMALL.model_copy(update={"lr": 1e-12, "trunk_lr": 1e-12, "epochs": 1})
+    views = Views.open(data)
+    ahead, inside = chunk_rows(views.episode, 4)
+    train_rows, rows = np.flatnonzero(views.split == "train"), views.rows("test")
+    linear = fit_linear(views.joints, views.actions, ahead, inside, train_rows, views.rows("val"))
+    for objective in ("bc", "cvae"):
+        policy = load_policy(train(data, objective, params=still.model_copy(update={"objective": objective})))
+        with torch.inference_mode():
+            predicted = policy(torch.from_numpy(views.images[rows]), torch.from_numpy(views.joints[rows])).numpy()
+        assert predicted[..., 0] == pytest.approx(linear(views.joints[rows])[..., 0], abs=1e-4)
+        assert (predicted[..., 1] == 2.0).all()  # an action that does not move
+    absolute = train(data, "absolute", params=still.model_copy(update={"target": "absolute"}))
+    figures = evaluate_fusion(absolute, data, data.parent / "e", EvaluateFusionParams())
+    assert figures["nmse"] > 10 * figures["baselines"]["linear"]["nmse"]
 
 
 def test_a_killed_training_continues_and_ends_with_the_same_bytes(data):
@@ -289,7 +343,7 @@ def test_figures_are_those_of_the_errors(data, tmp_path):
     assert figures["baselines"]["hold"]["nmse"] == pytest.approx(hold.sum() / inside[rows].sum(), rel=1e-4)
     assert 0 <= figures["cvae"]["active_units"] <= figures["cvae"]["latent"] == 4
     lines = (tmp_path / "e/error_by_step.csv").read_text().splitlines()
-    assert (lines[0], len(lines)) == ("step,model,mean,hold,previous_action", 5)
+    assert (lines[0], len(lines)) == ("step,model,mean,hold,linear,previous_action", 5)
     assert json.loads((tmp_path / "e/metrics.json").read_text())["nmse"] == pytest.approx(figures["nmse"], rel=1e-5)
     assert min(Image.open(tmp_path / "e/actions.png").size) > 300
 

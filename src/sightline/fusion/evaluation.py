@@ -7,7 +7,7 @@ beyond the end of an episode, and actions that do not move in training, do not c
     nmse_interval   95 % interval over episodes, by bootstrap
     l1              mean absolute error of each action, data units
     baselines       ``mean`` of the training actions, ``hold`` the present joints (where there is an action for each),
-                    ``previous_action``
+                    ``linear``, ridge regression from the joints, ``previous_action``
     use             how much larger nmse becomes when the views come from other frames, one camera shows its mean image,
                     left and right are swapped, or the joints come from other frames
     feature         effective rank, share of numbers that are always 0, linear probes (R2) of actions and later joints
@@ -31,6 +31,7 @@ from sightline.errors import UserError
 from sightline.files import atomic_output, write_json
 from sightline.fusion.chunks import Chunks, read_extras
 from sightline.fusion.heads import CvaeHead, kl_divergence
+from sightline.fusion.linear import fit_linear
 from sightline.fusion.policy import FusionPolicy, load_policy
 from sightline.fusion.views import Views
 from sightline.params import Section
@@ -186,6 +187,9 @@ class _Run:
         found = {"mean": self.constant(rows)}
         if views.joints.shape[1] == views.actions.shape[1]:
             found["hold"] = np.broadcast_to(views.joints[rows][:, None], shape)
+        train, ahead, inside = np.flatnonzero(views.split == "train"), self.chunks.ahead, self.chunks.inside
+        linear = fit_linear(views.joints, views.actions, ahead, inside, train, views.rows("val"))
+        found["linear"] = linear(views.joints[rows])
         before = np.where(views.step[rows] > 0, np.maximum(rows - 1, 0), rows)  # a first frame has its own
         found["previous_action"] = np.broadcast_to(views.actions[before][:, None], shape)
         return found
@@ -241,12 +245,11 @@ class _Run:
         means, kl, at_mean = [], [], []
         for b in self.batches(rows):
             feature = policy.feature(b["views"], policy.normalise_joints(b["joints"]), self._extras(b))
-            chunk = policy.normalise_actions(b["actions"])
+            chunk = policy.normalise_actions(b["actions"], b["joints"])
             mean, log_variance = head.posterior(feature, chunk, b["mask"])
             means.append(mean)
             kl.append(kl_divergence(mean, log_variance))
-            decoded = head(feature, mean).float() * policy.actions_scale + policy.actions_mean
-            at_mean.append(decoded.cpu().numpy())
+            at_mean.append(policy.restore_actions(head(feature, mean), b["joints"]).cpu().numpy())
         posterior, prior = (self.error(p, rows).nmse() for p in (np.concatenate(at_mean), self.predict(rows)))
         return {
             "kl_nats": float(torch.cat(kl).mean()),

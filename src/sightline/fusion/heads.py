@@ -21,6 +21,10 @@ class ChunkHead(nn.Module):
         self.shape, self.kind = (steps, actions), loss
         self.layers = mlp(feature_dim, 256, 1, steps * actions)
 
+    def start_at_zero(self) -> None:
+        """Predict zeros until it is trained."""
+        _zero(self.layers[-1])
+
     def forward(self, feature: Tensor) -> Tensor:
         """Predicted chunk [B, H, A]."""
         return self.layers(feature).unflatten(1, self.shape)
@@ -54,6 +58,10 @@ class CvaeHead(nn.Module):
         self.detach_posterior, self.prior_weight = detach_posterior, prior_weight
         self.posterior_layers = mlp(feature_dim + steps * actions, 256, 2, 2 * self.latent)
         self.decoder = mlp(feature_dim + self.latent, 256, 2, steps * actions)
+
+    def start_at_zero(self) -> None:
+        """Predict zeros until it is trained."""
+        _zero(self.decoder[-1])
 
     def forward(self, feature: Tensor, z: Tensor | None = None) -> Tensor:
         """Chunk [B, H, A] for latents [B, 2A]; None takes the mean of the prior, 0."""
@@ -98,6 +106,11 @@ def elementwise(error: Tensor, kind: Loss) -> Tensor:
         return error.square()
     size = error.abs()
     return size if kind == "l1" else torch.where(size < 1, 0.5 * size.square(), size - 0.5)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def mlp(entering: int, width: int, hidden: int, leaving: int) -> nn.Sequential:

@@ -5,7 +5,7 @@ The file is safetensors; its header says everything that is needed to build the 
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from sightline.errors import UserError
 from sightline.files import atomic_output
 from sightline.fusion.heads import ChunkHead, CvaeHead, Loss, Objective
+from sightline.fusion.linear import LinearChunks
 from sightline.fusion.network import Conv1Init, Design, ImageJointEncoder, Norm
 from sightline.params import Section
 
+Target = Literal["residual", "absolute"]
 _KEY = "sightline_fusion"  # in the header of the file
 
 
@@ -34,6 +36,7 @@ class PolicyConfig(Section):
     stride: int = 1  # frames between the steps of a chunk
     objective: Objective = "bc"
     loss: Loss = "l1"
+    target: Target = "residual"
     detach_posterior: bool = True
     prior_weight: float = 1.0
     image_feature_dim: int = 256
@@ -49,7 +52,9 @@ class FusionPolicy(nn.Module):
     """Views, joints -> feature -> a chunk of actions, in data units.
 
     Buffers hold what training episodes say about joints and actions: mean, scale (the standard deviation; 1 where a
-    joint or action does not move) and whether it moves.
+    joint or action does not move) and whether it moves. The head predicts, in units of ``target_scale`` [A], the action
+    less `base`: with target ``absolute`` that is the mean action, with ``residual`` a linear function of the joints
+    (`sightline.fusion.linear`), which the head, starting at 0, adds to.
 
     Args:
         config: what to build.
@@ -62,6 +67,10 @@ class FusionPolicy(nn.Module):
     actions_mean: Tensor
     actions_scale: Tensor
     actions_moves: Tensor
+    base_weight: Tensor
+    base_bias: Tensor
+    base_holds: Tensor
+    target_scale: Tensor
 
     def __init__(self, config: PolicyConfig, pretrained: str | None = None) -> None:
         super().__init__()
@@ -82,6 +91,12 @@ class FusionPolicy(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(count))
             self.register_buffer(f"{name}_scale", torch.ones(count))
             self.register_buffer(f"{name}_moves", torch.ones(count, dtype=torch.bool))
+        self.register_buffer("base_weight", torch.zeros(config.steps, len(config.joint_names), config.actions))
+        self.register_buffer("base_bias", torch.zeros(config.steps, config.actions))
+        self.register_buffer("base_holds", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("target_scale", torch.ones(config.actions))
+        if config.target == "residual":
+            self.head.start_at_zero()
 
     def fit_normalisation(self, joints: Tensor, actions: Tensor, floor: float = 1e-3) -> None:
         """Take means and scales from ``joints`` [N, J] and ``actions`` [N, A] of the training episodes.
@@ -94,14 +109,36 @@ class FusionPolicy(nn.Module):
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_scale").copy_(torch.where(moves, scale, 1.0))
             getattr(self, f"{name}_moves").copy_(moves)
+        self.base_bias.copy_(self.actions_mean)
+        self.target_scale.copy_(self.actions_scale)
+
+    def start_from(self, base: LinearChunks, joints: Tensor, chunks: Tensor, inside: Tensor) -> None:
+        """Predict what ``base`` leaves of ``chunks`` [N, H, A] (bool [N, H]: which steps count) at ``joints`` [N, J].
+
+        After `fit_normalisation`, with the same joints.
+        """
+        self.base_weight.copy_(torch.from_numpy(base.weight))
+        self.base_bias.copy_(torch.from_numpy(base.bias))
+        self.base_holds.fill_(base.holds)
+        left = (chunks - self.base(joints))[inside].double().square().mean(0).sqrt()
+        self.target_scale.copy_(torch.where(left > 1e-3 * self.actions_scale, left, self.actions_scale))
+
+    def base(self, joints: Tensor) -> Tensor:
+        """What is predicted from joints [B, J] before the network adds to it, [B, H, A], data units."""
+        chunk = torch.einsum("bj,hja->bha", self.normalise_joints(joints), self.base_weight) + self.base_bias
+        return chunk + joints[:, None] if self.base_holds else chunk
 
     def normalise_joints(self, joints: Tensor) -> Tensor:
         """Joints in data units [B, J] -> in standard deviations; a constant joint is 0, whatever it is."""
         return torch.where(self.joints_moves, (joints - self.joints_mean) / self.joints_scale, 0.0)
 
-    def normalise_actions(self, actions: Tensor) -> Tensor:
-        """Actions in data units [..., A] -> in standard deviations of the training episodes."""
-        return torch.where(self.actions_moves, (actions - self.actions_mean) / self.actions_scale, 0.0)
+    def normalise_actions(self, actions: Tensor, joints: Tensor) -> Tensor:
+        """Actions [B, H, A], of joints [B, J], in data units -> what the head learns to predict."""
+        return torch.where(self.actions_moves, (actions - self.base(joints)) / self.target_scale, 0.0)
+
+    def restore_actions(self, chunk: Tensor, joints: Tensor) -> Tensor:
+        """The opposite of `normalise_actions`; an action that does not move is as it was in training."""
+        return torch.where(self.actions_moves, chunk.float() * self.target_scale + self.base(joints), self.actions_mean)
 
     def feature(
         self,
@@ -115,8 +152,7 @@ class FusionPolicy(nn.Module):
 
     def forward(self, views: Tensor, joints: Tensor, extras: dict[str, Tensor] | None = None) -> Tensor:
         """Predicted actions [B, H, A] in data units, from views and joints [B, J] in data units."""
-        chunk = self.head(self.feature(views, self.normalise_joints(joints), extras)).float()
-        return torch.where(self.actions_moves, chunk * self.actions_scale + self.actions_mean, self.actions_mean)
+        return self.restore_actions(self.head(self.feature(views, self.normalise_joints(joints), extras)), joints)
 
 
 def save_policy(path: Path, policy: FusionPolicy) -> None:

@@ -19,8 +19,9 @@ from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, ch
 from sightline.fusion.augmentation import CHANCES, augment_views
 from sightline.fusion.chunks import Chunks, read_extras, resident_views
 from sightline.fusion.heads import CvaeHead, Loss, Objective, elementwise
+from sightline.fusion.linear import fit_linear
 from sightline.fusion.network import Conv1Init, Design, Norm
-from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy
+from sightline.fusion.policy import FusionPolicy, PolicyConfig, Target, save_policy
 from sightline.fusion.views import Views
 from sightline.params import PartOfSection
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
@@ -47,6 +48,9 @@ class FusionParams(TrainerParams, PartOfSection):
     stride: int = Field(default=1, ge=1, description="frames between the steps of a chunk: 3 makes 10 Hz of 30 Hz")
     objective: Objective = Field(default="bc", description="bc: regression; cvae: LAPO's behaviour model")
     loss: Loss = Field(default="l1", description="of bc: l1, huber or mse")
+    target: Target = Field(
+        default="residual", description="what the network predicts: what a linear map of the joints leaves, or absolute"
+    )
     beta: float = Field(
         default=0.01, ge=0, description="weight of the KL divergence of cvae; LAPO's 1 unlearns the latent"
     )
@@ -114,7 +118,7 @@ class FusionModule(lightning.LightningModule):
             views = torch.where(without_views[:, :, None, None, None], policy.encoder.mean, views)  # grey
         hidden = {name: of_extras[:, i] < params.extra_dropout for i, name in enumerate(policy.config.extras)}
         feature = policy.feature(views, joints, self._extras(batch), hidden)
-        chunk, mask = policy.normalise_actions(batch["actions"]), batch["mask"]
+        chunk, mask = policy.normalise_actions(batch["actions"], batch["joints"]), batch["mask"]
         losses, parts = policy.head.losses(feature, chunk, mask, self._beta, _normal(of_latent))
         if self.critic is None:
             loss = losses.mean()
@@ -128,12 +132,13 @@ class FusionModule(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         policy = self.average or self.policy
         feature = policy.feature(batch["views"], policy.normalise_joints(batch["joints"]), self._extras(batch))
-        actions, mask = policy.normalise_actions(batch["actions"]), batch["mask"][..., None]
-        error = policy.head(feature).float() - actions
+        chunk, mask = policy.normalise_actions(batch["actions"], batch["joints"]), batch["mask"][..., None]
+        error = policy.head(feature).float() - chunk
         kind: Loss = "mse" if isinstance(policy.head, CvaeHead) else policy.config.loss
         moving = policy.actions_moves.sum().clamp(min=1)
         steps = int(mask.sum())  # errors are pooled over steps
-        values = {"loss": elementwise(error, kind), "nmse": error.square()}
+        of_actions = error * (policy.target_scale / policy.actions_scale)
+        values = {"loss": elementwise(error, kind), "nmse": of_actions.square()}
         self._log("val", {name: (value * mask).sum() / (steps * moving) for name, value in values.items()}, steps)
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -218,13 +223,12 @@ def train_fusion(
     config = PolicyConfig(
         design=design, cameras=views.cameras, image_size=views.images.shape[-1], joint_names=views.joint_names,
         actions=views.actions.shape[1], steps=params.chunk, stride=params.stride, objective=params.objective,
-        loss=params.loss,
+        loss=params.loss, target=params.target,
         detach_posterior=params.detach_posterior, prior_weight=params.prior_weight, conv1_init=params.conv1_init,
         norm=params.norm, extras={name: values.shape[1:] for name, values in further.items()},
         train_episodes=tuple(np.unique(views.episode[in_train]).tolist()), seed=seed,
     )  # fmt: skip
     policy = FusionPolicy(config, params.pretrained)
-    policy.fit_normalisation(torch.from_numpy(views.joints[in_train]), torch.from_numpy(views.actions[in_train]))
     if params.pretrained is None and design != "joints_only":
         print("train_fusion: the ResNet-18 starts from random weights (fusion.pretrained is null)", file=sys.stderr)
     rewards = None
@@ -233,6 +237,12 @@ def train_fusion(
     elif params.weights == "td":
         rewards = chunk_rewards(views, params.discount, params.chunk * params.stride)
     chunks = Chunks(views, params.chunk, params.stride, further, rewards, resident_views(views, process_device()))
+    joints, actions = (torch.from_numpy(values[in_train]) for values in (views.joints, views.actions))
+    policy.fit_normalisation(joints, actions)
+    if params.target == "residual":
+        base = fit_linear(views.joints, views.actions, chunks.ahead, chunks.inside, np.flatnonzero(in_train), val_rows)
+        after, counts = views.actions[chunks.ahead[in_train]], chunks.inside[in_train]
+        policy.start_from(base, joints, torch.from_numpy(after), torch.from_numpy(counts))
     module = FusionModule(policy, params, rewards)
     order = EpochBatches(train_rows, params.batch_size, seed, sum(module.chances), rank(), world_size())
     val_batches: Any = in_order(val_rows[rank() :: world_size()], params.batch_size)
