@@ -219,6 +219,24 @@ def test_without_changes_a_view_is_the_image_and_a_mirrored_one_its_mirror():
     torch.testing.assert_close(mirrored["clip"], patches.unflatten(1, (3, 3)).flip(2).flatten(1, 2))
 
 
+def test_a_crop_is_a_part_of_the_image_in_its_own_size():
+    images, masks = images_and_masks()
+    images = torch.randint(0, 256, images.shape, dtype=torch.uint8)
+    chances = torch.rand(4, WEAK_CHANCES)
+    chances[0, 5:7], chances[1, 5:7] = 0.0, 1.0  # the first and the last corner
+    patches = torch.randn(4, 16, 2)
+    params = STILL.model_copy(update={"crop": (12, 16)})
+    placed, labels = weak_view({"image": images, "clip": patches}, masks, chances, params)
+    assert (placed["image"].shape, labels.shape) == ((4, 3, 12, 16), (4, 12, 16))
+    torch.testing.assert_close(placed["image"][0], images[0, :, :12, :16] / 255, atol=1e-4, rtol=0)
+    torch.testing.assert_close(placed["image"][1], images[1, :, 12:, 16:] / 255, atol=1e-4, rtol=0)
+    assert torch.equal(labels[:2], torch.stack([masks[0, :12, :16], masks[1, 12:, 16:]]).long())
+    assert labels[2:].max() < 255  # whole parts, wherever they lie
+    # patches of half the image: 4 x 4 of the first quarter, where 2 x 2 were
+    assert placed["clip"].shape == patches.shape
+    torch.testing.assert_close(placed["clip"][0].unflatten(0, (4, 4))[0, 0], patches[0, 0])
+
+
 def test_colours_change_within_bounds_and_greys_keep_theirs():
     images = torch.rand(3, 3, 8, 8)
     middle = torch.full((3, 4), 0.5)

@@ -229,6 +229,7 @@ def test_what_cannot_be_learnt_is_said_once_and_training_goes_on(recording):
         (["method=bcp", "ema=0.0"], "ema must be above 0 for bcp, whose teacher is the average"),
         (["norm=group", "channels=[6, 4, 4, 4, 4, 4]"], "channels must be multiples of 4 for norm group"),
         (["image_size=[4, 4]"], r"image_size must be 8..4096 rows and columns, not \[4, 4\]"),
+        (["crop=[0, 8]"], r"segmentation.crop: crop must be two numbers above 0, not \[0, 8\]"),
         (["classes=[a]"], r"classes must be 2 to 255 different names, not \['a'\]"),
         (["contrastive.wight=1"], "segmentation.contrastive.wight: unknown key; known here: weight, preset"),
         (["unimatch.threshold=1.5"], "segmentation.unimatch.threshold: "),
@@ -245,6 +246,8 @@ def test_wrong_parameters_are_one_line(assignments, message):
 
 
 def test_without_masks_there_is_nothing_to_learn(recording, tmp_path):
+    with pytest.raises(UserError, match=r"segmentation.crop is \[8, 99\], larger than the images, .*\]; lower it"):
+        train(recording, params=SMALL.model_copy(update={"crop": (8, 99)}))
     index = tmp_path / "index/masks.parquet"
     masks = pd.read_parquet(index)
     write_index(index, masks[masks["split"] != "train"])

@@ -11,7 +11,7 @@ colours and the pasted rectangle are those of consistency training: Sohn et al.,
 import math
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from sightline.params import Section
 from sightline.segmentation.frames import IGNORE
 
 Inputs = dict[str, Tensor]
-PLACE_CHANCES, COLOUR_CHANCES, BOX_CHANCES = 5, 4, 5
+PLACE_CHANCES, COLOUR_CHANCES, BOX_CHANCES = 7, 4, 5
 STRONG_CHANCES = COLOUR_CHANCES + 3  # whether to change colours, whether to make it grey, how much to blur
 WEAK_CHANCES = PLACE_CHANCES + COLOUR_CHANCES
 _GREY_SHARE, _COLOUR_SHARE = 0.2, 0.8  # of the strong views
@@ -28,6 +28,9 @@ _GREY_SHARE, _COLOUR_SHARE = 0.2, 0.8  # of the strong views
 class AugmentationParams(Section):
     """Of the section ``segmentation``: how images are changed, for every method alike."""
 
+    crop: tuple[int, int] | None = Field(
+        default=None, description="rows and columns of the random part of an image that is trained on; None: all of it"
+    )
     flip: bool = Field(default=True, description="mirror half of the images, left to right")
     zoom: float = Field(default=0.3, ge=0, le=2, description="largest random zoom, in and out, as a share")
     rotate: float = Field(default=10.0, ge=0, le=180, description="largest random rotation, degrees")
@@ -37,11 +40,18 @@ class AugmentationParams(Section):
     strong_jitter: float = Field(default=0.5, ge=0, lt=1, description="the same of strong views")
     strong_hue: float = Field(default=0.1, ge=0, le=0.5, description="the same of strong views")
 
+    @field_validator("crop")
+    @classmethod
+    def _is_positive(cls, crop: tuple[int, int] | None) -> tuple[int, int] | None:
+        if crop is not None and min(crop) < 1:
+            raise ValueError(f"crop must be two numbers above 0, not {list(crop)}")
+        return crop
+
 
 def weak_view(
     inputs: Inputs, masks_BHW: Tensor | None, chances: Tensor, params: AugmentationParams
 ) -> tuple[Inputs, Tensor]:
-    """Change places and colours of uint8 images and their masks -> inputs in [0, 1], masks.
+    """Change places and colours of uint8 images and their masks -> inputs in [0, 1], masks, of the size of the crop.
 
     Args:
         masks_BHW: class ids, uint8; None, of unlabelled images, is taken as zeros: what lies outside the image is 255.
@@ -49,8 +59,10 @@ def weak_view(
     """
     of_place, of_colour = chances.split((PLACE_CHANCES, COLOUR_CHANCES), dim=1)
     image = inputs["image"].float() / 255
-    theta = _sampling_matrix(of_place, image.shape[2], image.shape[3], params)
-    grid = F.affine_grid(theta, [len(image), 1, *image.shape[2:]], align_corners=False)
+    height, width = image.shape[2:]
+    crop = params.crop or (height, width)
+    theta = _cropping(_sampling_matrix(of_place[:, :5], height, width, params), of_place[:, 5:], crop, (height, width))
+    grid = F.affine_grid(theta, [len(image), 1, *crop], align_corners=False)
     placed = {"image": F.grid_sample(image, grid, padding_mode="border", align_corners=False)}
     labels = torch.zeros_like(image[:, 0]) if masks_BHW is None else masks_BHW.float()
     layers = [labels[:, None] - IGNORE, *([inputs["depth"]] if "depth" in inputs else [])]  # zeros outside: ignored
@@ -152,6 +164,14 @@ def _sampling_matrix(chances: Tensor, height: int, width: int, params: Augmentat
     first = torch.stack([flip * cosine, -flip * sine * height / width, shift[:, 0]], dim=1)
     second = torch.stack([sine * width / height, cosine, shift[:, 1]], dim=1)
     return torch.stack([first, second], dim=1)
+
+
+def _cropping(theta: Tensor, chances_B2: Tensor, crop: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """``theta`` of a part of the output, ``crop`` of ``size`` pixels, anywhere in it."""
+    share_2 = theta.new_tensor([crop[1] / size[1], crop[0] / size[0]])  # x, y
+    middle_B2 = (1 - share_2) * (2 * chances_B2 - 1)
+    turn, shift = theta[:, :, :2], theta[:, :, 2:]
+    return torch.cat([turn * share_2, turn @ middle_B2[:, :, None] + shift], dim=2)
 
 
 def _placed_patches(grids_BPG: Tensor, theta: Tensor) -> Tensor:

@@ -251,13 +251,19 @@ def train_segmentation(
         output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
 
     Raises:
-        UserError: no labelled data, fewer groups than asked for, no validation masks, and what reading may raise.
+        UserError: a crop larger than the images, no labelled data, fewer groups than asked for, no validation masks,
+            and what reading may raise.
     """
     labelled, unlabelled = choose_labelled(frames, params.labeled_groups, params.labeled_fraction, seed)
     val = frames.rows("val")
     val = val[frames.has_mask[val]]
     if not len(val):
         raise UserError(f"{frames.name}: no frame of part val has a mask; the best epoch is chosen by them")
+    if params.crop and (params.crop[0] > frames.image_size[0] or params.crop[1] > frames.image_size[1]):
+        raise UserError(
+            f"segmentation.crop is {list(params.crop)}, larger than the images, which are brought to "
+            f"{list(frames.image_size)}; lower it, or set it to null"
+        )
     frames = frames.with_classes_of(np.concatenate([labelled, val]))
     data = _read(frames, labelled, unlabelled, val)
     pixels_NC = _pixels(data.masks, len(frames.classes))
