@@ -2,7 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := . $(VENV)/bin/activate &&
 
-.PHONY: help setup dev repro report share leaderboard verify-cache test test-slow check clean-scratch
+RUNS ?= runs/results
+
+.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow check clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -16,6 +18,9 @@ repro: setup  ## run the pipeline (dvc repro); what has not changed is not run a
 
 report: setup  ## join what the pipeline has made to one page, metrics/report/report.html
 	$(RUN) python -m sightline.report
+
+results: setup  ## make the tables of docs/results.md again, hours; goes on where it was (benchmarks/results.sh)
+	$(RUN) bash benchmarks/results.sh $(RUNS)
 
 share: setup  ## push outputs and the run cache to the default remote
 	$(RUN) dvc push --run-cache

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Runs what the tables of docs/results.md are made of and writes them there: `make results [RUNS=folder]`.
+# Hours on two cores. A run that is done is left as it is, one that was interrupted continues. Other recordings are
+# measured where they are named: KINECT (folder of depth images), LEROBOT (a bimanual LeRobot data set with the cameras
+# left, right and top), CAMVID (folder of train.npz, val.npz and test.npz), PHOTOS (folder of photographs).
+set -euo pipefail
+runs=${1:?folder for the runs}
+page=docs/results.md
+mkdir -p "$runs"
+
+if [ -n "${KINECT:-}" ]; then
+    for fold in 0 1 2 3 4; do python benchmarks/depth_codes.py run "$KINECT" "$runs/codes" --variant long --fold $fold --seed 0; done
+    for seed in 1 2; do python benchmarks/depth_codes.py run "$KINECT" "$runs/codes" --variant long --fold 0 --seed $seed; done
+    for variant in gap flat gap_linear gap_refined two_steps two_steps_flat patches_alone patches_alone_rotate; do
+        python benchmarks/depth_codes.py run "$KINECT" "$runs/codes" --variant $variant --fold 0 --seed 0
+    done
+    python benchmarks/depth_codes.py table "$runs/codes" --write $page
+fi
+
+[ -z "${PHOTOS:-}" ] || python benchmarks/clip_grids.py extract "$PHOTOS" --images 64
+
+dvc repro pack_views validate_images clip_grids
+fusion() { python benchmarks/fusion_designs.py run "$@"; }
+for seed in 0 1 2; do
+    for design in nine joints_only three; do
+        fusion data/fusion/actions.hdf5 "$runs/demo" --design $design --seed $seed
+    done
+    fusion data/fusion/actions.hdf5 "$runs/demo" --design joints_only --seed $seed \
+        --label joints_only_told_the_object --truth data/demo/frames.parquet object_position
+done
+for design in images_only shared; do fusion data/fusion/actions.hdf5 "$runs/demo" --design $design --seed 0; done
+python benchmarks/fusion_designs.py table "$runs/demo" --name demo --write $page
+
+if [ -n "${LEROBOT:-}" ]; then
+    [ -e "$runs/recording" ] || python stages/import_lerobot.py "$LEROBOT" "$runs/recording"
+    python stages/validate.py "$runs/recording" "$runs/index"
+    python stages/pack_views.py "$runs/recording" "$runs/views.hdf5" --index "$runs/index" \
+        --set 'fusion.cameras=[left,right,top]'
+    for seed in 0 1 2; do
+        for design in nine joints_only three; do
+            fusion "$runs/views.hdf5" "$runs/real" --design $design --seed $seed --set fusion.stride=3 \
+                --set fusion.epochs=14 --set fusion.lr=3e-4 --set fusion.trunk_lr=3e-4
+        done
+    done
+    python benchmarks/fusion_designs.py table "$runs/real" --name "real recording" --write $page
+fi
+
+segmentation() { python benchmarks/segmentation.py run "$@"; }
+demo="--recording data/demo --index data/index"
+segmentation "$runs/masks" $demo --labelled 1 --seeds 0 2 3 --methods supervised bcp unimatch semiseg ss_net
+segmentation "$runs/masks" $demo --labelled 2 4 --seeds 0 2 3 --methods supervised bcp
+segmentation "$runs/masks" $demo --labelled all --seeds 0 --methods supervised
+segmentation "$runs/masks" $demo --labelled 1 --seeds 0 2 3 \
+    --variant bcp_bank segmentation.method=bcp segmentation.contrastive.weight=0.1 \
+    --variant bcp_clip segmentation.method=bcp clip --clip-grids data/clip/global.hdf5
+python benchmarks/segmentation.py table "$runs/masks" --name "segmentation of the demo" --write $page
+
+if [ -n "${CAMVID:-}" ]; then
+    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 0.125 --seeds 0 1 2 --methods supervised bcp \
+        --set segmentation.void=11 --set segmentation.has_background=false \
+        --set 'segmentation.image_size=[120,160]' --set 'segmentation.crop=[64,96]'
+    python benchmarks/segmentation.py table "$runs/camvid" --name "segmentation of road scenes" --write $page
+fi
