@@ -288,7 +288,8 @@ def test_a_queue_is_worked_off_by_two_and_shown(member):
     member.run("dvc", "queue", "start", "-j", "2")
     _wait(lambda: member.run("dvc", "queue", "status").stdout.count("Success") == 2)
     table = member.run(sys.executable, "-m", "sightline.leaderboard").stdout.splitlines()
-    assert table[0].split() == ["experiment", "evaluate_fusion.seed", "depth", "rmse", "mm", "joints_only", "nmse"]
+    shown = ["evaluate_fusion.seed", "depth", "rmse", "mm", "↓", "joints_only", "nmse", "↓"]
+    assert table[0].split() == ["experiment", *shown]
     assert sorted(line.split()[1] for line in table[1:]) == ["0", "0", "1", "2"]
     assert max(map(len, table)) <= 120
     assert member.run("git", "status", "--porcelain").stdout == ""
