@@ -20,7 +20,8 @@ SMALL = {
     "clip.model": "ViT-S-16", "clip.image_size": 32, "clip.grid": 2, "clip.verify.sample": 2,
     "fusion.epochs": 1, "fusion.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
     "evaluate_fusion.part": "val", "evaluate_segmentation.part": "val",
-    "segmentation.image_size": "[32,32]", "segmentation.crop": "[16,16]", "segmentation.epochs": 1, "segmentation.steps_per_epoch": 1,
+    "segmentation.image_size": "[32,32]", "segmentation.crop": "[16,16]", "segmentation.epochs": 1,
+    "segmentation.steps_per_epoch": 1,
 }  # fmt: skip
 FUSION = {"pack_views@actions"} | {
     f"{stage}_fusion@actions-{design}"
