@@ -1,19 +1,33 @@
 """The generated documents are those that their commands write."""
 
 import importlib.util
+from types import ModuleType
 
 from closure import ROOT
 
 from sightline.params import parse_yaml
 
-spec = importlib.util.spec_from_file_location("parameters", ROOT / "docs/parameters.py")
-parameters = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(parameters)
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+parameters, pipeline = script("parameters"), script("pipeline")
 
 
 def test_the_list_of_parameters_is_up_to_date():
     """Else run python docs/parameters.py."""
     assert (ROOT / "docs/parameters.md").read_text() == parameters.write_page()
+
+
+def test_the_page_of_the_pipeline_is_up_to_date():
+    """Else run python docs/pipeline.py."""
+    page = (ROOT / "docs/pipeline.md").read_text()
+    assert page == pipeline.write_page()
+    assert "- reads: `models/<depth>/encoder.safetensors`, `data/normalized/<depth>.hdf5`\n" in page
 
 
 def test_every_parameter_is_listed_with_its_range():
