@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sightline.errors import UserError
+from sightline.errors import UserError, lacks_memory, refusal
 from sightline.files import write_json
 from sightline.params import Section, load_params
 
@@ -37,8 +38,9 @@ def add_shorthands(parser: argparse.ArgumentParser, keys: dict[str, str]) -> Non
 def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[argparse.Namespace, P], None]) -> None:
     """Run ``main(args, params)`` as a command.
 
-    Adds ``--params FILE`` and ``--set section.key=value`` to ``parser``. A `UserError` becomes one line on standard
-    error and exit status 1; Ctrl-C becomes exit status 130.
+    Adds ``--params FILE`` and ``--set section.key=value`` to ``parser``. A `UserError`, and what the machine refuses
+    (disk full, no permission, no memory), becomes one line on standard error and exit status 1; Ctrl-C becomes exit
+    status 130, SIGTERM 143.
     """
     if params.model_fields:
         group = parser.add_argument_group("parameters (outside DVC)")
@@ -52,14 +54,50 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
     parser.set_defaults(params=None, set=[])
     args = parser.parse_args()
     warnings.showwarning = _print_warning  # type: ignore[assignment]
+    ends: list[int] = []
+    _on_sigterm(ends)
+    chosen: Section | None = None
     try:
-        main(args, load_params(params, args.params, args.set))
+        chosen = load_params(params, args.params, args.set)
+        main(args, chosen)
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; run it again to continue", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as interrupt:
+        kept = f" ({interrupt})" if str(interrupt) else ""
+        how = "terminated" if ends else "interrupted"
+        print(f"{parser.prog}: {how}; run it again to continue{kept}", file=sys.stderr)
+        raise SystemExit(143 if ends else 130) from None
+    except Exception as error:
+        said = f"out of memory; {_less_memory(args, chosen)}" if lacks_memory(error) else refusal(error)
+        if said is None:
+            raise
+        print(f"{parser.prog}: error: {said}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _on_sigterm(ends: list[int]) -> None:
+    """End on SIGTERM as on Ctrl-C, so that what is being written is removed; ``ends`` gets the signal's number."""
+
+    def end(number: int, _: object) -> None:
+        ends.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def _less_memory(args: argparse.Namespace, params: Section | None) -> str:
+    """What to lower so that the command needs less memory."""
+    sections = {name: getattr(params, name) for name in type(params).model_fields} if params else {}
+    sizes = [
+        f"{name}.{key} ({getattr(section, key)})"
+        for name, section in sections.items()
+        for key in (type(section).model_fields if isinstance(section, Section) else ())
+        if key.endswith("batch_size")
+    ]
+    return "lower " + " and ".join(
+        sizes + (["--processes"] if hasattr(args, "processes") else []) or ["other programs' use"]
+    )
 
 
 def report(figures: dict[str, Any], metrics_dir: Path | None) -> None:

@@ -1,4 +1,27 @@
-"""The one error type that a user is meant to read."""
+"""The one error type that a user is meant to read, and what the machine may refuse."""
+
+import errno
+import re
+
+_REFUSALS = {
+    errno.ENOSPC: "the disk is full; make room, or write elsewhere",
+    errno.EDQUOT: "the quota of the disk is used up; make room, or write elsewhere",
+    errno.EFBIG: "the file is larger than is allowed here; see `ulimit -f`, or write elsewhere",
+    errno.EROFS: "the file system is read-only; write elsewhere",
+    errno.EACCES: "permission denied; change the permissions, or take another path",
+    errno.EPERM: "not permitted; change the permissions, or take another path",
+    errno.EMFILE: "too many open files; raise the limit, e.g. `ulimit -n 4096`",
+    errno.ENFILE: "too many open files on this machine; close other programs",
+    errno.ENAMETOOLONG: "the name is too long; take a shorter one",
+}
+_WORDS = (  # how libraries say the same without an error number
+    (r"No space left on device|os error 28\b|errno = 28\b", errno.ENOSPC),
+    (r"File too large|os error 27\b|errno = 27\b", errno.EFBIG),
+    (r"Read-only file system|os error 30\b", errno.EROFS),
+    (r"Permission denied|os error 13\b", errno.EACCES),
+    (r"Too many open files|os error 24\b", errno.EMFILE),
+)
+_MEMORY = r"out of memory|can't allocate memory|Cannot allocate memory|Unable to allocate|os error 12\b"
 
 
 class UserError(Exception):
@@ -6,3 +29,19 @@ class UserError(Exception):
 
     Stage scripts print its message, without a traceback, and exit with status 1.
     """
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, of the machine or of a GPU."""
+    return isinstance(error, MemoryError) or bool(re.search(_MEMORY, str(error), re.IGNORECASE))
+
+
+def refusal(error: BaseException) -> str | None:
+    """What to tell the user where the machine refused something (disk full, no permission); None for other errors."""
+    number = error.errno if isinstance(error, OSError) and error.errno in _REFUSALS else None
+    if number is None:
+        number = next((number for words, number in _WORDS if re.search(words, str(error))), None)
+    if number is None:
+        return None
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return where + _REFUSALS[number]

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ def atomic_output(target: Path) -> Iterator[Path]:
     """Give a temporary path (nothing exists there) beside ``target``; rename it to ``target`` when the block succeeds.
 
     Works for a file and for a folder; an older ``target`` is replaced, but no folder by a file. On an error nothing is
-    left behind.
+    left behind, and what a killed process has left is removed by the next that writes the same ``target``.
 
     Raises:
         UserError: a file was written where a folder is, or the parent is not a folder.
@@ -25,7 +27,8 @@ def atomic_output(target: Path) -> Iterator[Path]:
     if target.parent.exists() and not target.parent.is_dir():
         raise UserError(f"{target.parent}: is not a folder; choose another output path")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    _remove_leftovers(target)
+    temporary = target.parent / f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
         yield temporary
         if target.is_dir() and not target.is_symlink():
@@ -34,10 +37,23 @@ def atomic_output(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         os.replace(temporary, target)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what processes of this machine, killed since, were writing for ``target``."""
+    name = re.compile(re.escape(f".{target.name}.{socket.gethostname()}.") + r"(\d+)\.tmp")
+    for path in target.parent.iterdir():
+        found = name.fullmatch(path.name)
+        if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,6 +5,7 @@ allocated) and closed; rows are then written through memory maps at the data set
 file at every moment, an interrupted run can continue, and equal content gives equal bytes.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,43 @@ import h5py
 import numpy as np
 
 from sightline.errors import UserError
+
+_SMALL = 2**26  # bytes that may be declared whatever the file holds
+_DEFLATE = 1100  # gzip makes data smaller by at most 1032 times
+
+
+class DataFile(h5py.File):
+    """An HDF5 file from anybody, for reading: its faults are errors a user can read, and nothing outside it is read.
+
+    Links to other files are refused when it is opened, data sets whose values lie in other files when they are
+    reached, as are those that declare far more than the file holds: a few bytes could ask for terabytes of memory.
+    """
+
+    def __getitem__(self, name: Any) -> Any:
+        item = super().__getitem__(name)
+        if isinstance(item, h5py.Dataset):
+            _check_dataset(Path(self.filename), item)
+        return item
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        path = self.filename if self.id else ""
+        super().__exit__(kind, error, trace)
+        if isinstance(error, OSError | RuntimeError | KeyError) and not isinstance(error, UserError) and path:
+            raise UserError(f"{path}: broken HDF5 file ({' '.join(str(error).split())}); write it again") from None
+
+
+def _check_dataset(path: Path, dataset: h5py.Dataset) -> None:
+    elsewhere = [source.file_name for source in dataset.virtual_sources()] if dataset.is_virtual else []
+    elsewhere = [name for name in elsewhere if name != "."] + [name for name, *_ in dataset.external or ()]
+    if elsewhere:
+        raise UserError(
+            f"{path}: {dataset.name}: its values lie in another file, {elsewhere[0]}; copy them into this one"
+        )
+    if dataset.nbytes > _SMALL and dataset.nbytes > _DEFLATE * path.stat().st_size:
+        raise UserError(
+            f"{path}: {dataset.name}: declares {dataset.nbytes:,} bytes, but the file has {path.stat().st_size:,}; "
+            "write it again"
+        )
 
 
 def create_contiguous(
@@ -41,6 +79,8 @@ def create_contiguous(
         for name, values in filled.items():
             file.create_dataset(name, data=values)
         file.attrs.update(attributes)
+    with open(path, "r+b") as plain:  # else a full disk shows when a map is written to, and kills the process
+        os.posix_fallocate(plain.fileno(), 0, os.fstat(plain.fileno()).st_size)
 
 
 def open_rows(path: Path, name: str, mode: str = "r") -> np.memmap:
@@ -56,16 +96,28 @@ def open_rows(path: Path, name: str, mode: str = "r") -> np.memmap:
         offset = dataset.id.get_offset()
         if offset is None:
             raise UserError(f"{path}: data set {name!r} is chunked or empty; write it again without compression")
+        if offset + dataset.nbytes > path.stat().st_size:
+            raise UserError(f"{path}: data set {name!r} goes on beyond the end of the file; write it again")
         return np.memmap(path, dtype=dataset.dtype, mode=mode, offset=offset, shape=dataset.shape)  # type: ignore[call-overload]
 
 
-def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading. Raises `UserError` where it is missing or is not an HDF5 file."""
+def open_hdf5(path: Path) -> DataFile:
+    """Open an HDF5 file for reading. Raises `UserError` where it is missing, not HDF5, or links to other files."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        file = DataFile(path, "r")
+        outward: list[bytes] = []
+        file.id.links.visit(
+            lambda name, link: outward.append(name) if link.type == h5py.h5l.TYPE_EXTERNAL else None, info=True
+        )
+        if not outward:
+            return file
+        file.close()
+        raise UserError(
+            f"{path}: {outward[0].decode(errors='replace')}: a link to another file; copy the data into this one"
+        )
+    except (OSError, RuntimeError) as error:
         if "unable to lock file" in str(error):
             raise UserError(f"{path}: open for writing in another process; close it there first") from None
         raise UserError(f"{path}: not a readable HDF5 file ({error})") from None

@@ -21,10 +21,9 @@ from torchvision.transforms.v2 import functional
 
 from sightline.errors import UserError
 from sightline.recording.frames import first_few, read_index
-from sightline.recording.images import list_images
+from sightline.recording.images import MAX_PIXELS, list_images
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-MAX_PIXELS = 100_000_000  # decoded or resized; more is taken for an attack on memory
 _ORIENTATION, _TURNED = 0x0112, "EXIF orientation"  # the tag, and what we call it
 _EIGHT_BITS = ("RGB", "L", "1", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr")
 

@@ -105,7 +105,8 @@ def normalize_depth(
     settings = preprocessing.model_dump(), params.channels
     scratch = scratch_folder("normalize", fingerprint(str(folder.resolve()), settings, files))
     partial, journal = scratch / "depth.hdf5", scratch / "journal.jsonl"
-    if not journal.exists():
+    if not (journal.exists() and partial.exists()):  # killed before the first block, or after the last
+        journal.unlink(missing_ok=True)
         create_depth_store(partial, frames.frame_id, frames.episode, frames.split, preprocessing, params.channels)
         journal.touch()
     blocks = _process_blocks(frames, preprocessing, params.channels, partial, journal, processes)
@@ -182,7 +183,9 @@ def _process_blocks(
     frames: Frames, preprocessing: Preprocessing, channels: int, partial: Path, journal: Path, processes: int | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the report of each block of images, from the journal of an earlier run or after writing its rows."""
-    done = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
+    written, whole, _ = journal.read_text().rpartition("\n")  # a kill may have cut the last line short
+    journal.write_text(written + whole)
+    done = [json.loads(line) for line in written.splitlines()]
     yield from done
     starts = sorted(set(range(0, len(frames.paths), BLOCK)) - {report["start"] for report in done})
     blocks = ((start, frames.paths[start : start + BLOCK]) for start in starts)

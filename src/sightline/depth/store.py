@@ -46,7 +46,13 @@ class DepthStore:
                 preprocessing = Preprocessing.model_validate_json(file.attrs["preprocessing"])
             except ValidationError as error:
                 raise UserError(f"{path}: attribute preprocessing: {error.errors()[0]['msg']}") from None
-        return cls(path, open_rows(path, "depth"), open_rows(path, "valid"), frame_id, episode, split, preprocessing)
+        store = cls(path, open_rows(path, "depth"), open_rows(path, "valid"), frame_id, episode, split, preprocessing)
+        count, image = len(frame_id), (IMAGE_SIZE, IMAGE_SIZE)
+        whole = store.depth.shape in ((count, *image), (count, 3, *image)) and store.valid.shape == (count, *image)
+        typed = store.depth.dtype == np.float32 and store.valid.dtype == bool and frame_id.dtype == np.int64
+        if not (count and whole and typed and len(episode) == len(split) == count):
+            raise UserError(f"{path}: its data sets do not fit together; write it again with stages/normalize.py")
+        return store
 
     @property
     def channels(self) -> int:

@@ -222,6 +222,7 @@ def train_autoencoder(
         params,
         stage="train_autoencoder",
         identity=[params.model_dump(mode="json"), seed, *inputs],
+        frame_id=store.frame_id,
         output_dir=output_dir,
         checkpoint_every=checkpoint_every,
         resume=resume,

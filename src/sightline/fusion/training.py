@@ -254,6 +254,7 @@ def train_fusion(
         params,
         stage="train_fusion",
         identity=[params.model_dump(mode="json"), design, seed, sorted(config.extras), *inputs],
+        frame_id=views.frame_id,
         output_dir=output_dir,
         resume=resume,
     )

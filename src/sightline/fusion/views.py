@@ -81,6 +81,16 @@ class Views:
             has_reward = bool(file.attrs["has_reward"])
         arrays["split"] = arrays["split"].astype(str)
         images = np.asarray(open_rows(path, "images"))
+        kinds = {"joints": 2, "actions": 2}
+        fit = all(len(values) == len(images) and values.ndim == kinds.get(name, 1) for name, values in arrays.items())
+        if (
+            not fit
+            or images.ndim != 5
+            or images.dtype != np.uint8
+            or images.shape[1] != len(cameras)
+            or not len(images)
+        ):
+            raise UserError(f"{path}: its data sets do not fit together; write it again with stages/pack_views.py")
         return cls(path, images, **arrays, cameras=cameras, joint_names=joints, has_reward=has_reward)
 
     def rows(self, part: str) -> np.ndarray:

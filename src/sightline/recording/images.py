@@ -1,5 +1,6 @@
 """Image files of a recording: which there are, and strict reading of depth."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from PIL import Image, ImageFile
 from sightline.errors import UserError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
+MAX_PIXELS = 100_000_000  # more is taken for an attack on memory
 _INT64_MAX = 2**63 - 1
+_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 _DEPTH_MODES = ("I;16", "I;16B", "I;16L")  # what Pillow calls one channel of uint16
 
 
@@ -25,17 +28,11 @@ def list_images(*folders: Path, suffixes: tuple[str, ...] = SUFFIXES, called: st
         called: what messages call the id.
 
     Raises:
-        UserError: no such folder, no images in one, a name without an integer or with one beyond int64, two names
-            with the same integer.
+        UserError: see `image_files`; a name without an integer or with one beyond int64, two names with the same one.
     """
     images: dict[int, Path] = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder")
-        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and path.name[0] != "."]
-        if not paths:
-            raise UserError(f"{folder}: no images ({', '.join(suffixes)}) in this folder")
-        for path in paths:
+        for path in image_files(folder, suffixes):
             number = re.search(r"(\d+)\D*$", path.stem)
             if number is None:
                 example = f"000001{path.suffix}"
@@ -47,6 +44,28 @@ def list_images(*folders: Path, suffixes: tuple[str, ...] = SUFFIXES, called: st
                 where = other.name if other.parent == path.parent else other
                 raise UserError(f"{path}: same {called} {int(number[1])} as {where}; {called}s must be unique")
     return dict(sorted(images.items()))
+
+
+def image_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """Paths of the images in ``folder``, sorted.
+
+    Raises:
+        UserError: no such folder, no images in it; what is no file (a pipe would never end), or a link to somewhere
+            else, other than the links that DVC makes into its cache.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes and path.name[0] != "."]
+    if not paths:
+        raise UserError(f"{folder}: no images ({', '.join(suffixes)}) in this folder")
+    for path in paths:
+        if path.is_symlink():
+            target = path.resolve()
+            if not target.is_relative_to(folder.resolve()) and not _DVC_CACHE.search(target.as_posix()):
+                raise UserError(f"{path}: a link out of its folder, to {os.readlink(path)}; put a copy in its place")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # the latter is a broken image
+            raise UserError(f"{path}: is not a file; remove it")
+    return paths
 
 
 def read_depth(path: Path) -> np.ndarray:
@@ -92,6 +111,10 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """An image file whose faults, also those found while decoding, are errors a user can read."""
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(
+                    f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; shrink it"
+                )
             yield image
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

@@ -8,10 +8,11 @@
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from sightline.errors import UserError
 from sightline.files import write_json
@@ -34,11 +35,21 @@ class DepthInfo(Section):
         return self
 
 
+def _check_folder_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w. -]*", name):
+        raise ValueError(
+            f"{name!r} names a folder; use letters, digits, spaces and _ - . only, the first none of these"
+        )
+    return name
+
+
 class RecordingInfo(Section):
     """Content of ``recording.json``."""
 
     fps: float = Field(gt=0, description="frames per second")
-    cameras: tuple[str, ...] = Field(description="names of the folders under rgb/")
+    cameras: tuple[Annotated[str, AfterValidator(_check_folder_name)], ...] = Field(
+        description="names of the folders under rgb/"
+    )
     joints: tuple[str, ...] = Field(description="names of the joint states, in the order of the joints column")
     classes: tuple[str, ...] = Field(default=(), description="mask class names; the position is the class id")
     depth: DepthInfo | None = None

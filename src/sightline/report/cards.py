@@ -198,7 +198,8 @@ def _markdown(card: dict[str, Any], compared: Table | None) -> str:
     for table in [compared] if compared else tables(card["evaluation"])[:1]:
         lines += _rows(table.by_figure() if compared else table)
     lines += ["", "## Limits", "", *(f"- {_plain(text)}" for text in card["limits"]), "", "## Configuration", ""]
-    lines += [f"- {name}: `{json.dumps(value)}`" for name, value in sorted(card["configuration"].items())]
+    settings = sorted(card["configuration"].items())
+    lines += [f"- {_plain(name)}: {_plain(json.dumps(value, ensure_ascii=False))}" for name, value in settings]
     return "\n".join([*lines, ""])
 
 

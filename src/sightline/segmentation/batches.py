@@ -54,6 +54,11 @@ class StepDraw(NamedTuple):
     labelled: Draw
     unlabelled: Draw | None
 
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of both, labelled first."""
+        return np.concatenate([draw.rows for draw in (self.labelled, self.unlabelled) if draw])
+
 
 class StepBatches(Sampler[StepDraw]):
     """So many steps an epoch, each a batch of labelled rows and, with ``unlabelled``, one of unlabelled rows.

@@ -29,7 +29,7 @@ from sightline.errors import UserError
 from sightline.hdf5 import open_hdf5, open_rows
 from sightline.params import PartOfSection, Section
 from sightline.recording.frames import first_few, read_index
-from sightline.recording.images import SUFFIXES, list_images, read_depth, read_pixels
+from sightline.recording.images import image_files, list_images, read_depth, read_pixels
 from sightline.recording.layout import DepthInfo, read_recording_info
 from sightline.recording.split import PARTS, SplitParams, split_blocks, split_episodes
 
@@ -353,16 +353,11 @@ def open_frames(
 
 def list_by_name(folder: Path) -> dict[str, Path]:
     """Images of a folder by their name without suffix, in its order. Raises `UserError` for none, or a name twice."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
     paths: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and path.name[0] != ".":
-            other = paths.setdefault(path.stem, path)
-            if other is not path:
-                raise UserError(f"{path}: same name as {other.name}; remove one")
-    if not paths:
-        raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
+    for path in image_files(folder):
+        other = paths.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(f"{path}: same name as {other.name}; remove one")
     return paths
 
 
@@ -400,7 +395,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: not an .npz file of plain arrays ({' '.join(str(error).split())})") from None
+        reason = str(error).split(" If you trust", 1)[0]  # numpy goes on to say how to run what is in the file
+        raise UserError(f"{path}: not an .npz file of plain arrays ({' '.join(reason.split())})") from None
     for key in ("image", "label"):
         if key not in found:
             raise UserError(f"{path}: no array {key} ({' or '.join(KEYS[key])}); it has {present or 'none'}")

@@ -296,6 +296,7 @@ def train_segmentation(
         params,
         stage="train_segmentation",
         identity=[params.model_dump(mode="json"), config.model_dump(mode="json"), _hashed(data)],
+        frame_id=frames.frame_id,
         output_dir=output_dir,
         resume=resume,
     )

@@ -15,10 +15,12 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
@@ -34,6 +36,7 @@ from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import rank, world_size
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
+DIVERGED = 1000  # a validation loss so many times that of the first epoch will not come back
 SECOND = 0.3  # highest learning rate of the second part of a training in two, in shares of the first's
 
 
@@ -97,8 +100,9 @@ class FitResult:
 
     def write_curves(self, path: Path) -> None:
         """Write the history as CSV, one row per epoch."""
+        names = list(dict.fromkeys(name for row in self.history for name in row))
         with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(self.history[0]))
+            writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.history)
 
@@ -115,6 +119,7 @@ def fit(
     *,
     stage: str,
     identity: list[Any],
+    frame_id: np.ndarray,
     output_dir: Path | None = None,
     checkpoint_every: int = 10,
     resume: Path | None = None,
@@ -126,13 +131,17 @@ def fit(
         train, val: loaders; the batch sampler of ``train`` has ``set_epoch``.
         stage: name of the stage, for the scratch folder and the TensorBoard logs in ``runs/``.
         identity: JSON-serialisable parameters and input hashes that decide the result; the code is added here.
+        frame_id: int64 [N], of the rows that ``train`` draws, to name the frames of a batch that cannot be learnt from.
         output_dir: folder for a run by hand: ``config.json``, ``latest_checkpoint.pth``, ``best_model.pth`` (whole
             checkpoints), ``best_model_weights.pth`` (the state dict alone), ``checkpoint_epoch_<n>.pth`` every
             ``checkpoint_every`` epochs, and the TensorBoard logs.
         resume: whole checkpoint of another run by hand to start from.
 
     Raises:
-        UserError: the loss is not finite, ``resume`` is not a checkpoint of this network, or ``checkpoint_every`` < 1.
+        UserError: the gradient or the loss is not finite, or the loss diverges (``latest_checkpoint.pth`` and the
+            scratch state are those of the last good epoch); ``resume`` is not a checkpoint of this network, or
+            ``checkpoint_every`` < 1.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; its text says which epochs are kept.
     """
     if checkpoint_every < 1:
         raise UserError(f"checkpoint_every must be at least 1, not {checkpoint_every}")
@@ -154,7 +163,7 @@ def fit(
         callbacks=[
             EarlyStopping("val_loss", patience=params.patience, check_finite=False),
             keeper,
-            _Clipping(params.gradient_clip),
+            _Gradients(params.gradient_clip, train.sampler, frame_id),
             _ProgressBar(),
         ],
         logger=TensorBoardLogger(output_dir, name="tensorboard", version="")
@@ -175,8 +184,8 @@ def fit(
         _check_resumable(resume, module)
     try:
         trainer.fit(module, train, val, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
+    except (SystemExit, KeyboardInterrupt):  # the first is Lightning's answer to the second
+        raise KeyboardInterrupt(f"{len(keeper.history)} of {params.epochs} epochs are kept") from None
     return keeper.result()
 
 
@@ -195,13 +204,18 @@ class _Keeper(Callback):
             raise UserError(
                 f"the validation loss is {metrics['val_loss']} in epoch {trainer.current_epoch}; lower the lr"
             )
+        if self.history and metrics["val_loss"] > DIVERGED * abs(self.history[0]["val_loss"]):
+            raise UserError(
+                f"the training diverges: the validation loss is {metrics['val_loss']:.3g} in epoch "
+                f"{trainer.current_epoch}, it was {self.history[0]['val_loss']:.3g} in epoch 0; lower the lr"
+            )
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         trainer.logger.log_metrics({"lr": lr}, step=trainer.global_step)  # type: ignore[union-attr]
         self.history.append({"epoch": trainer.current_epoch, "lr": lr, **dict(sorted(metrics.items()))})
         is_best = self._best_row() is self.history[-1]
         if trainer.is_global_zero and is_best:
-            with atomic_output(self.best) as temporary:
-                torch.save(module.state_dict(), temporary)
+            with atomic_output(self.best) as temporary, open(temporary, "wb") as file:
+                torch.save(module.state_dict(), file)
         trainer.save_checkpoint(self.last)
         if trainer.is_global_zero and self.output_dir:
             epoch = trainer.current_epoch + 1
@@ -229,17 +243,49 @@ class _Keeper(Callback):
         return min(self.history[self.start :], key=lambda row: row["val_loss"])
 
 
-class _Clipping(Callback):
-    """Clips the gradient's norm: what Lightning's own clipping does, which refuses fused optimizers."""
+class _Gradients(Callback):
+    """Clips the gradient's norm (Lightning's own clipping refuses fused optimizers), logs it, stops where it is none.
 
-    def __init__(self, largest: float) -> None:
-        self.largest = largest
+    That is before the step, so that the weights stay sound. On a GPU it is looked at once in `EVERY` batches, because
+    looking waits for all that was computed; the weights of the last epoch are kept all the same.
+    """
+
+    EVERY = 32
+
+    def __init__(self, largest: float, order: Iterable[Any], frame_id: np.ndarray) -> None:
+        self.largest, self.order, self.frame_id = largest, order, frame_id
+        self.unsound: Tensor | None = None  # the first batch of the epoch with such a gradient, -1 for none
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.batch, self.unsound = 0, torch.full((), -1, device=module.device)
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.batch = batch_idx
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if self.largest:
-            nn.utils.clip_grad_norm_(module.parameters(), self.largest)
+        assert self.unsound is not None
+        norm = nn.utils.clip_grad_norm_(module.parameters(), self.largest or math.inf)
+        module.log("gradient_norm", norm, on_step=False, on_epoch=True, batch_size=1)
+        is_first = ~norm.isfinite() & (self.unsound < 0)
+        self.unsound = torch.where(is_first, self.batch, self.unsound)
+        if norm.device.type == "cpu" or self.batch % self.EVERY == 0:
+            self._check(trainer)
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: lightning.Trainer) -> None:
+        if self.unsound is None or self.unsound < 0:
+            return
+        last = int(self.unsound) + 1
+        draws = list(islice(self.order, last))[max(0, last - trainer.accumulate_grad_batches) :]
+        ids = sorted({int(i) for draw in draws for i in self.frame_id[draw.rows]})
+        raise UserError(
+            f"the gradient is not finite in batch {last - 1} of epoch {trainer.current_epoch}, of frames "
+            f"{', '.join(map(str, ids))}: look at these frames for NaN, or lower the lr; the last good epoch is kept"
+        )
 
 
 class _ProgressBar(TQDMProgressBar):
@@ -253,8 +299,8 @@ class _AtomicCheckpoints(TorchCheckpointIO):
     """A checkpoint that a kill cannot leave half-written."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with atomic_output(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        with atomic_output(Path(path)) as temporary, open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
 
 
 def _check_resumable(path: Path, module: lightning.LightningModule) -> None:

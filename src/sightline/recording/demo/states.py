@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from sightline.errors import UserError
+from sightline.hdf5 import open_hdf5
 
 FORMAT = "sightline demo states 1"
 
@@ -54,20 +55,18 @@ class StatesFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; write it with stages/simulate.py")
-        try:
-            with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != np.bytes_(FORMAT):
-                    raise UserError(f"{path}: not a states file of stages/simulate.py (expected format {FORMAT!r})")
-                self.fps, self.steps = float(file.attrs["fps"]), int(file.attrs["steps"])
-                self.joints = tuple(name.decode() for name in file.attrs["joints"])
-                self.names = sorted(file)
-        except OSError as error:
-            raise UserError(f"{path}: not a readable HDF5 file ({error}); write it with stages/simulate.py") from None
+        with open_hdf5(path) as file:
+            if file.attrs.get("format") != np.bytes_(FORMAT):
+                raise UserError(f"{path}: not a states file of stages/simulate.py (expected format {FORMAT!r})")
+            self.fps, self.steps = float(file.attrs["fps"]), int(file.attrs["steps"])
+            self.joints = tuple(name.decode() for name in file.attrs["joints"])
+            self.names = sorted(file)
 
     def episode(self, name: str) -> EpisodeStates:
         """Read the episode called ``name``."""
-        with h5py.File(self.path, "r") as file:
-            group = file[name]
-            return EpisodeStates(group["mjcf"][:].tobytes().decode(), group["frame_id"][:], group["qpos"][:])
+        with open_hdf5(self.path) as file:
+            mjcf, frame_id, qpos = (file[f"{name}/{part}"][:] for part in ("mjcf", "frame_id", "qpos"))
+        text = mjcf.tobytes().decode()
+        if "file=" in text:  # the demo's scenes have no meshes or textures of files
+            raise UserError(f"{self.path}: {name}: its scene reads other files; write it again with stages/simulate.py")
+        return EpisodeStates(text, frame_id, qpos)

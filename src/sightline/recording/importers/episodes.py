@@ -10,7 +10,6 @@ with the attribute ``compress``) or of its own length.
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,11 +206,6 @@ def _check_pictures(dataset: h5py.Dataset, place: _Place, key: str, steps: int) 
         )
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file whose faults, also those found while reading, are errors a user can read."""
-    with open_hdf5(require_data(path)) as file:
-        try:
-            yield file
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path}: broken HDF5 file ({' '.join(str(error).split())}); copy it again") from None
+def _reading(path: Path) -> h5py.File:
+    """An HDF5 file with data in it, not a pointer of git-LFS."""
+    return open_hdf5(require_data(path))
