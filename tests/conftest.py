@@ -68,3 +68,11 @@ def photo_folder(folder: Path, ids: Iterable[int], size: tuple[int, int] = (60, 
         pixels = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"photo_{i:06d}{suffix}", quality=95)
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A small world in which every command can run; see tests/faults/world.py."""
+    from world import make_world
+
+    return make_world(tmp_path_factory.mktemp("faults") / "world")

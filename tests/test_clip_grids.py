@@ -12,7 +12,7 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, only_error_line, photo_folder
+from conftest import ROOT, photo_folder
 from PIL import Image
 
 from sightline.clip import ClipParams, GridStore, LiveGrids, open_grids
@@ -424,17 +424,3 @@ def test_files_that_are_no_weights_of_the_model_are_refused(tmp_path):
         with pytest.raises(UserError, match=f"{name}: {message}") as error:
             load_image_tower("ViT-S-16", str(tmp_path / name))
         assert "\n" not in str(error.value)
-
-
-def test_a_grid_that_does_not_divide_the_models_own_is_refused():
-    with pytest.raises(UserError, match=r"clip.grid: 3 does not divide the 4 x 4 patches .* take one of 4, 2, 1"):
-        GridEncoder(small(grid=3), torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [("clip.tokens=all", "clip.tokens"), ("clip.model=ViT-X", "open_clip has no model 'ViT-X'")],
-)
-def test_wrong_settings_are_refused_in_one_line(photos, stage, tmp_path, setting, message):
-    assert message in only_error_line(stage("clip_grids", "photos", "g.hdf5", "--set", setting))
-    assert not (tmp_path / "g.hdf5").exists()

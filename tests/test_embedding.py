@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, depth_folder, only_error_line
+from conftest import ROOT, depth_folder
 
 from sightline.cache import ArrayCache, digest
 from sightline.depth import embedding
@@ -120,30 +120,6 @@ def test_an_interrupted_embedding_continues_and_ends_with_the_same_bytes(files, 
     cache.write_bytes(cache.read_bytes()[: 5 * (16 + 4 * 64) + 100])  # five vectors, and a sixth cut short
     embed(files, "resumed.hdf5")
     assert (files / "resumed.hdf5").read_bytes() == (files / "whole.hdf5").read_bytes()
-
-
-def test_data_normalised_in_another_way_are_refused(files):
-    params = NormalizeParams(height_range=(500, 2500))
-    normalize_depth(files / "in", files / "depth.hdf5", params, split=SplitParams(guard=0), processes=1)
-    with pytest.raises(UserError, match=r"depth.hdf5: normalised with .*2500.* trained on .*1500"):
-        embed(files)
-    assert not (files / "e.hdf5").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "message"),
-    [
-        ("embed", ["autoencoder.safetensors", "depth.hdf5", "o"], "holds an autoencoder, not an encoder"),
-        ("embed", ["depth.hdf5", "depth.hdf5", "o"], "depth.hdf5: not a safetensors file"),
-        ("embed", ["encoder.safetensors", "encoder.safetensors", "o"], "not a readable HDF5 file"),
-        ("embed", ["encoder.safetensors", "depth.hdf5", "o", "--set", "embed.batch_size=0"], "embed.batch_size: "),
-        ("extract_encoder", ["encoder.safetensors", "--output", "o"], "holds an encoder, not an autoencoder"),
-        ("extract_encoder", ["none", "--output", "o"], "none: no such file"),
-    ],
-)
-def test_mistakes_are_refused_in_one_line(files, stage, name, arguments, message):
-    assert message in only_error_line(stage(name, *arguments))
-    assert not (files / "o").exists()
 
 
 def test_the_cache_returns_what_it_was_given_and_shares_with_others(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import depth_folder, only_error_line
+from conftest import depth_folder
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -20,7 +20,7 @@ from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore, create_depth_store, open_depth_rows
-from sightline.depth.weights import Header, extract_encoder, save_weights
+from sightline.depth.weights import Header, save_weights
 from sightline.errors import UserError
 from sightline.recording.split import SplitParams
 from sightline.training import probing
@@ -409,38 +409,6 @@ def test_held_out_frames_that_are_all_training_frames_are_refused(files):
     open_depth_rows(files / "depth.hdf5")[0][store.rows("test")] = store.depth[store.rows("train")[0]]
     with pytest.raises(UserError, match="every frame of part test is also a training frame"):
         evaluate_autoencoder(*(files / name for name in ARGUMENTS), files / "o", EvaluateParams())
-
-
-@pytest.mark.parametrize(
-    ("weights", "data", "frames", "message"),
-    [
-        ("none", "depth.hdf5", None, "none: no such file"),
-        ("depth.hdf5", "depth.hdf5", None, "depth.hdf5: not a safetensors file"),
-        ("encoder.safetensors", "depth.hdf5", None, "holds an encoder, not an autoencoder"),
-        ("autoencoder.safetensors", "none", None, "none: no such file"),
-        ("autoencoder.safetensors", "depth.hdf5", "depth.hdf5", "depth.hdf5: not a parquet file"),
-        ("autoencoder.safetensors", "depth.hdf5", "short.parquet", r"short.parquet: lacks 1 frames of .*first 29"),
-    ],
-)
-def test_files_of_another_kind_are_refused(files, weights, data, frames, message):
-    extract_encoder(files / "autoencoder.safetensors", files / "encoder.safetensors")
-    pd.read_parquet(files / "frames.parquet")[:29].to_parquet(files / "short.parquet")
-    with pytest.raises(UserError, match=message):
-        evaluate_autoencoder(
-            files / weights, files / data, files / "o", EvaluateParams(), frames=files / frames if frames else None
-        )
-    assert not (files / "o").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["autoencoder.safetensors", "autoencoder.safetensors", "o"], "not a readable HDF5 file"),
-        ([*ARGUMENTS, "o", "--set", "evaluate.baselines=[jpeg]"], "evaluate.baselines.0: "),
-    ],
-)
-def test_mistakes_are_refused_in_one_line(files, stage, arguments, message):
-    assert message in only_error_line(stage("evaluate", *arguments))
 
 
 def test_the_evaluator_encodes_decodes_and_reconstructs_without_gradients(files, network):

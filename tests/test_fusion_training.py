@@ -404,22 +404,6 @@ def test_the_command_under_a_launcher_with_two_processes(data):
     assert load_policy(data.parent / "two.safetensors").config.steps == 4
 
 
-def test_what_cannot_be_packed_is_refused(tmp_path):
-    root = write_recording(tmp_path / "recording")
-    pack(root)
-    index, output = tmp_path / "index", tmp_path / "o.hdf5"
-    with pytest.raises(UserError, match=r"fusion.cameras: front not in .*recording.json, which has: left_wrist"):
-        pack_views(root, index, output, ViewParams(cameras=("left_wrist", "front", "global")))
-    with pytest.raises(UserError, match=r"frames.parquet: no column torques; without demonstrations"):
-        pack_views(root, index, output, ViewParams(), "torques")
-    with pytest.raises(UserError, match=r"no such frame index"):
-        pack_views(root, tmp_path, output, ViewParams())
-    (root / "rgb/global/000013.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"1 frames cannot be read; .*\n.*000013.png: broken image"):
-        pack_views(root, index, output, ViewParams(image_size=48), processes=1)
-    assert not output.exists()
-
-
 def test_what_cannot_be_trained_or_evaluated_is_refused(data, tmp_path, stage):
     with pytest.raises(
         UserError, match=r"fusion.chunk is 9 steps, 1 frames apart, but the longest episode has room for 8"

@@ -1,13 +1,12 @@
 """Normalisation: what becomes of a raw depth image, invalid codes, sizes, broken files, interruption."""
 
 import json
-import re
 import warnings
 
 import h5py
 import numpy as np
 import pytest
-from conftest import depth_folder, only_error_line, save_depth
+from conftest import depth_folder, save_depth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -316,24 +315,6 @@ def test_values_outside_the_range_are_warned_about(tmp_path):
         run(depth_folder(tmp_path / "in", 4), tmp_path / "a", NormalizeParams(height_range=(900, 1100)))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--set", "normalize.height_range=[4500,500]"], r"normalize.height_range: .*near < far, got \[4500, 500\]"),
-        (["--set", "normalize.heigth_range=[1,2]"], "normalize.heigth_range: unknown key"),
-        (["--set", "normalize.resize=cubic"], "normalize.resize: .*'nearest' or 'area'"),
-        (["--index", "none.parquet"], "none.parquet: no such frame index"),
-        (["--recording", "none.json"], "none.json: cannot be read"),
-        (["--processes", "0", "--set", "normalize.height_range=[500,4500]"], "--processes 0: at least 1"),
-    ],
-)
-def test_the_command_refuses_mistakes_in_one_line(stage, tmp_path, options, message):
-    depth_folder(tmp_path / "in", 3)
-    line = only_error_line(stage("normalize", "in", "out.hdf5", *options))
-    assert re.search(message, line)
-    assert not (tmp_path / "out.hdf5").exists()
-
-
 def test_the_command_writes_the_file_and_prints_the_figures(stage, tmp_path):
     depth_folder(tmp_path / "in", 3)
     result = stage(
@@ -343,15 +324,3 @@ def test_the_command_writes_the_file_and_prints_the_figures(stage, tmp_path):
     assert json.loads(result.stdout)["images"] == 3
     with h5py.File(tmp_path / "out.hdf5") as file:
         assert sorted(file) == ["depth", "episode", "frame_id", "split", "valid"]
-
-
-def test_names_without_or_with_the_same_number_are_refused(tmp_path):
-    save_depth(tmp_path / "a/x.png", np.ones((2, 2)))
-    with pytest.raises(UserError, match=r"x.png: the file name has no number"):
-        run(tmp_path / "a", tmp_path / "out")
-    save_depth(tmp_path / "b/1.png", np.ones((2, 2)))
-    save_depth(tmp_path / "b/01.tiff", np.ones((2, 2)))
-    with pytest.raises(UserError, match=r"same frame id 1"):
-        run(tmp_path / "b", tmp_path / "out")
-    with pytest.raises(UserError, match=r"nowhere: no such folder"):
-        run(tmp_path / "nowhere", tmp_path / "out")

@@ -1,7 +1,6 @@
 """Trained models applied to data of one's own: what the stages would give, and clear refusals."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import depth_folder, only_error_line, photo_folder, save_depth
+from conftest import depth_folder, photo_folder, save_depth
 from PIL import Image
 
 from sightline.depth.export import export_encoder
@@ -23,7 +22,7 @@ from sightline.depth.weights import Header, save_weights
 from sightline.errors import UserError
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, load_policy, save_policy
 from sightline.fusion.views import ViewParams, Views, pack_views
-from sightline.predict import Params, act, embed, main, parser, segment
+from sightline.predict import act, embed, segment
 from sightline.recording.frames import write_index
 from sightline.recording.images import read_depth
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
@@ -121,37 +120,6 @@ def test_a_raw_recording_gives_the_actions_of_its_packed_views(tmp_path, policy,
     np.testing.assert_allclose(np.array(table["actions"].to_pylist()), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("embed", "ENCODER", "DATA", "out.csv"), "out.csv: the name of the output ends in .hdf5 or .parquet"),
-        (("embed", "POLICY", "DATA", "out.hdf5"), "not weights of a depth encoder"),
-        (("embed", "ENCODER", "DATA/none", "out.hdf5"), "none: no such folder"),
-        (("act", "ENCODER", "DATA", "out.parquet"), "not a fusion model"),
-        (("act", "POLICY", "DATA", "out.parquet", "--clip-grids", "x"), "trained with further inputs none, given clip"),
-        (("act", "POLICY", "DATA", "out.parquet"), "frames.parquet: no such file"),
-    ],
-)
-def test_what_cannot_be_done_is_said(tmp_path, encoder, policy, recording, arguments, message):
-    (recording / "frames.parquet").unlink()
-    known = {"ENCODER": encoder, "POLICY": policy, "DATA": recording, "DATA/none": recording / "none"}
-    given = [str(known.get(word, tmp_path / word if word.startswith("out") else word)) for word in arguments]
-    with pytest.raises(UserError, match=re.escape(message)):
-        main(parser.parse_args(given), Params())
-    assert not list(tmp_path.glob("out*"))
-
-
-def test_an_error_is_one_line_of_the_command(tmp_path, policy):
-    line = only_error_line(predict("act", policy, tmp_path / "none", tmp_path / "out.parquet"))
-    assert line.endswith("none: no such file")
-
-
-def test_an_image_without_depth_is_named(tmp_path, encoder):
-    save_depth(tmp_path / "depth/000003.png", np.zeros((8, 8)))
-    with pytest.raises(UserError, match=r"000003.png: .*no valid pixel"):
-        embed(encoder, tmp_path / "depth", tmp_path / "e.hdf5")
-
-
 def test_joints_of_another_robot_are_refused(tmp_path, policy, recording):
     info = json.loads((recording / "recording.json").read_text()) | {"joints": ["a", "c"]}
     (recording / "recording.json").write_text(json.dumps(info))
@@ -172,11 +140,6 @@ def test_the_exported_encoder_gives_the_same_embeddings(tmp_path, encoder):
         expected = create_semantic_encoder(encoder, device="cpu").encode(images)
         torch.testing.assert_close(program(images), expected)
     assert Preprocessing.model_validate_json(extra["preprocessing.json"]) == RANGE
-
-
-def test_an_export_of_another_name_is_refused(tmp_path, encoder):
-    with pytest.raises(UserError, match=r"encoder.onnx: an exported program's name ends in .pt2"):
-        export_encoder(encoder, tmp_path / "encoder.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from conftest import only_error_line
 from PIL import Image
 from safetensors.numpy import save_file
 
-from sightline.errors import UserError
 from sightline.params import parse_yaml
 from sightline.report.__main__ import join_pages
 from sightline.report.cards import write_card
@@ -142,11 +141,6 @@ def test_broken_metrics_are_named_in_one_line(tmp_path, stage, metrics, name, co
     line = only_error_line(stage("report_part", tmp_path / "page.html", metrics, "--title", "x"))
     assert message in line
     assert not (tmp_path / "page.html").exists()
-
-
-def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"empty: no figures, curves or pictures there; make them with dvc repro"):
-        write_part(tmp_path / "page.html", "x", [tmp_path / "empty"])
 
 
 # --- the whole report

@@ -1,0 +1,224 @@
+"""A small world in which every command can run: valid inputs of each, made once, and the command lines."""
+
+import contextlib
+import io
+import os
+import re
+import runpy
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from conftest import depth_folder, photo_folder  # noqa: E402
+from test_importers import aloha, lerobot_v2  # noqa: E402
+
+from sightline.clip import ClipParams  # noqa: E402
+from sightline.clip.extraction import extract_grids  # noqa: E402
+from sightline.depth.network import Autoencoder, NetworkConfig  # noqa: E402
+from sightline.depth.normalize import NormalizeParams, normalize_depth  # noqa: E402
+from sightline.depth.store import DepthStore  # noqa: E402
+from sightline.depth.weights import Header, extract_encoder, save_weights  # noqa: E402
+from sightline.files import write_json  # noqa: E402
+from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy  # noqa: E402
+from sightline.fusion.views import ViewParams, pack_views  # noqa: E402
+from sightline.recording.demo.simulate import SimulateParams, simulate_demo  # noqa: E402
+from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info  # noqa: E402
+from sightline.recording.split import DataPart, SplitParams  # noqa: E402
+from sightline.recording.validation import validate_recording  # noqa: E402
+from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model  # noqa: E402
+
+CAMERAS = ("left_wrist", "right_wrist", "global")
+EPISODES, STEPS = 4, 4
+CLIP = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32"}
+PARAMS = """
+demo:
+  simulate: {episodes: 1, steps: 3}
+  render: {wrist_size: 16, global_size: 24, depth_height: 16, depth_width: 16, antialias: 1}
+data: {split: {val: 0.25, test: 0.25}}
+train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32}
+evaluate: {baselines: [mean_image, pca], batch_size: 4}
+embed: {batch_size: 4}
+clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, verify: {sample: 2}}
+fusion: {epochs: 3, image_size: 32, chunk: 2, batch_size: 4, precision: fp32}
+evaluate_fusion: {batch_size: 4}
+segmentation: {image_size: [32, 32], epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
+               unlabelled_batch_size: 2}
+"""
+COMMANDS = {  # name -> its arguments in the world; everything is written below out/
+    "simulate": "--frames out/frames.parquet --states out/states.hdf5",
+    "render": "--states states.hdf5 --out out/demo",
+    "validate": "rec out --metrics-dir out/metrics",
+    "normalize": "rec/depth out/depth.hdf5 --index index/depth.parquet --recording rec/recording.json "
+    "--metrics-dir out/metrics",
+    "train_autoencoder": "depth.hdf5 out/autoencoder.safetensors --metrics-dir out/metrics",
+    "evaluate": "autoencoder.safetensors depth.hdf5 out/evaluate --frames rec/frames.parquet",
+    "extract_encoder": "autoencoder.safetensors --output out/encoder.safetensors",
+    "embed": "encoder.safetensors depth.hdf5 out/embeddings.hdf5 --metrics-dir out/metrics",
+    "clip_grids": "rec/rgb/global out/clip.hdf5 --index index/rgb/global.parquet --metrics-dir out/metrics",
+    "verify_clip_grids": "clip.hdf5 rec/rgb/global --index index/rgb/global.parquet --metrics-dir out/metrics",
+    "pack_views": "rec out/views.hdf5 --index index --metrics-dir out/metrics",
+    "train_fusion": "views.hdf5 out/fusion.safetensors --design joints_only --metrics-dir out/metrics",
+    "evaluate_fusion": "fusion.safetensors views.hdf5 out/evaluate_fusion",
+    "train_segmentation": "out/segmentation.safetensors --recording rec --index index --metrics-dir out/metrics",
+    "evaluate_segmentation": "segmentation.safetensors out/evaluate_segmentation --recording rec --index index",
+    "report_part": "out/part.html metrics --title Part",
+    "model_card": "encoder.safetensors out/encoder.card --metrics metrics --index index/depth.parquet",
+    "import_lerobot": "lerobot out/recording",
+    "import_hdf5": "aloha out/recording",
+    "predict embed": "encoder.safetensors rec/depth out/embeddings.hdf5",
+    "predict act": "fusion.safetensors rec out/actions.parquet",
+    "predict segment": "segmentation.safetensors rec/rgb/global out/masks",
+    "depth.export": "encoder.safetensors out/encoder.pt2",
+}
+STAGES = tuple(name for name in COMMANDS if (ROOT / f"stages/{name}.py").is_file())
+
+
+def make_world(root: Path) -> Path:
+    """Write the valid inputs of every command to ``root``; models are untrained."""
+    root.mkdir(parents=True)
+    with contextlib.chdir(root), warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
+        torch.manual_seed(0)
+        Path("params.yaml").write_text(PARAMS)
+        _recording(Path("rec"))
+        data = DataPart(split=SplitParams(val=0.25, test=0.25))
+        validate_recording(Path("rec"), Path("index"), data, processes=1)
+        normalize_depth(
+            Path("rec/depth"), Path("depth.hdf5"), NormalizeParams(), split=data.split,
+            index=Path("index/depth.parquet"), recording=Path("rec/recording.json"), processes=1,
+        )  # fmt: skip
+        network, preprocessing = NetworkConfig(latent_dim=64), DepthStore.open(Path("depth.hdf5")).preprocessing
+        header = Header(kind="autoencoder", network=network, preprocessing=preprocessing)
+        save_weights(Path("autoencoder.safetensors"), Autoencoder(network), header)
+        extract_encoder(Path("autoencoder.safetensors"), Path("encoder.safetensors"))
+        extract_grids([Path("rec/rgb/global")], Path("clip.hdf5"), ClipParams(**CLIP))
+        pack_views(Path("rec"), Path("index"), Path("views.hdf5"), ViewParams(image_size=32), processes=1)
+        policy = PolicyConfig(
+            design="joints_only", cameras=CAMERAS, image_size=32, joint_names=("lift", "turn"), actions=2, steps=2
+        )
+        save_policy(Path("fusion.safetensors"), FusionPolicy(policy))
+        frames = SegmentationConfig(classes=("background", "box"), image_size=(32, 32), channels=(8,) * 6)
+        save_model(Path("segmentation.safetensors"), SegmentationModel(frames))
+        write_json(Path("metrics/metrics.json"), {"rmse": 0.5, "baselines": {"pca": {"rmse": 0.25}}})
+        Path("metrics/curves.csv").write_text("epoch,train_loss,val_loss\n0,1.5,1.25\n1,1,0.75\n")
+        simulate_demo(SimulateParams(episodes=1, steps=3), Path("simulated.parquet"), Path("states.hdf5"), 1)
+        lerobot_v2(Path("lerobot"))
+        aloha(Path("aloha"))
+        shutil.rmtree(".scratch")
+    return root
+
+
+def _recording(root: Path) -> None:
+    """Four episodes of four frames, with every modality."""
+    count, rng = EPISODES * STEPS, np.random.default_rng(0)
+    depth_folder(root / "depth", count)
+    for number, camera in enumerate(CAMERAS):
+        photo_folder(root / "rgb" / camera, range(100 * number, 100 * number + count), (24, 32), ".png")
+        for i, path in enumerate(sorted((root / "rgb" / camera).iterdir())):
+            path.rename(path.with_name(f"{i:06d}.png"))
+    (root / "masks").mkdir()
+    step = np.tile(np.arange(STEPS), EPISODES)
+    for i in range(count):
+        mask = np.zeros((24, 32), np.uint8)
+        mask[4 : 8 + step[i], 5:20] = 1
+        Image.fromarray(mask).save(root / f"masks/{i:06d}.png")
+    joints = rng.normal(size=(count, 2)).round(3)
+    table = {"frame_id": range(count), "episode": np.arange(EPISODES).repeat(STEPS), "step": step, "time_s": step / 10,
+             "joints": list(joints), "actions": list(joints + 0.1), "reward": step / STEPS}  # fmt: skip
+    pd.DataFrame(table).to_parquet(root / "frames.parquet")
+    depth = DepthInfo(unit_mm=1.0, invalid=(0,), height_range=(500, 1500))
+    info = RecordingInfo(fps=10, cameras=CAMERAS, joints=("lift", "turn"), classes=("background", "box"), depth=depth)
+    write_recording_info(root / "recording.json", info)
+
+
+def copy_world(source: Path, target: Path) -> Path:
+    """A copy by links: replace files in it (`own`), never write into one."""
+    shutil.copytree(source, target, copy_function=os.link)
+    return target
+
+
+def own(path: Path) -> Path:
+    """``path``, after its link to the world's file was replaced by a copy that may be written to."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+    return path
+
+
+def command_line(name: str, arguments: str | None = None) -> list[str]:
+    """Program and arguments; ``arguments`` stand in for the usual ones."""
+    words = name.split()
+    program = [f"stages/{name}.py"] if name in STAGES else ["-m", f"sightline.{words[0]}", *words[1:]]
+    return [*program, *(COMMANDS[name] if arguments is None else arguments).split()]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command answered."""
+
+    code: int
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The message after ``<program>: error:``, to its end; empty without one."""
+        found = re.search(r"^[\w./ -]+: error: (.*)\Z", self.stderr, re.DOTALL | re.MULTILINE)
+        return found[1].strip() if found else ""
+
+    @property
+    def warning(self) -> str:
+        """The first warning."""
+        return next((line for line in self.stderr.splitlines() if line.startswith("warning: ")), "")
+
+
+def run_command(world: Path, name: str, arguments: str | None = None) -> Said:
+    """Run a command in this process, in the folder ``world``. What is not a `UserError` comes out as it is."""
+    program, *rest = command_line(name, arguments)
+    if program == "-m":
+        module, *rest = rest
+    said, shown = io.StringIO(), warnings.showwarning
+    with _arguments([program if program != "-m" else module, *rest]), contextlib.chdir(world):
+        os.environ["DVC_ROOT"] = "."
+        try:
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+                if program == "-m":
+                    runpy.run_module(module, run_name="__main__", alter_sys=True)
+                else:
+                    runpy.run_path(str(ROOT / program), run_name="__main__")
+            return Said(0, said.getvalue())
+        except SystemExit as end:
+            return Said(end.code if isinstance(end.code, int) else 1, said.getvalue())
+        finally:
+            warnings.showwarning = shown
+
+
+@contextlib.contextmanager
+def _arguments(words: list[str]) -> Iterator[None]:
+    before = sys.argv, os.environ.get("DVC_ROOT")
+    sys.argv = words
+    try:
+        yield
+    finally:
+        sys.argv = before[0]
+        os.environ.pop("DVC_ROOT", None)
+        if before[1] is not None:
+            os.environ["DVC_ROOT"] = before[1]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file of ``folder`` but scratch state, with size and time of change: to see that nothing was written."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if ".scratch" not in path.parts and "runs" not in path.parts and not path.is_dir()
+    }
