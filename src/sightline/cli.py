@@ -60,16 +60,15 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
     try:
         chosen = load_params(params, args.params, args.set)
         main(args, chosen)
-    except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt as interrupt:
-        kept = f" ({interrupt})" if str(interrupt) else ""
-        how = "terminated" if ends else "interrupted"
-        print(f"{parser.prog}: {how}; run it again to continue{kept}", file=sys.stderr)
-        raise SystemExit(143 if ends else 130) from None
-    except Exception as error:
-        said = f"out of memory; {_less_memory(args, chosen)}" if lacks_memory(error) else refusal(error)
+    except BaseException as error:
+        interrupt = _interrupt(error)
+        if interrupt:
+            kept = f" ({interrupt})" if str(interrupt) else ""
+            how = "terminated" if ends else "interrupted"
+            print(f"{parser.prog}: {how}; run it again to continue{kept}", file=sys.stderr)
+            raise SystemExit(143 if ends else 130) from None
+        said = str(error) if isinstance(error, UserError) else refusal(error)
+        said = f"out of memory; {_less_memory(args, chosen)}" if said is None and lacks_memory(error) else said
         if said is None:
             raise
         print(f"{parser.prog}: error: {said}", file=sys.stderr)
@@ -86,6 +85,13 @@ def _on_sigterm(ends: list[int]) -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt behind ``error``: what is interrupted may fail in its turn, such as a file that is closed."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def _less_memory(args: argparse.Namespace, params: Section | None) -> str:
     """What to lower so that the command needs less memory."""
     sections = {name: getattr(params, name) for name in type(params).model_fields} if params else {}
@@ -95,9 +101,8 @@ def _less_memory(args: argparse.Namespace, params: Section | None) -> str:
         for key in (type(section).model_fields if isinstance(section, Section) else ())
         if key.endswith("batch_size")
     ]
-    return "lower " + " and ".join(
-        sizes + (["--processes"] if hasattr(args, "processes") else []) or ["other programs' use"]
-    )
+    sizes += ["--processes"] if hasattr(args, "processes") else []
+    return f"lower {' and '.join(sizes)}" if sizes else "close other programs, or take a machine with more"
 
 
 def report(figures: dict[str, Any], metrics_dir: Path | None) -> None:

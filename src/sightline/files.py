@@ -28,21 +28,33 @@ def atomic_output(target: Path) -> Iterator[Path]:
         raise UserError(f"{target.parent}: is not a folder; choose another output path")
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
-    temporary = target.parent / f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+    temporary = _beside(target)
     try:
         yield temporary
         if target.is_dir() and not target.is_symlink():
             if not temporary.is_dir():
                 raise UserError(f"{target}: is a folder; name the file to write")
-            shutil.rmtree(target)
+            discard(target)
         os.replace(temporary, target)
     finally:
         _remove(temporary)
 
 
+def discard(folder: Path) -> None:
+    """Delete a folder such that a kill never leaves a part of it under its name."""
+    _remove_leftovers(folder)
+    aside = _beside(folder, "old.")
+    os.replace(folder, aside)
+    shutil.rmtree(aside)
+
+
+def _beside(target: Path, kind: str = "") -> Path:
+    return target.parent / f".{target.name}.{socket.gethostname()}.{os.getpid()}.{kind}tmp"
+
+
 def _remove_leftovers(target: Path) -> None:
-    """Remove what processes of this machine, killed since, were writing for ``target``."""
-    name = re.compile(re.escape(f".{target.name}.{socket.gethostname()}.") + r"(\d+)\.tmp")
+    """Remove what processes of this machine, killed since, were writing for ``target``, or deleting of it."""
+    name = re.compile(re.escape(f".{target.name}.{socket.gethostname()}.") + r"(\d+)\.(old\.)?tmp")
     for path in target.parent.iterdir():
         found = name.fullmatch(path.name)
         if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():

@@ -5,6 +5,7 @@ allocated) and closed; rows are then written through memory maps at the data set
 file at every moment, an interrupted run can continue, and equal content gives equal bytes.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,13 @@ class DataFile(h5py.File):
             _check_dataset(Path(self.filename), item)
         return item
 
+    def get(self, name: Any, default: Any = None, **options: Any) -> Any:  # h5py's goes past __getitem__
+        if options:
+            return super().get(name, default, **options)
+        if name not in self:
+            return default
+        return self[name]
+
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         path = self.filename if self.id else ""
         super().__exit__(kind, error, trace)
@@ -46,10 +54,10 @@ def _check_dataset(path: Path, dataset: h5py.Dataset) -> None:
         raise UserError(
             f"{path}: {dataset.name}: its values lie in another file, {elsewhere[0]}; copy them into this one"
         )
-    if dataset.nbytes > _SMALL and dataset.nbytes > _DEFLATE * path.stat().st_size:
+    declared, held = math.prod(dataset.shape or (0,)) * dataset.dtype.itemsize, path.stat().st_size
+    if declared > _SMALL and declared > _DEFLATE * held:
         raise UserError(
-            f"{path}: {dataset.name}: declares {dataset.nbytes:,} bytes, but the file has {path.stat().st_size:,}; "
-            "write it again"
+            f"{path}: {dataset.name}: declares {declared:,} bytes, but the file has {held:,}; write it again"
         )
 
 

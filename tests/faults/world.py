@@ -46,7 +46,7 @@ demo:
   simulate: {episodes: 1, steps: 3}
   render: {wrist_size: 16, global_size: 24, depth_height: 16, depth_width: 16, antialias: 1}
 data: {split: {val: 0.25, test: 0.25}}
-train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32}
+train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32, patch_share: 0.7}
 evaluate: {baselines: [mean_image, pca], batch_size: 4}
 embed: {batch_size: 4}
 clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, verify: {sample: 2}}

@@ -57,6 +57,7 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
         )
     bf16, dim = use_bf16(params.precision), header.network.latent_dim
     device, precision = pick_device(), "bf16" if bf16 else "fp32"
+    network = weights.build(encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder_sha256 = file_sha256(encoder)
     cache = ArrayCache(
         fingerprint(encoder_sha256, precision, params.batch_size, device.type, torch.__version__), (dim,)
@@ -64,7 +65,6 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
     keys = [digest(image) for image in tqdm(store.depth, desc="hash images", unit="img", mininterval=0.5)]
     mine = range(rank(), len(keys), world_size())  # not a share of what is missing: that changes as others append
     missing = [row for row in mine if keys[row] not in cache]
-    network = weights.build(encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with tqdm(desc="embed", total=len(mine), initial=len(mine) - len(missing), unit="img", mininterval=0.5) as bar:
         for start in range(0, len(missing), params.batch_size):
             rows = missing[start : start + params.batch_size]

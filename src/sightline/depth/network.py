@@ -41,6 +41,9 @@ class NetworkConfig(Section):
         if (self.patch_path != "none" or self.head == "flat") and self.latent_dim % POSITIONS:
             which = f"patch_path {self.patch_path}" if self.patch_path != "none" else "head flat"
             raise ValueError(f"latent_dim must be a multiple of {POSITIONS} with {which}, not {self.latent_dim}")
+        largest = POSITIONS * PATCH * PATCH * self.input_channels
+        if self.latent_dim > largest:
+            raise ValueError(f"latent_dim must be at most {largest}, the pixels of an image, not {self.latent_dim}")
         return self
 
 

@@ -17,7 +17,7 @@ from sightline.depth.preprocessing import Count, Preprocessing, check_height_ran
 from sightline.depth.screening import multiples, repeated_across_parts, warn_of_encoding
 from sightline.depth.store import create_depth_store, open_depth_rows
 from sightline.errors import UserError
-from sightline.files import atomic_output, fingerprint, scratch_folder
+from sightline.files import atomic_output, discard, fingerprint, scratch_folder
 from sightline.parallel import unordered_map
 from sightline.params import Section
 from sightline.recording.images import list_images, read_depth, read_rgb
@@ -113,7 +113,7 @@ def normalize_depth(
     reports = sorted(blocks, key=lambda report: report["start"])
     failures = {row: message for report in reports for row, message in report["failures"]}
     if failures and (on_error == "fail" or len(failures) == len(frames.paths)):
-        shutil.rmtree(scratch)  # the images will be mended, so nothing of this run can be used again
+        discard(scratch)  # the images will be mended, so nothing of this run can be used again
         raise UserError(_list_failures(failures, len(frames.paths)))
     if params.channels == 1:
         warn_of_encoding([pair for report in reports for pair in report["multiples"]], preprocessing)
@@ -129,7 +129,7 @@ def normalize_depth(
             _copy_rows(partial, temporary, frames.keep(kept), kept, preprocessing, params.channels)
         else:
             shutil.move(partial, temporary)
-    shutil.rmtree(scratch)
+    discard(scratch)
     figures = _figures(frames, reports, preprocessing) | {"duplicates_left_out": len(duplicates)}
     return figures | (preprocessing.range_mm() if params.channels == 1 else {})
 

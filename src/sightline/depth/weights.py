@@ -106,6 +106,8 @@ def load_weights(path: Path, kind: Kind) -> Weights:
         raise UserError(
             f"{path}: holds an {weights.header.kind}, not an {kind}; give a file written by stages/{made_by[kind]}"
         )
+    with torch.device("meta"):  # no memory for a network that the header makes up
+        weights.build(path)
     return weights
 
 

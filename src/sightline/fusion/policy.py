@@ -186,6 +186,11 @@ def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> Fus
         raise UserError(
             f"{path}: trained on cameras {', '.join(config.cameras)}, in this order, but given {', '.join(cameras)}"
         )
-    policy = FusionPolicy(config)
-    policy.load_state_dict(tensors)
+    try:
+        with torch.device("meta"):  # no memory for a network that the header makes up
+            FusionPolicy(config).load_state_dict(tensors)
+        policy = FusionPolicy(config)
+        policy.load_state_dict(tensors)
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: the weights do not fit the header: {' '.join(str(error).split())[:200]}") from None
     return policy.eval()

@@ -12,7 +12,6 @@ Root attributes: ``cameras`` and ``joint_names`` (JSON), ``target`` (the column 
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, fingerprint, scratch_folder
+from sightline.files import atomic_output, discard, fingerprint, scratch_folder
 from sightline.hdf5 import create_contiguous, open_hdf5, open_rows
 from sightline.parallel import unordered_map
 from sightline.params import PartOfSection
@@ -168,7 +167,7 @@ def pack_views(
         for start in range(0, len(rows), _BLOCK):
             rows[start : start + _BLOCK] = decoded[start : start + _BLOCK]
         rows.flush()
-    shutil.rmtree(scratch)
+    discard(scratch)
     return {
         "frames": len(frames),
         "episodes": int(frames["episode"].nunique()),

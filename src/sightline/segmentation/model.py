@@ -136,6 +136,11 @@ def load_model(path: Path | str) -> SegmentationModel:
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValidationError):
         raise UserError(f"{path}: not a segmentation model; write one with stages/train_segmentation.py") from None
-    model = SegmentationModel(config)
-    model.load_state_dict(tensors)
+    try:
+        with torch.device("meta"):  # no memory for a network that the header makes up
+            SegmentationModel(config).load_state_dict(tensors)
+        model = SegmentationModel(config)
+        model.load_state_dict(tensors)
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: the weights do not fit the header: {' '.join(str(error).split())[:200]}") from None
     return model.eval()

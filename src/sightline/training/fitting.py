@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder, write_json
+from sightline.files import atomic_output, discard, file_sha256, fingerprint, scratch_folder, write_json
 from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import rank, world_size
@@ -108,7 +108,7 @@ class FitResult:
 
     def finish(self) -> None:
         """Delete the state that a resumed run would start from."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        discard(self.scratch)
 
 
 def fit(

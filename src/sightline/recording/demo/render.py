@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder
+from sightline.files import atomic_output, discard, file_sha256, fingerprint, scratch_folder
 from sightline.parallel import unordered_map
 from sightline.params import Section
 from sightline.recording.demo.appearance import CLASSES, draw_look, take_picture
@@ -94,7 +94,7 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
             for job in jobs:
                 shutil.copytree(job.folder / folder, temporary, dirs_exist_ok=True)
     write_recording_info(root / "recording.json", _recording_info(states))
-    shutil.rmtree(scratch)
+    discard(scratch)
 
 
 def _recording_info(states: StatesFile) -> RecordingInfo:

@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, file_sha256, fingerprint, scratch_folder
+from sightline.files import atomic_output, discard, file_sha256, fingerprint, scratch_folder
 from sightline.parallel import unordered_map
 from sightline.recording.frames import first_few
+from sightline.recording.images import MAX_PIXELS
 from sightline.recording.layout import RecordingInfo, write_recording_info
 
 NATIVE = 0  # picture size: as it is
@@ -137,6 +138,8 @@ def decode_picture(data: bytes, where: str) -> np.ndarray:
         with Image.open(BytesIO(data)) as image:
             if image.mode != "RGB":
                 raise UserError(f"{where}: a picture of mode {image.mode}, not RGB; name colour cameras with --camera")
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{where}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             return np.asarray(image)
     except UnidentifiedImageError:
         raise UserError(f"{where}: not a picture in JPEG or PNG; copy the file again") from None
@@ -195,7 +198,7 @@ def write_recording(
             write_recording_info(temporary / "recording.json", RecordingInfo(fps=fps, cameras=cameras, joints=joints))
     except OSError as error:
         raise UserError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from None
-    shutil.rmtree(scratch)
+    discard(scratch)
     return _summary(demonstrations, target, fps, sizes, size)
 
 

@@ -9,6 +9,7 @@ cameras                              features of dtype ``video`` (mp4), or ``ima
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +36,7 @@ from sightline.recording.importers.demonstrations import (
 )
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+_NO_PLAYLISTS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"}  # those open further files
 
 
 class Feature(BaseModel):
@@ -133,7 +135,7 @@ class VideoClip:
     def __iter__(self) -> Iterator[np.ndarray]:
         half = 0.5 / self.fps  # times are rounded in the file; frames are whole periods apart
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(str(self.path), options=_NO_PLAYLISTS) as container:
                 if not container.streams.video:
                     raise UserError(f"{self.path}: no video in it; copy the file again")
                 stream = container.streams.video[0]
@@ -290,13 +292,15 @@ def _episode_v3(source: Path, info: Info, row: dict[str, Any], videos: list[str]
 def _place(source: Path, info: Info, pattern: str, **values: Any) -> Path:
     """The file that ``data_path`` or ``video_path`` names."""
     text = getattr(info, pattern)
+    where = f"{source / 'meta/info.json'}: {pattern}: {text!r}"
+    if any(part == ".." for part in Path(text).parts) or Path(text).is_absolute():
+        raise UserError(f"{where} leaves the data set; name files in it")
     try:
+        if re.search(r"\{(?!\w+(:0?\d{1,2}d)?\})", text):  # fields and digits only: no width to fill memory with
+            raise ValueError
         return source / text.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError):
-        known = ", ".join(values)
-        raise UserError(
-            f"{source / 'meta/info.json'}: {pattern}: {text!r} cannot be filled in; known are {known}"
-        ) from None
+        raise UserError(f"{where} cannot be filled in; known are {', '.join(values)}") from None
 
 
 def _demonstration(
