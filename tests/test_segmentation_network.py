@@ -9,9 +9,11 @@ from sightline.errors import UserError
 from sightline.segmentation import SegmentationConfig, SegmentationModel, load_model, virtual_adversarial_loss
 from sightline.segmentation.augmentation import (
     BOX_CHANCES,
+    CROP_CHANCES,
     STRONG_CHANCES,
     WEAK_CHANCES,
     AugmentationParams,
+    Window,
     change_colours,
     pasted,
     random_boxes,
@@ -219,22 +221,24 @@ def test_without_changes_a_view_is_the_image_and_a_mirrored_one_its_mirror():
     torch.testing.assert_close(mirrored["clip"], patches.unflatten(1, (3, 3)).flip(2).flatten(1, 2))
 
 
-def test_a_crop_is_a_part_of_the_image_in_its_own_size():
-    images, masks = images_and_masks()
-    images = torch.randint(0, 256, images.shape, dtype=torch.uint8)
-    chances = torch.rand(4, WEAK_CHANCES)
-    chances[0, 5:7], chances[1, 5:7] = 0.0, 1.0  # the first and the last corner
+def test_a_crop_is_a_part_of_everything_that_belongs_to_an_image():
+    images, masks = torch.rand(4, 3, 24, 32), torch.randint(0, 5, (4, 24, 32))
+    chances = torch.rand(4, CROP_CHANCES)
+    chances[0], chances[1] = 0.0, 0.9999  # the first and the last corner
+    window = Window.random(chances, (24, 32), (12, 16))
     patches = torch.randn(4, 16, 2)
-    params = STILL.model_copy(update={"crop": (12, 16)})
-    placed, labels = weak_view({"image": images, "clip": patches}, masks, chances, params)
-    assert (placed["image"].shape, labels.shape) == ((4, 3, 12, 16), (4, 12, 16))
-    torch.testing.assert_close(placed["image"][0], images[0, :, :12, :16] / 255, atol=1e-4, rtol=0)
-    torch.testing.assert_close(placed["image"][1], images[1, :, 12:, 16:] / 255, atol=1e-4, rtol=0)
-    assert torch.equal(labels[:2], torch.stack([masks[0, :12, :16], masks[1, 12:, 16:]]).long())
-    assert labels[2:].max() < 255  # whole parts, wherever they lie
-    # patches of half the image: 4 x 4 of the first quarter, where 2 x 2 were
-    assert placed["clip"].shape == patches.shape
-    torch.testing.assert_close(placed["clip"][0].unflatten(0, (4, 4))[0, 0], patches[0, 0])
+    cut, labels = window.of_inputs({"image": images, "depth": images[:, :2], "clip": patches}), window.of(masks)
+    for i, (row, column) in enumerate(window.corner.tolist()):
+        assert (0 <= row <= 12, 0 <= column <= 16) == (True, True)
+        assert torch.equal(cut["image"][i], images[i, :, row : row + 12, column : column + 16])
+        assert torch.equal(cut["depth"][i], images[i, :2, row : row + 12, column : column + 16])
+        assert torch.equal(labels[i], masks[i, row : row + 12, column : column + 16])
+    assert window.corner[:2].tolist() == [[0, 0], [12, 16]]
+    # patches of half the image: 4 x 4 of a quarter, where 2 x 2 were
+    grids = cut["clip"].unflatten(1, (4, 4))
+    torch.testing.assert_close(grids[0, 0, 0], patches[0, 0])
+    torch.testing.assert_close(grids[1, 3, 3], patches[1, 15])
+    assert Window.random(torch.rand(99, 2), (24, 32), (24, 32)).corner.abs().sum() == 0
 
 
 def test_colours_change_within_bounds_and_greys_keep_theirs():

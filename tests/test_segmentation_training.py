@@ -21,8 +21,10 @@ from sightline.params import Section, load_params
 from sightline.recording.frames import write_index
 from sightline.recording.split import SplitParams
 from sightline.segmentation import SegmentationFrames, SegmentationModel, load_model
+from sightline.segmentation.augmentation import Window
 from sightline.segmentation.batches import StepBatches
-from sightline.segmentation.methods import SEMI_SUPERVISED, BcpParams
+from sightline.segmentation.frames import IGNORE
+from sightline.segmentation.methods import SEMI_SUPERVISED, BcpParams, Unlabelled, _predicted
 from sightline.segmentation.training import ContrastiveParams, SegmentationParams, train_segmentation
 
 SMALL = SegmentationParams(
@@ -58,10 +60,12 @@ METHODS = ("supervised", *SEMI_SUPERVISED)
 
 
 @pytest.mark.parametrize(
-    ("method", "bank"), [*((name, None) for name in METHODS), ("supervised", 0.5), ("unimatch", 0.5), ("ss_net", 0)]
-)
-def test_every_method_trains_with_and_without_a_memory_bank(recording, method, bank):
-    params = changed(method=method, bcp=BcpParams(pretrain=0.5), contrastive=ContrastiveParams(weight=bank))
+    ("method", "bank", "crop"),
+    [*((name, None, None) for name in METHODS), ("supervised", 0.5, (16, 16)), ("unimatch", 0.5, (17, 20)),
+     ("bcp", 0, (16, 16)), ("ss_net", 0, None)],
+)  # fmt: skip
+def test_every_method_trains_with_and_without_a_memory_bank(recording, method, bank, crop):
+    params = changed(method=method, bcp=BcpParams(pretrain=0.5), contrastive=ContrastiveParams(weight=bank), crop=crop)
     weights = train(recording, params=params)
     lines = (recording.parent / "m/curves.csv").read_text().splitlines()
     names = set(lines[0].split(","))
@@ -79,6 +83,21 @@ def test_every_method_trains_with_and_without_a_memory_bank(recording, method, b
     pairs = zip(model.parameters(), SegmentationModel(model.config).parameters(), strict=True)
     moved = [not torch.allclose(a, b) for a, b in pairs]
     assert np.mean(moved) > 0.9
+
+
+def test_a_teacher_is_given_whole_images_and_its_labels_are_cut(recording):
+    model = load_model(train(recording))
+    whole = {"image": torch.rand(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))}
+    window = Window(torch.tensor([[0, 0], [3, 5], [8, 2]]), (16, 16))
+    outside = torch.zeros(3, 16, 16, dtype=torch.long)
+    outside[1, 0] = IGNORE
+    more = Unlabelled(window.of_inputs(whole), outside, torch.zeros(3, 1), whole, window)
+    confidence, pseudo = _predicted(model, more)
+    expected = window.of(model.decode(model.encode(whole["image"]), SIZE).logits.softmax(dim=1))
+    torch.testing.assert_close(confidence, expected.amax(dim=1))
+    assert torch.equal(pseudo[0], expected[0].argmax(dim=0))
+    assert (pseudo[1, 0] == IGNORE).all()
+    assert torch.equal(_predicted(model, more.first(2))[1], pseudo[:2])
 
 
 @pytest.mark.parametrize("preset", ["semiseg", "document"])

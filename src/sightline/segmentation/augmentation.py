@@ -9,6 +9,7 @@ colours and the pasted rectangle are those of consistency training: Sohn et al.,
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field, field_validator
@@ -19,7 +20,7 @@ from sightline.params import Section
 from sightline.segmentation.frames import IGNORE
 
 Inputs = dict[str, Tensor]
-PLACE_CHANCES, COLOUR_CHANCES, BOX_CHANCES = 7, 4, 5
+PLACE_CHANCES, COLOUR_CHANCES, BOX_CHANCES, CROP_CHANCES = 5, 4, 5, 2
 STRONG_CHANCES = COLOUR_CHANCES + 3  # whether to change colours, whether to make it grey, how much to blur
 WEAK_CHANCES = PLACE_CHANCES + COLOUR_CHANCES
 _GREY_SHARE, _COLOUR_SHARE = 0.2, 0.8  # of the strong views
@@ -51,7 +52,7 @@ class AugmentationParams(Section):
 def weak_view(
     inputs: Inputs, masks_BHW: Tensor | None, chances: Tensor, params: AugmentationParams
 ) -> tuple[Inputs, Tensor]:
-    """Change places and colours of uint8 images and their masks -> inputs in [0, 1], masks, of the size of the crop.
+    """Change places and colours of uint8 images and their masks -> inputs in [0, 1], masks.
 
     Args:
         masks_BHW: class ids, uint8; None, of unlabelled images, is taken as zeros: what lies outside the image is 255.
@@ -59,10 +60,8 @@ def weak_view(
     """
     of_place, of_colour = chances.split((PLACE_CHANCES, COLOUR_CHANCES), dim=1)
     image = inputs["image"].float() / 255
-    height, width = image.shape[2:]
-    crop = params.crop or (height, width)
-    theta = _cropping(_sampling_matrix(of_place[:, :5], height, width, params), of_place[:, 5:], crop, (height, width))
-    grid = F.affine_grid(theta, [len(image), 1, *crop], align_corners=False)
+    theta = _sampling_matrix(of_place, image.shape[2], image.shape[3], params)
+    grid = F.affine_grid(theta, [len(image), 1, *image.shape[2:]], align_corners=False)
     placed = {"image": F.grid_sample(image, grid, padding_mode="border", align_corners=False)}
     labels = torch.zeros_like(image[:, 0]) if masks_BHW is None else masks_BHW.float()
     layers = [labels[:, None] - IGNORE, *([inputs["depth"]] if "depth" in inputs else [])]  # zeros outside: ignored
@@ -73,6 +72,40 @@ def weak_view(
         placed["clip"] = _placed_patches(inputs["clip"], theta)
     placed["image"] = change_colours(placed["image"], of_colour, params.jitter, params.hue)
     return placed, (sampled[:, 0] + IGNORE).round().long()
+
+
+@dataclass
+class Window:
+    """Parts of images: ``size`` pixels each, from the pixel ``corner`` [B, 2] (row, column) on."""
+
+    corner: Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def random(cls, chances: Tensor, whole: tuple[int, int], size: tuple[int, int]) -> "Window":
+        """Anywhere in images of ``whole`` pixels. ``chances`` is [B, CROP_CHANCES]."""
+        room = chances.new_tensor([whole[0] - size[0] + 1, whole[1] - size[1] + 1])
+        return cls((chances * room).long(), size)
+
+    def of(self, values: Tensor) -> Tensor:
+        """The parts of [B, H, W] or [B, channels, H, W]."""
+        place = [self.corner[:, axis, None] + torch.arange(self.size[axis], device=values.device) for axis in (0, 1)]
+        image, rows, columns = torch.arange(len(values), device=values.device), place[0], place[1]
+        if values.ndim == 3:
+            return values[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+        parts = values[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, h, w, channels)
+        return parts.permute(0, 3, 1, 2)
+
+    def of_inputs(self, inputs: Inputs) -> Inputs:
+        """The parts of images and depth; CLIP grids of as many patches as before, of that part."""
+        cut = {name: self.of(values) for name, values in inputs.items() if name != "clip"}
+        if "clip" in inputs:
+            whole = inputs["image"].new_tensor(inputs["image"].shape[2:])
+            share = whole.new_tensor(self.size) / whole
+            middle = (2 * self.corner + whole.new_tensor(self.size)) / whole - 1
+            theta = torch.diag_embed(share.flip(0)).expand(len(middle), 2, 2)  # x, y
+            cut["clip"] = _placed_patches(inputs["clip"], torch.cat([theta, middle.flip(1)[:, :, None]], dim=2))
+        return cut
 
 
 def strong_view(inputs: Inputs, chances: Tensor, params: AugmentationParams) -> Inputs:
@@ -164,14 +197,6 @@ def _sampling_matrix(chances: Tensor, height: int, width: int, params: Augmentat
     first = torch.stack([flip * cosine, -flip * sine * height / width, shift[:, 0]], dim=1)
     second = torch.stack([sine * width / height, cosine, shift[:, 1]], dim=1)
     return torch.stack([first, second], dim=1)
-
-
-def _cropping(theta: Tensor, chances_B2: Tensor, crop: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """``theta`` of a part of the output, ``crop`` of ``size`` pixels, anywhere in it."""
-    share_2 = theta.new_tensor([crop[1] / size[1], crop[0] / size[0]])  # x, y
-    middle_B2 = (1 - share_2) * (2 * chances_B2 - 1)
-    turn, shift = theta[:, :, :2], theta[:, :, 2:]
-    return torch.cat([turn * share_2, turn @ middle_B2[:, :, None] + shift], dim=2)
 
 
 def _placed_patches(grids_BPG: Tensor, theta: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from sightline.segmentation.augmentation import (
     STRONG_CHANCES,
     AugmentationParams,
     Inputs,
+    Window,
     pasted,
     random_boxes,
     square_boxes,
@@ -117,11 +118,23 @@ class Step:
 
 @dataclass
 class Unlabelled:
-    """Weakly changed images without labels."""
+    """Weakly changed images without labels.
+
+    Where parts of images are trained on, a teacher is given the whole ones and its labels are cut: it needs what is
+    around a part as much as anybody.
+    """
 
     inputs: Inputs
     outside: Tensor  # int64 [B, H, W], 255 outside the image, else 0
     chances: Tensor  # [B, UNLABELLED_CHANCES]
+    whole: Inputs  # what ``inputs`` is part of, or is
+    window: Window | None  # which part; None: all
+
+    def first(self, count: int) -> "Unlabelled":
+        """The first ``count`` images."""
+        inputs, whole = ({name: v[:count] for name, v in some.items()} for some in (self.inputs, self.whole))
+        window = self.window and Window(self.window.corner[:count], self.window.size)
+        return Unlabelled(inputs, self.outside[:count], self.chances[:count], whole, window)
 
 
 @dataclass
@@ -198,7 +211,7 @@ def unimatch(step: Step, more: Unlabelled) -> Learnt:
     if params.teacher:
         confidence, pseudo = _predicted(step.teacher, more)
     else:
-        confidence, pseudo = _most_likely(weak, more)
+        confidence, pseudo = _most_likely(weak.logits, more)
     weight = params.weight * step.params.rise(step.done)
     views, labels, trust = [], [], []
     for chances in more.chances.split(VIEW_CHANCES, dim=1):
@@ -233,10 +246,9 @@ def bcp(step: Step, more: Unlabelled) -> Learnt:
         output = _run(step.model, pasted(first, _rolled(first), box))
         loss = dice_cross_entropy(output.logits, mixed, step.class_weights)
         return Learnt({"labelled": loss, "pseudo": torch.zeros_like(loss)}, [(output, mixed, True)])
-    known = {name: values[:count] for name, values in step.labelled.items()}
-    unknown = {name: values[:count] for name, values in more.inputs.items()}
-    _, pseudo = _predicted(step.teacher, Unlabelled(unknown, more.outside[:count], more.chances[:count]))
-    inward, outward = pasted(known, unknown, box), pasted(unknown, known, box)
+    known, unknown = {name: values[:count] for name, values in step.labelled.items()}, more.first(count)
+    _, pseudo = _predicted(step.teacher, unknown)
+    inward, outward = pasted(known, unknown.inputs, box), pasted(unknown.inputs, known, box)
     output = _run(step.model, _joined(inward, outward))
     is_known = torch.cat([~box[:, 0], box[:, 0]])
     true, guessed = torch.cat([labels[:count]] * 2), torch.cat([pseudo] * 2)
@@ -275,12 +287,13 @@ def _run(model: SegmentationModel, inputs: Inputs, hidden: dict[str, Tensor] | N
 @torch.no_grad()
 def _predicted(teacher: SegmentationModel, more: Unlabelled) -> tuple[Tensor, Tensor]:
     """What the teacher makes of the images, see `_most_likely`."""
-    return _most_likely(_run(teacher, more.inputs), more)
+    logits = _run(teacher, more.whole).logits
+    return _most_likely(logits if more.window is None else more.window.of(logits), more)
 
 
-def _most_likely(output: Output, more: Unlabelled) -> tuple[Tensor, Tensor]:
+def _most_likely(logits: Tensor, more: Unlabelled) -> tuple[Tensor, Tensor]:
     """Confidence and class of each pixel, [B, H, W] each, without gradient; 255 outside the image."""
-    confidence, pseudo = output.logits.detach().float().softmax(dim=1).max(dim=1)
+    confidence, pseudo = logits.detach().float().softmax(dim=1).max(dim=1)
     return confidence, torch.where(more.outside == IGNORE, IGNORE, pseudo)
 
 

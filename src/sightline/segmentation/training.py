@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from sightline.errors import UserError
 from sightline.files import write_json
 from sightline.params import Section
-from sightline.segmentation.augmentation import WEAK_CHANCES, weak_view
+from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled
 from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrames
 from sightline.segmentation.methods import (
@@ -138,7 +138,7 @@ class SegmentationModule(lightning.LightningModule):
             self.average.eval()
         config, params = self.model.config, self.params_
         with torch.autocast(self.device.type, enabled=False):
-            labelled, labels, rest = _viewed(batch["labelled"], params)
+            labelled, labels, rest = _viewed(batch["labelled"], params)[:3]
             more = Unlabelled(*_viewed(batch["unlabelled"], params)) if "unlabelled" in batch else None
         hidden = {name: rest[:, i] < params.extra_dropout for i, name in enumerate(config.extras)}
         generator = torch.Generator().manual_seed(
@@ -280,10 +280,11 @@ def train_segmentation(
     )  # fmt: skip
     model = SegmentationModel(config)
     model.fit_normalisation(data.images[torch.from_numpy(np.searchsorted(data.rows, train)).to(data.images.device)])
+    drawn = WEAK_CHANCES + CROP_CHANCES
     order: Any = StepBatches(
         labelled, unlabelled if len(unlabelled) and params.method != "supervised" else None,
         steps=params.steps_per_epoch, sizes=(params.batch_size, params.unlabelled_batch_size),
-        chances=(WEAK_CHANCES + len(config.extras), WEAK_CHANCES + UNLABELLED_CHANCES),
+        chances=(drawn + len(config.extras), drawn + UNLABELLED_CHANCES),
         seed=seed, weights=_sampling(of_labelled, params), rank=rank(), world_size=world_size(),
     )  # fmt: skip
     in_val = torch.from_numpy(of_val.sum(axis=0) > 0)
@@ -410,11 +411,15 @@ def _bank(model: SegmentationModel, params: SegmentationParams) -> ContrastivePr
     return ContrastivePrototypeManager.from_preset(preset, classes, chosen.feature_dim, input_dim=width, **rows)
 
 
-def _viewed(frames: dict[str, Tensor], params: SegmentationParams) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Weakly changed inputs, masks, and the random numbers that are left."""
-    of_view, rest = frames["chances"][:, :WEAK_CHANCES], frames["chances"][:, WEAK_CHANCES:]
+def _viewed(frames: Inputs, params: SegmentationParams) -> tuple[Inputs, Tensor, Tensor, Inputs, Window | None]:
+    """Weakly changed inputs, masks, the random numbers that are left, whole inputs, and what was cut of them."""
+    of_view, of_crop, rest = frames["chances"].tensor_split((WEAK_CHANCES, WEAK_CHANCES + CROP_CHANCES), dim=1)
     inputs = {name: values for name, values in frames.items() if name not in ("mask", "chances")}
-    return *weak_view(inputs, frames.get("mask"), of_view, params), rest
+    whole, masks = weak_view(inputs, frames.get("mask"), of_view, params)
+    if params.crop is None:
+        return whole, masks, rest, whole, None
+    window = Window.random(of_crop, (masks.shape[1], masks.shape[2]), params.crop)
+    return window.of_inputs(whole), window.of(masks), rest, whole, window
 
 
 def _extras_of(frames: dict[str, Tensor]) -> dict[str, Tensor]:
