@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,7 +84,10 @@ def test_processes_started_by_a_launcher_train_together(data, tmp_path):
     assert load_weights(tmp_path / "two.safetensors", "autoencoder").header.kind == "autoencoder"
 
 
-def test_ctrl_c_ends_a_training_without_output_or_traceback(data, tmp_path, scratch_root):
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_training_without_output_or_traceback(data, tmp_path, scratch_root, number, status, word):
     command = [
         sys.executable,
         SCRIPT,
@@ -102,10 +106,12 @@ def test_ctrl_c_ends_a_training_without_output_or_traceback(data, tmp_path, scra
     while not list((scratch_root / "train_autoencoder").glob("*/last.ckpt")):
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "train_autoencoder.py: interrupted; run it again to continue"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == status
+    last = rf"train_autoencoder.py: {word}; run it again to continue \(\d+ of 99 epochs are kept\)"
+    assert re.fullmatch(last, errors.splitlines()[-1])
+    assert list((scratch_root / "train_autoencoder").glob("*/last.ckpt"))
     assert "Traceback" not in errors
     assert not (tmp_path / "a.safetensors").exists()
 

@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,14 +61,16 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
         chosen = load_params(params, args.params, args.set)
         main(args, chosen)
     except BaseException as error:
-        interrupt = _interrupt(error)
+        interrupt = next((cause for cause in _chain(error) if isinstance(cause, KeyboardInterrupt)), None)
         if interrupt:
             kept = f" ({interrupt})" if str(interrupt) else ""
             how = "terminated" if ends else "interrupted"
             print(f"{parser.prog}: {how}; run it again to continue{kept}", file=sys.stderr)
             raise SystemExit(143 if ends else 130) from None
-        said = str(error) if isinstance(error, UserError) else refusal(error)
-        said = f"out of memory; {_less_memory(args, chosen)}" if said is None and lacks_memory(error) else said
+        said = str(error) if isinstance(error, UserError) else None
+        for cause in _chain(error):
+            if said is None:
+                said = f"out of memory; {_less_memory(args, chosen)}" if lacks_memory(cause) else refusal(cause)
         if said is None:
             raise
         print(f"{parser.prog}: error: {said}", file=sys.stderr)
@@ -85,11 +87,11 @@ def _on_sigterm(ends: list[int]) -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The interrupt behind ``error``: what is interrupted may fail in its turn, such as a file that is closed."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what is behind it: what goes wrong in the middle may fail again, such as a file that is closed."""
+    while error is not None:
+        yield error
         error = error.__cause__ or error.__context__
-    return error
 
 
 def _less_memory(args: argparse.Namespace, params: Section | None) -> str:

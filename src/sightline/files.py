@@ -1,5 +1,6 @@
 """Outputs that appear whole or not at all, hashes of inputs, and the scratch folder."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -40,8 +41,34 @@ def atomic_output(target: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+_CLAIMS: dict[Path, Any] = {}  # folder -> its locked file
+
+
+def claim(folder: Path) -> Path:
+    """Keep other processes from working in a scratch folder until `discard`, or the end of this process.
+
+    Raises:
+        UserError: another process has claimed it.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "a")  # noqa: SIM115
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / "lock")):
+                _CLAIMS[folder] = file
+                return folder
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{folder}: another process is doing the same work; wait for it, or stop it") from None
+        except FileNotFoundError:  # the other has just discarded the folder
+            file.close()
+
+
 def discard(folder: Path) -> None:
     """Delete a folder such that a kill never leaves a part of it under its name."""
+    if folder in _CLAIMS:
+        _CLAIMS.pop(folder).close()
     _remove_leftovers(folder)
     aside = _beside(folder, "old.")
     os.replace(folder, aside)

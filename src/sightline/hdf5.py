@@ -18,6 +18,7 @@ from sightline.errors import UserError
 
 _SMALL = 2**26  # bytes that may be declared whatever the file holds
 _DEFLATE = 1100  # gzip makes data smaller by at most 1032 times
+_UNEXPECTED = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
 class DataFile(h5py.File):
@@ -25,6 +26,7 @@ class DataFile(h5py.File):
 
     Links to other files are refused when it is opened, data sets whose values lie in other files when they are
     reached, as are those that declare far more than the file holds: a few bytes could ask for terabytes of memory.
+    What fails while the file is open becomes a `UserError`, so that a reader may rely on what its writer writes.
     """
 
     def __getitem__(self, name: Any) -> Any:
@@ -40,11 +42,39 @@ class DataFile(h5py.File):
             return default
         return self[name]
 
+    def rows(self, name: str) -> np.memmap:
+        """Memory map of a contiguous data set of this very file, even where another has taken its name since.
+
+        Raises:
+            UserError: no such data set, or one that is not contiguous.
+        """
+        offset, dataset = _placed(self, name)
+        with open(os.dup(self.id.get_vfd_handle()), "rb") as plain:
+            return np.memmap(plain, dataset.dtype, "r", offset, dataset.shape)
+
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         path = self.filename if self.id else ""
         super().__exit__(kind, error, trace)
-        if isinstance(error, OSError | RuntimeError | KeyError) and not isinstance(error, UserError) and path:
-            raise UserError(f"{path}: broken HDF5 file ({' '.join(str(error).split())}); write it again") from None
+        if isinstance(error, _UNEXPECTED) and not isinstance(error, UserError) and path:
+            raise UserError(f"{path}: not as it was written ({' '.join(str(error).split())}); write it again") from None
+
+
+def require(path: Path, kinds: Mapping[str, tuple[np.ndarray, str, int]]) -> None:
+    """Raise `UserError` naming the first data set of ``kinds`` that is not what its reader takes it for.
+
+    Args:
+        kinds: name -> (values, their kind as numpy's ``dtype.kind`` (several letters: any), number of dimensions);
+            all have as many rows as the first. Numbers that are no numbers are refused, too, other than in memory maps.
+    """
+    rows = None
+    for name, (values, kind, dimensions) in kinds.items():
+        if values.dtype.kind not in kind or values.ndim != dimensions or len(values) != (rows or len(values)):
+            raise UserError(f"{path}: {name}: {values.dtype} {list(values.shape)} is not what its writer writes there")
+        if "f" in kind and not isinstance(values, np.memmap) and not np.isfinite(values).all():
+            raise UserError(f"{path}: {name}: holds NaN or infinity; write it again")
+        rows = rows or len(values)
+    if not rows:
+        raise UserError(f"{path}: holds no rows; write it again")
 
 
 def _check_dataset(path: Path, dataset: h5py.Dataset) -> None:
@@ -98,15 +128,24 @@ def open_rows(path: Path, name: str, mode: str = "r") -> np.memmap:
         UserError: no such file, not an HDF5 file, no such data set, or a data set that is not contiguous.
     """
     with open_hdf5(path) as file:
-        if name not in file:
-            raise UserError(f"{path}: no data set {name!r} in it; it holds {', '.join(file) or 'nothing'}")
-        dataset = file[name]
-        offset = dataset.id.get_offset()
-        if offset is None:
-            raise UserError(f"{path}: data set {name!r} is chunked or empty; write it again without compression")
-        if offset + dataset.nbytes > path.stat().st_size:
-            raise UserError(f"{path}: data set {name!r} goes on beyond the end of the file; write it again")
+        if mode == "r":
+            return file.rows(name)
+        offset, dataset = _placed(file, name)
         return np.memmap(path, dtype=dataset.dtype, mode=mode, offset=offset, shape=dataset.shape)  # type: ignore[call-overload]
+
+
+def _placed(file: DataFile, name: str) -> tuple[int, h5py.Dataset]:
+    """Offset of a contiguous data set in its file, and the data set."""
+    path = Path(file.filename)
+    if not isinstance(file.get(name), h5py.Dataset):
+        raise UserError(f"{path}: no data set {name!r} in it; it holds {', '.join(file) or 'nothing'}")
+    dataset = file[name]
+    offset = dataset.id.get_offset()
+    if offset is None:
+        raise UserError(f"{path}: data set {name!r} is chunked or empty; write it again without compression")
+    if offset + dataset.nbytes > os.fstat(file.id.get_vfd_handle()).st_size:
+        raise UserError(f"{path}: data set {name!r} goes on beyond the end of the file; write it again")
+    return offset, dataset
 
 
 def open_hdf5(path: Path) -> DataFile:

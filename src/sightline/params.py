@@ -102,7 +102,9 @@ def _restrict(tree: dict[str, Any], model: type[Section]) -> dict[str, Any]:
         if name in tree:
             part = isinstance(field.annotation, type) and issubclass(field.annotation, PartOfSection)
             value = tree[name]
-            kept[name] = {k: v for k, v in value.items() if k in field.annotation.model_fields} if part else value  # type: ignore[union-attr]
+            if part and isinstance(value, dict):
+                value = {k: v for k, v in value.items() if k in field.annotation.model_fields}  # type: ignore[union-attr]
+            kept[name] = value
     return kept
 
 

@@ -25,7 +25,7 @@ from world import STAGES, copy_world, make_world, run_command
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 IN_A_ROW = 4  # kills at most before a run is let through
-PATIENCE = 300.0  # seconds until a command counts as hanging
+PATIENCE = 120.0  # seconds until a command counts as hanging
 
 
 @dataclass

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sightline.clip.params import Compression
 from sightline.errors import UserError
-from sightline.hdf5 import create_contiguous, open_hdf5, open_rows
+from sightline.hdf5 import DataFile, create_contiguous, open_hdf5, open_rows, require
 
 GPU_SHARE = 0.5  # of the free memory of a GPU that a store may take
 
@@ -63,8 +63,14 @@ class GridStore:
             self.shape: tuple[int, int, int] = file["grids"].shape
             self.dtype: np.dtype = file["grids"].dtype
             self.compressed = file["grids"].chunks is not None
+            self._map: np.ndarray | None = None if self.compressed else np.asarray(file.rows("grids"))
+            self._identity = _identity(file)
+            if not (len(self.shape) == 3 and len(self.image_ids) == len(self.content_hash) == self.shape[0]):
+                raise UserError(f"{path}: its data sets have different numbers of rows; write it again")
+            if self.dtype not in (np.float16, np.float32) or not (np.diff(self.image_ids) > 0).all():
+                raise UserError(f"{path}: its grids or image ids are not what its writer writes; write it again")
+        require(self.path, {"image_ids": (self.image_ids, "i", 1), "content_hash": (self.content_hash, "S", 1)})
         self._check_expected({"model": model and model.replace("/", "-"), "tokens": tokens, "grid": grid})
-        self._map: np.ndarray | None = None
         self._file: tuple[int, h5py.File] | None = None  # with the process that opened it
         self._resident: Tensor | bool | None = None  # False: it does not fit
 
@@ -145,15 +151,23 @@ class GridStore:
     def _take(self, rows: np.ndarray) -> np.ndarray:
         if not self.compressed:
             if self._map is None:
-                self._map = np.asarray(open_rows(self.path, "grids"))
+                with self._opened_again() as file:
+                    self._map = np.asarray(file.rows("grids"))
             return self._map[rows]
         if self._file is None or self._file[0] != os.getpid():
             load_codecs()
-            self._file = os.getpid(), open_hdf5(self.path)
+            self._file = os.getpid(), self._opened_again()
         grids, out = self._file[1]["grids"], np.empty((len(rows), *self.shape[1:]), self.dtype)
         for i, row in enumerate(rows):  # HDF5's own selection of many rows is forty times slower on chunks
             grids.read_direct(out, np.s_[row], np.s_[i])
         return out
+
+    def _opened_again(self) -> DataFile:
+        file = open_hdf5(self.path)
+        if _identity(file) != self._identity:  # its rows may be those of other images
+            file.close()
+            raise UserError(f"{self.path}: has been replaced since it was opened; open it again")
+        return file
 
     def _load(self, device: torch.device) -> Tensor:
         resident = torch.empty(self.shape, dtype=getattr(torch, self.dtype.name), device=device)
@@ -162,6 +176,12 @@ class GridStore:
             resident[done : done + len(block)] = torch.from_numpy(block)
             done += len(block)
         return resident
+
+
+def _identity(file: DataFile) -> tuple[int, int, int]:
+    """Tells one file from another that takes its name."""
+    about = os.fstat(file.id.get_vfd_handle())
+    return about.st_dev, about.st_ino, about.st_mtime_ns
 
 
 def set_of_names(file: h5py.File) -> set[str]:

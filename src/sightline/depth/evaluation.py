@@ -30,7 +30,7 @@ from sightline.depth.evaluator import ModelEvaluator
 from sightline.depth.store import DepthStore
 from sightline.errors import UserError
 from sightline.files import write_json
-from sightline.hdf5 import open_hdf5, open_rows
+from sightline.hdf5 import open_hdf5
 from sightline.params import Section
 from sightline.recording.frames import read_frames
 from sightline.training import probing
@@ -255,8 +255,8 @@ def _read_targets(frames: Path, store: DepthStore, columns: tuple[str, ...]) -> 
 
 def _read_grids(path: Path, store: DepthStore) -> np.ndarray:
     """Grids of every frame of the store, [N, P, C], a copy."""
-    grids = open_rows(path, "grids")
     with open_hdf5(path) as file:
+        grids = file.rows("grids")
         ids = file["image_ids"][:] if "image_ids" in file else np.empty(0, np.int64)
     missing = np.setdiff1d(store.frame_id, ids)
     if len(missing):

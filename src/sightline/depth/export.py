@@ -7,6 +7,7 @@ normalised first, as `sightline.depth.preprocessing` says; the settings travel i
     encoder = torch.export.load("encoder.pt2", extra_files=extra).module()
 """
 
+import io
 import json
 import math
 import warnings
@@ -46,7 +47,9 @@ def export_encoder(weights: Path, output: Path) -> float:
     with atomic_output(output) as temporary:
         written = temporary.with_suffix(".pt2")
         try:
-            torch.export.save(program, written, extra_files={"preprocessing.json": settings})
+            archive = io.BytesIO()  # on a full disk, torch's own writing ends the process
+            torch.export.save(program, archive, extra_files={"preprocessing.json": settings})
+            written.write_bytes(archive.getvalue())
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes to it
                 expected, found = encoder(images), torch.export.load(written).module()(images)

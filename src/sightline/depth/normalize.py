@@ -17,7 +17,7 @@ from sightline.depth.preprocessing import Count, Preprocessing, check_height_ran
 from sightline.depth.screening import multiples, repeated_across_parts, warn_of_encoding
 from sightline.depth.store import create_depth_store, open_depth_rows
 from sightline.errors import UserError
-from sightline.files import atomic_output, discard, fingerprint, scratch_folder
+from sightline.files import atomic_output, claim, discard, fingerprint, scratch_folder
 from sightline.parallel import unordered_map
 from sightline.params import Section
 from sightline.recording.images import list_images, read_depth, read_rgb
@@ -103,7 +103,7 @@ def normalize_depth(
     frames = _frames_of_index(folder, index) if index else _frames_of_folder(folder, split)
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in frames.paths]
     settings = preprocessing.model_dump(), params.channels
-    scratch = scratch_folder("normalize", fingerprint(str(folder.resolve()), settings, files))
+    scratch = claim(scratch_folder("normalize", fingerprint(str(folder.resolve()), settings, files)))
     partial, journal = scratch / "depth.hdf5", scratch / "journal.jsonl"
     if not (journal.exists() and partial.exists()):  # killed before the first block, or after the last
         journal.unlink(missing_ok=True)

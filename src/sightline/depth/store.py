@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing
 from sightline.errors import UserError
-from sightline.hdf5 import create_contiguous, open_hdf5, open_rows
+from sightline.hdf5 import create_contiguous, open_hdf5, open_rows, require
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class DepthStore:
                 preprocessing = Preprocessing.model_validate_json(file.attrs["preprocessing"])
             except ValidationError as error:
                 raise UserError(f"{path}: attribute preprocessing: {error.errors()[0]['msg']}") from None
-        store = cls(path, open_rows(path, "depth"), open_rows(path, "valid"), frame_id, episode, split, preprocessing)
-        count, image = len(frame_id), (IMAGE_SIZE, IMAGE_SIZE)
-        whole = store.depth.shape in ((count, *image), (count, 3, *image)) and store.valid.shape == (count, *image)
-        typed = store.depth.dtype == np.float32 and store.valid.dtype == bool and frame_id.dtype == np.int64
-        if not (count and whole and typed and len(episode) == len(split) == count):
-            raise UserError(f"{path}: its data sets do not fit together; write it again with stages/normalize.py")
-        return store
+            depth, valid = file.rows("depth"), file.rows("valid")
+        one, three = (IMAGE_SIZE, IMAGE_SIZE), (3, IMAGE_SIZE, IMAGE_SIZE)
+        require(path, {
+            "frame_id": (frame_id, "i", 1), "episode": (episode, "i", 1), "split": (split, "U", 1),
+            "depth": (depth, "f", 4 if depth.shape[1:] == three else 3), "valid": (valid, "b", 3),
+        })  # fmt: skip
+        if depth.shape[1:] not in (one, three) or valid.shape[1:] != one or depth.dtype != np.float32:
+            raise UserError(f"{path}: images of {list(depth.shape[1:])}; write it again with stages/normalize.py")
+        return cls(path, depth, valid, frame_id, episode, split, preprocessing)
 
     @property
     def channels(self) -> int:

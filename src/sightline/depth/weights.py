@@ -106,6 +106,9 @@ def load_weights(path: Path, kind: Kind) -> Weights:
         raise UserError(
             f"{path}: holds an {weights.header.kind}, not an {kind}; give a file written by stages/{made_by[kind]}"
         )
+    unsound = [name for name, tensor in weights.tensors.items() if not torch.isfinite(tensor).all()]
+    if unsound:
+        raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
     with torch.device("meta"):  # no memory for a network that the header makes up
         weights.build(path)
     return weights

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from sightline.errors import UserError
 from sightline.fusion.advantage import Rewards
 from sightline.fusion.views import Views
-from sightline.hdf5 import open_hdf5, open_rows
+from sightline.hdf5 import open_hdf5
 from sightline.training.order import Draw
 
 
@@ -109,13 +109,12 @@ def read_extras(files: dict[str, Path], views: Views) -> dict[str, np.ndarray]:
             )
             if kind is None:
                 raise UserError(f"{path}: holds neither depth embeddings nor CLIP grids")
-            ids = file[kind[1]][:]
+            ids, values = file[kind[1]][:], file.rows(kind[0])
         missing = np.setdiff1d(views.frame_id[views.sound], ids)
         if len(missing):
             raise UserError(f"{path}: lacks {len(missing)} frames of {views.path} (first {missing[0]})")
         order = np.argsort(ids)
         rows = order[np.searchsorted(ids, views.frame_id, sorter=order).clip(max=len(ids) - 1)]
-        values = open_rows(path, kind[0])
         same = len(ids) == len(rows) and (rows == np.arange(len(rows))).all()
         found[name] = np.asarray(values if same else values[rows])
     return found

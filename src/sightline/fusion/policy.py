@@ -186,6 +186,9 @@ def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> Fus
         raise UserError(
             f"{path}: trained on cameras {', '.join(config.cameras)}, in this order, but given {', '.join(cameras)}"
         )
+    unsound = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if unsound:
+        raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
     try:
         with torch.device("meta"):  # no memory for a network that the header makes up
             FusionPolicy(config).load_state_dict(tensors)

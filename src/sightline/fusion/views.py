@@ -23,8 +23,8 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, discard, fingerprint, scratch_folder
-from sightline.hdf5 import create_contiguous, open_hdf5, open_rows
+from sightline.files import atomic_output, claim, discard, fingerprint, scratch_folder
+from sightline.hdf5 import create_contiguous, open_hdf5, open_rows, require
 from sightline.parallel import unordered_map
 from sightline.params import PartOfSection
 from sightline.recording.frames import first_few, read_frames, read_index
@@ -78,18 +78,16 @@ class Views:
             arrays = {name: file[name][:] for name in _NAMES[1:]}
             cameras, joints = (tuple(json.loads(file.attrs[name])) for name in ("cameras", "joint_names"))
             has_reward = bool(file.attrs["has_reward"])
-        arrays["split"] = arrays["split"].astype(str)
-        images = np.asarray(open_rows(path, "images"))
-        kinds = {"joints": 2, "actions": 2}
-        fit = all(len(values) == len(images) and values.ndim == kinds.get(name, 1) for name, values in arrays.items())
-        if (
-            not fit
-            or images.ndim != 5
-            or images.dtype != np.uint8
-            or images.shape[1] != len(cameras)
-            or not len(images)
-        ):
-            raise UserError(f"{path}: its data sets do not fit together; write it again with stages/pack_views.py")
+            arrays["split"] = arrays["split"].astype(str)
+            rows = file.rows("images")
+        kinds = {"sound": "b", "joints": "f", "actions": "f", "reward": "f", "split": "U"}
+        columns = {
+            name: (arrays[name], kinds.get(name, "i"), 2 if name in ("joints", "actions") else 1) for name in arrays
+        }
+        require(path, {"images": (rows, "u", 5), **columns})
+        images = np.asarray(rows)
+        if images.dtype != np.uint8 or images.shape[1:3] != (len(cameras), 3):
+            raise UserError(f"{path}: views of {list(images.shape[1:])}; write it again with stages/pack_views.py")
         return cls(path, images, **arrays, cameras=cameras, joint_names=joints, has_reward=has_reward)
 
     def rows(self, part: str) -> np.ndarray:
@@ -182,7 +180,7 @@ def _prepared(paths: list[list[Path] | None], shape: tuple[int, ...]) -> Path:
     known = [
         [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in row] if row else None for row in paths
     ]
-    scratch = scratch_folder("pack_views", fingerprint(known, shape))
+    scratch = claim(scratch_folder("pack_views", fingerprint(known, shape)))
     if not (scratch / "images.hdf5").exists():
         with atomic_output(scratch / "images.hdf5") as temporary:
             create_contiguous(temporary, {"images": (shape, np.uint8)}, {}, {})

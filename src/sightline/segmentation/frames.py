@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from sightline.errors import UserError
-from sightline.hdf5 import open_hdf5, open_rows
+from sightline.hdf5 import open_hdf5
 from sightline.params import PartOfSection, Section
 from sightline.recording.frames import first_few, read_index
 from sightline.recording.images import image_files, list_images, read_depth, read_pixels
@@ -450,9 +450,9 @@ def _read_grids(path: Path, ids: np.ndarray) -> np.ndarray:
     with open_hdf5(path) as file:
         if not {"grids", "image_ids"} <= set(file):
             raise UserError(f"{path}: holds no CLIP grids; write some with stages/clip_grids.py")
-        known = file["image_ids"][:]
+        known, grids = file["image_ids"][:], file.rows("grids")
     missing = np.setdiff1d(ids, known)
     if len(missing):
         raise UserError(f"{path}: lacks {len(missing)} frames (first {missing[0]})")
     order = np.argsort(known)
-    return np.asarray(open_rows(path, "grids")[order[np.searchsorted(known, ids, sorter=order)]])
+    return np.asarray(grids[order[np.searchsorted(known, ids, sorter=order)]])

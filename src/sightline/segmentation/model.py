@@ -136,6 +136,9 @@ def load_model(path: Path | str) -> SegmentationModel:
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValidationError):
         raise UserError(f"{path}: not a segmentation model; write one with stages/train_segmentation.py") from None
+    unsound = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if unsound:
+        raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
     try:
         with torch.device("meta"):  # no memory for a network that the header makes up
             SegmentationModel(config).load_state_dict(tensors)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, discard, file_sha256, fingerprint, scratch_folder, write_json
+from sightline.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder, write_json
 from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import rank, world_size
@@ -148,6 +148,8 @@ def fit(
     _quieten()
     key = fingerprint(stage, identity, _code_identity())
     scratch = scratch_folder(stage, key)
+    if rank() == 0:
+        claim(scratch)
     keeper = _Keeper(scratch, output_dir, checkpoint_every)
     if output_dir:
         write_json(output_dir / "config.json", {"stage": stage, "identity": identity})

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, discard, file_sha256, fingerprint, scratch_folder
+from sightline.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder
 from sightline.parallel import unordered_map
 from sightline.params import Section
 from sightline.recording.demo.appearance import CLASSES, draw_look, take_picture
@@ -82,7 +82,7 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
         raise UserError(f"{root}: is not a folder; choose another output path")
     states = StatesFile(states_path)
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
-    scratch = scratch_folder("render", fingerprint(params.model_dump(), file_sha256(states_path), code))
+    scratch = claim(scratch_folder("render", fingerprint(params.model_dump(), file_sha256(states_path), code)))
     jobs = [_Job(params, states, number, scratch / name) for number, name in enumerate(states.names)]
     to_do = [(job, states.steps) for job in jobs if not job.folder.is_dir()]  # the others were done before
     frames = len(jobs) * states.steps

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from sightline.errors import UserError
-from sightline.hdf5 import open_hdf5
+from sightline.hdf5 import open_hdf5, require
 
 FORMAT = "sightline demo states 1"
 
@@ -31,13 +31,15 @@ class EpisodeStates:
 
 def write_states(path: Path, episodes: list[EpisodeStates], fps: float, joints: tuple[str, ...]) -> None:
     """Write the states file: the same bytes for the same episodes."""
-    with h5py.File(path, "w") as file:
+    with h5py.File("states", "w", driver="core", backing_store=False) as file:  # HDF5 does not survive a full disk
         file.attrs["format"], file.attrs["fps"] = np.bytes_(FORMAT), fps
         file.attrs["joints"], file.attrs["steps"] = np.array(joints, dtype="S"), len(episodes[0].qpos)
         for number, episode in enumerate(episodes):
             group = file.create_group(f"episode_{number:06d}")
             group["mjcf"] = np.frombuffer(episode.mjcf.encode(), np.uint8)
             group["frame_id"], group["qpos"] = episode.frame_id, episode.qpos
+        file.flush()
+        path.write_bytes(file.id.get_file_image())
 
 
 class StatesFile:
@@ -66,7 +68,8 @@ class StatesFile:
         """Read the episode called ``name``."""
         with open_hdf5(self.path) as file:
             mjcf, frame_id, qpos = (file[f"{name}/{part}"][:] for part in ("mjcf", "frame_id", "qpos"))
-        text = mjcf.tobytes().decode()
+            text = mjcf.tobytes().decode()
+        require(self.path, {f"{name}/qpos": (qpos, "f", 2), f"{name}/frame_id": (frame_id, "i", 1)})
         if "file=" in text:  # the demo's scenes have no meshes or textures of files
             raise UserError(f"{self.path}: {name}: its scene reads other files; write it again with stages/simulate.py")
         return EpisodeStates(text, frame_id, qpos)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, discard, file_sha256, fingerprint, scratch_folder
+from sightline.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder
 from sightline.parallel import unordered_map
 from sightline.recording.frames import first_few
 from sightline.recording.images import MAX_PIXELS
@@ -180,7 +180,7 @@ def write_recording(
     cameras = tuple(demonstrations[0].pictures)
     sizes = {camera: _first_size(pictures) for camera, pictures in demonstrations[0].pictures.items()}
     place = target.resolve()
-    scratch = scratch_folder("import", fingerprint(str(place)))
+    scratch = claim(scratch_folder("import", fingerprint(str(place))))
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     jobs = [_Job(d, scratch / _identity(d, size, code), size) for d in demonstrations]
     to_do = [(job, job.demonstration.steps) for job in jobs if not job.folder.is_dir()]  # the others were done before
