@@ -4,7 +4,7 @@ RUN := . $(VENV)/bin/activate &&
 
 RUNS ?= runs/results
 
-.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow check clean-scratch
+.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults check licences clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,12 @@ test: dev  ## run the tests
 
 test-slow: dev  ## run the tests that take minutes each
 	$(RUN) pytest -m slow
+
+test-faults: dev  ## kill every stage at random moments, damage every file: half an hour; writes docs/reliability.md
+	$(RUN) FAULTS=many OMP_NUM_THREADS=1 python tests/faults/reliability.py
+
+licences: dev  ## list the licences of what is installed: docs/licences.md
+	$(RUN) python docs/licences.py
 
 check: dev  ## run the linter, the formatter and the type checker
 	$(RUN) ruff check . && ruff format --check . && mypy

@@ -41,6 +41,11 @@ class Tally:
     bytes_lost: int = 0
     faults: list[str] = field(default_factory=list)
 
+    @property
+    def survived(self) -> int:
+        """Kills that did no harm, counting one for each fault."""
+        return max(0, self.kills - len(self.faults))
+
 
 def start(world: Path, command: str) -> int:
     """Start a command in a process group of its own -> its process id."""
@@ -170,9 +175,8 @@ def main() -> int:
 def row(tally: Tally) -> str:
     """A row of the table in docs/reliability.md."""
     signals = ", ".join(f"{name} {count}" for name, count in sorted(tally.by_signal.items()))
-    survived = tally.kills if not tally.faults else f"{tally.kills - len(tally.faults)}"
     return (
-        f"| {tally.command} | {survived} / {tally.kills} | {signals} | {tally.rounds} | {tally.seconds:.1f} s | "
+        f"| {tally.command} | {tally.survived} / {tally.kills} | {signals} | {tally.rounds} | {tally.seconds:.1f} s | "
         f"{tally.slowest:.1f} s | {tally.bytes_lost} |"
     )
 
