@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -99,6 +100,17 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON with sorted keys, atomically."""
     with atomic_output(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def rounded(figures: Any) -> Any:
+    """``figures`` with every float at six significant digits, and None for what is undefined (NaN)."""
+    if isinstance(figures, dict):
+        return {key: rounded(child) for key, child in figures.items()}
+    if isinstance(figures, list):
+        return [rounded(child) for child in figures]
+    if isinstance(figures, float):
+        return None if math.isnan(figures) else float(f"{figures:.6g}")
+    return figures
 
 
 def file_sha256(path: Path) -> str:

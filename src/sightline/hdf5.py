@@ -49,7 +49,7 @@ class DataFile(h5py.File):
             UserError: no such data set, or one that is not contiguous.
         """
         offset, dataset = _placed(self, name)
-        with open(os.dup(self.id.get_vfd_handle()), "rb") as plain:
+        with open(f"/dev/fd/{self.id.get_vfd_handle()}", "rb") as plain:  # anew: a duplicate would keep HDF5's lock
             return np.memmap(plain, dataset.dtype, "r", offset, dataset.shape)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

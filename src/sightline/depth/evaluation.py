@@ -29,7 +29,7 @@ from sightline.depth.baselines import BaselineName, Code, fit_baseline
 from sightline.depth.evaluator import ModelEvaluator
 from sightline.depth.store import DepthStore
 from sightline.errors import UserError
-from sightline.files import write_json
+from sightline.files import rounded, write_json
 from sightline.hdf5 import open_hdf5
 from sightline.params import Section
 from sightline.recording.frames import read_frames
@@ -143,7 +143,7 @@ def evaluate_autoencoder(
         },
         "embedding": _judge_embeddings(store, rows, codes, vectors, others, targets, params, evaluator.device),
     }
-    results = _rounded(results)
+    results = rounded(results)
     write_json((metrics_dir or output) / "evaluation_results.json", results)
     _draw(store, rows.held_out, codes, accuracies, vectors[AUTOENCODER], output, evaluator.device)
     return results
@@ -309,12 +309,3 @@ def _pairs(episode_M: np.ndarray) -> np.ndarray:
     pairs = [(0, first_episode[-1]), (first_episode[len(first_episode) // 2], last), ((last + 1) // 2, 0)]
     different = [pair for pair in pairs if pair[0] != pair[1]]
     return np.array(different or [(0, 0)])
-
-
-def _rounded(value: Any) -> Any:
-    """``value`` with every float at six significant digits."""
-    if isinstance(value, dict):
-        return {key: _rounded(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_rounded(child) for child in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

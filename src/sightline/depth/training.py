@@ -19,7 +19,7 @@ from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
 from sightline.errors import UserError
-from sightline.files import file_sha256, write_json
+from sightline.files import file_sha256, rounded, write_json
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import Draw, EpochBatches, in_order
 from sightline.training.processes import process_device, rank, world_size
@@ -229,7 +229,7 @@ def train_autoencoder(
     )
     if rank() != 0:
         return
-    network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in result.best_weights.items()})
+    network.load_state_dict(result.best_weights_of("network"))
     save_weights(
         weights, network, Header(kind="autoencoder", network=network.config, preprocessing=store.preprocessing)
     )
@@ -259,7 +259,7 @@ def _errors(mse: float, l1: float, mm_per_unit: float | None) -> dict[str, float
     values = {"rmse": math.sqrt(mse), "mae": l1}
     if mm_per_unit:
         values |= {f"{name}_mm": value * mm_per_unit for name, value in values.items()}
-    return {name: float(f"{value:.6g}") for name, value in values.items()}
+    return rounded(values)
 
 
 def _mean_image_errors(store: DepthStore, train_rows: np.ndarray, val_rows: np.ndarray) -> tuple[float, float]:

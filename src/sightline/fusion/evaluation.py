@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, write_json
+from sightline.files import atomic_output, rounded, write_json
 from sightline.fusion.chunks import Chunks, read_extras
 from sightline.fusion.heads import CvaeHead, kl_divergence
 from sightline.fusion.linear import fit_linear
@@ -101,7 +101,7 @@ def evaluate_fusion(
     }
     if isinstance(policy.head, CvaeHead):
         figures["cvae"] = run.latent_health(rows)
-    write_json(output / "metrics.json", _rounded(figures))
+    write_json(output / "metrics.json", rounded(figures))
     _write_steps(output / "error_by_step.csv", {"model": error, **baselines})
     _draw_actions(output / "actions.png", run, rows, plain)
     return figures
@@ -302,12 +302,3 @@ def _draw_actions(path: Path, run: _Run, rows: np.ndarray, predicted: np.ndarray
         axes[-1].set_xlabel("step")
         with atomic_output(path) as temporary:
             figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
-
-
-def _rounded(value: Any) -> Any:
-    """``value`` with every float at six significant digits."""
-    if isinstance(value, dict):
-        return {key: _rounded(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_rounded(child) for child in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

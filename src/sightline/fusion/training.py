@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sightline.errors import UserError
-from sightline.files import file_sha256, write_json
+from sightline.files import file_sha256, rounded, write_json
 from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, chunk_rewards, episode_rewards
 from sightline.fusion.augmentation import CHANCES, augment_views
 from sightline.fusion.chunks import Chunks, read_extras, resident_views
@@ -260,9 +260,7 @@ def train_fusion(
     )
     if rank() != 0:
         return
-    prefix = "average." if params.ema else "policy."
-    kept = {name.removeprefix(prefix): value for name, value in result.best_weights.items() if name.startswith(prefix)}
-    policy.load_state_dict(kept)
+    policy.load_state_dict(result.best_weights_of("average" if params.ema else "policy"))
     save_policy(weights, policy)
     best = result.best
     write_json(
@@ -271,7 +269,7 @@ def train_fusion(
             "epochs": len(result.history),
             "best_epoch": int(best["epoch"]),
             "parameters": sum(p.numel() for p in policy.encoder.parameters()),
-            "val": {name: float(f"{best[f'val_{name}']:.6g}") for name in ("loss", "nmse")},
+            "val": rounded({name: best[f"val_{name}"] for name in ("loss", "nmse")}),
         },
     )
     result.write_curves(metrics_dir / "curves.csv")

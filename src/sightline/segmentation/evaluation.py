@@ -29,7 +29,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from sightline.errors import UserError
-from sightline.files import atomic_output, write_json
+from sightline.files import atomic_output, rounded, write_json
 from sightline.params import Section
 from sightline.segmentation import metrics
 from sightline.segmentation.frames import SegmentationFrames
@@ -85,7 +85,7 @@ def evaluate_segmentation(
         "baselines": {name: _overlap_means(found) for name, found in of_interest.items() if name != "model"},
         "by_group": _by_group(of_interest["model"], group) if len(np.unique(group)) < len(rows) else {},
     }
-    figures = _finite(figures)
+    figures = rounded(figures)
     shown = rows[np.unique(np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int))]
     images = frames.images(shown)
     draw_overlays(
@@ -251,14 +251,3 @@ def _write_table(path: Path, header: list[str], rows: Any) -> None:
 
 def _cell(value: Any) -> str:
     return "" if np.isnan(value) else f"{value:.6g}"
-
-
-def _finite(value: Any) -> Any:
-    """``value`` with every float at six significant digits, and None for what is undefined."""
-    if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_finite(child) for child in value]
-    if isinstance(value, float):
-        return None if np.isnan(value) else float(f"{value:.6g}")
-    return value

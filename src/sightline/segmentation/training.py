@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sightline.errors import UserError
-from sightline.files import write_json
+from sightline.files import rounded, write_json
 from sightline.params import Section
 from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled
@@ -303,9 +303,7 @@ def train_segmentation(
     )
     if rank() != 0:
         return
-    prefix = "average." if params.ema else "model."
-    kept = {name.removeprefix(prefix): value for name, value in result.best_weights.items() if name.startswith(prefix)}
-    model.load_state_dict(kept)
+    model.load_state_dict(result.best_weights_of("average" if params.ema else "model"))
     save_model(weights, model)
     best = result.best
     write_json(
@@ -316,7 +314,7 @@ def train_segmentation(
             "parameters": sum(p.numel() for p in model.parameters()),
             "labelled": {"groups": len(config.labeled_groups), "frames": len(labelled)},
             "unlabelled": {"frames": len(unlabelled)},
-            "val": {name.removeprefix("val_"): float(f"{best[name]:.6g}") for name in best if name.startswith("val_")},
+            "val": rounded({name.removeprefix("val_"): best[name] for name in best if name.startswith("val_")}),
         },
     )
     result.write_curves(metrics_dir / "curves.csv")

@@ -98,6 +98,11 @@ class FitResult:
     history: list[dict[str, float]]  # one row per epoch: epoch, lr and everything the module logged
     scratch: Path  # to be deleted, through `finish`, when the outputs are written
 
+    def best_weights_of(self, part: str) -> dict[str, Tensor]:
+        """Those of the module's attribute ``part``, under its own names."""
+        prefix = f"{part}."
+        return {name.removeprefix(prefix): v for name, v in self.best_weights.items() if name.startswith(prefix)}
+
     def write_curves(self, path: Path) -> None:
         """Write the history as CSV, one row per epoch."""
         names = list(dict.fromkeys(name for row in self.history for name in row))
