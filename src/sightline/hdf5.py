@@ -5,6 +5,7 @@ allocated) and closed; rows are then written through memory maps at the data set
 file at every moment, an interrupted run can continue, and equal content gives equal bytes.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -24,12 +25,17 @@ _UNEXPECTED = (OSError, RuntimeError, LookupError, TypeError, ValueError, Attrib
 class DataFile(h5py.File):
     """An HDF5 file from anybody, for reading: its faults are errors a user can read, and nothing outside it is read.
 
-    Links to other files are refused when it is opened, data sets whose values lie in other files when they are
-    reached, as are those that declare far more than the file holds: a few bytes could ask for terabytes of memory.
+    Links to other files are refused when they are met, and so are data sets whose values lie in other files, or that
+    declare far more than the file holds: a few bytes could ask for terabytes of memory.
     What fails while the file is open becomes a `UserError`, so that a reader may rely on what its writer writes.
     """
 
+    def __contains__(self, name: Any) -> bool:
+        self._check_links(name)
+        return super().__contains__(name)
+
     def __getitem__(self, name: Any) -> Any:
+        self._check_links(name)
         item = super().__getitem__(name)
         if isinstance(item, h5py.Dataset):
             _check_dataset(Path(self.filename), item)
@@ -41,6 +47,14 @@ class DataFile(h5py.File):
         if name not in self:
             return default
         return self[name]
+
+    def _check_links(self, name: str) -> None:
+        """Raise `UserError` where a link on the way to ``name`` leaves the file; it is not followed."""
+        for place in itertools.accumulate(filter(None, name.split("/")), "{}/{}".format):
+            if not self.id.links.exists(place.encode()):
+                return
+            if self.id.links.get_info(place.encode()).type == h5py.h5l.TYPE_EXTERNAL:
+                raise UserError(f"{self.filename}: {place}: a link to another file; copy the data into this one")
 
     def rows(self, name: str) -> np.memmap:
         """Memory map of a contiguous data set of this very file, even where another has taken its name since.
@@ -117,8 +131,9 @@ def create_contiguous(
         for name, values in filled.items():
             file.create_dataset(name, data=values)
         file.attrs.update(attributes)
-    with open(path, "r+b") as plain:  # else a full disk shows when a map is written to, and kills the process
-        os.posix_fallocate(plain.fileno(), 0, os.fstat(plain.fileno()).st_size)
+    if hasattr(os, "posix_fallocate"):  # else a full disk shows when a map is written to, and kills the process
+        with open(path, "r+b") as plain:
+            os.posix_fallocate(plain.fileno(), 0, os.fstat(plain.fileno()).st_size)
 
 
 def open_rows(path: Path, name: str, mode: str = "r") -> np.memmap:
@@ -149,21 +164,11 @@ def _placed(file: DataFile, name: str) -> tuple[int, h5py.Dataset]:
 
 
 def open_hdf5(path: Path) -> DataFile:
-    """Open an HDF5 file for reading. Raises `UserError` where it is missing, not HDF5, or links to other files."""
+    """Open an HDF5 file for reading. Raises `UserError` where it is missing or is not an HDF5 file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        file = DataFile(path, "r")
-        outward: list[bytes] = []
-        file.id.links.visit(
-            lambda name, link: outward.append(name) if link.type == h5py.h5l.TYPE_EXTERNAL else None, info=True
-        )
-        if not outward:
-            return file
-        file.close()
-        raise UserError(
-            f"{path}: {outward[0].decode(errors='replace')}: a link to another file; copy the data into this one"
-        )
+        return DataFile(path, "r")
     except (OSError, RuntimeError) as error:
         if "unable to lock file" in str(error):
             raise UserError(f"{path}: open for writing in another process; close it there first") from None

@@ -126,13 +126,13 @@ def _kill_once(command: str, place: Path, tally: Tally, expected: dict[str, str]
     if code is not None:
         return False
     began = time.monotonic()
-    if number is signal.SIGKILL:
-        os.killpg(process, number)
-    else:
+    try:
+        (os.killpg if number is signal.SIGKILL else os.kill)(process, number)
+    except ProcessLookupError:  # it has no group of its own yet
         os.kill(process, number)
     code = wait_for(process, PATIENCE)
     if code is None:
-        os.killpg(process, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
         tally.faults.append(f"{number.name} after {moment:.2f} s: goes on")
         return False
     if code == 0:

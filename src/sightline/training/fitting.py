@@ -211,7 +211,7 @@ class _Keeper(Callback):
             raise UserError(
                 f"the validation loss is {metrics['val_loss']} in epoch {trainer.current_epoch}; lower the lr"
             )
-        if self.history and metrics["val_loss"] > DIVERGED * abs(self.history[0]["val_loss"]):
+        if self.history and metrics["val_loss"] > DIVERGED * max(abs(self.history[0]["val_loss"]), 1e-3):
             raise UserError(
                 f"the training diverges: the validation loss is {metrics['val_loss']:.3g} in epoch "
                 f"{trainer.current_epoch}, it was {self.history[0]['val_loss']:.3g} in epoch 0; lower the lr"
