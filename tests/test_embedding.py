@@ -1,15 +1,10 @@
 """Encoder weights and embeddings: the same numbers from the whole autoencoder, the file, the cache, any batch."""
 
-import os
-import shutil
-import subprocess
-import sys
-
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, depth_folder
+from conftest import depth_folder
 
 from sightline.cache import ArrayCache, digest
 from sightline.depth import embedding
@@ -94,26 +89,6 @@ def test_what_was_computed_once_is_not_computed_again_and_the_bytes_stay(files, 
         assert (first["embeddings"][:] == third["embeddings"][:11]).all()
 
 
-def test_processes_started_by_a_launcher_share_the_images_and_write_the_same_bytes(files):
-    options = ["encoder.safetensors", "depth.hdf5", "two.hdf5", "--set", "embed.batch_size=4"]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        ROOT / "stages/embed.py",
-    ]
-    result = subprocess.run(
-        [*launcher, *options], cwd=files, env=os.environ, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count('"images": 11') == 1  # one process reports
-    shutil.rmtree(files / ".scratch")
-    embed(files, "one.hdf5")
-    assert (files / "two.hdf5").read_bytes() == (files / "one.hdf5").read_bytes()
-
-
 def test_an_interrupted_embedding_continues_and_ends_with_the_same_bytes(files, monkeypatch, scratch_root):
     embed(files, "whole.hdf5")
     (cache,) = (scratch_root / "cache").glob("*/arrays.bin")
@@ -130,8 +105,8 @@ def test_the_cache_returns_what_it_was_given_and_shares_with_others(tmp_path):
     other.append(keys[2:], vectors[2:])
     assert (mine.get(keys[::-1]) == vectors[::-1]).all()
     assert keys[0] not in ArrayCache("another", (4,))
-    with pytest.raises(KeyError):
-        mine.get([b"0" * 16])
+    with pytest.raises(UserError, match=r"arrays.bin: lacks 1 of 2 results .*one .scratch folder"):
+        mine.get([b"0" * 16, keys[0]])
 
 
 def test_a_folder_is_never_replaced_by_a_file(files):

@@ -5,10 +5,12 @@ One append-only file of fixed-size records (digest, array). Deleting it is alway
 
 import fcntl
 import hashlib
+import os
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from sightline.errors import UserError
 from sightline.files import scratch_folder
 
 DIGEST_BYTES = 16
@@ -50,15 +52,25 @@ class ArrayCache:
             file.write(records.view(np.uint8).data)
 
     def get(self, keys: list[bytes]) -> np.ndarray:
-        """Arrays [len(keys), *shape]. Raises KeyError for one that is not there."""
+        """Arrays [len(keys), *shape], also those that others have appended.
+
+        Raises:
+            UserError: one is not there, though somebody has computed it.
+        """
         if any(key not in self._rows for key in keys):
             self.reload()
-        rows = [self._rows[key] for key in keys]
-        return self._records["array"][rows]
+        missing = sum(key not in self._rows for key in keys)
+        if missing:
+            raise UserError(
+                f"{self.path}: lacks {missing} of {len(keys)} results that were computed in this run; machines that "
+                "work together need one .scratch folder, on a file system that they share; do not delete it meanwhile"
+            )
+        return self._records["array"][[self._rows[key] for key in keys]]
 
     def reload(self) -> None:
         """Find also what was appended since the cache was opened."""
-        count = self.path.stat().st_size // self._record.itemsize
+        with open(self.path, "rb") as file:  # opening it makes NFS ask for what other machines have written
+            count = file.seek(0, os.SEEK_END) // self._record.itemsize
         empty = np.empty(0, self._record)
         self._records = np.memmap(self.path, self._record, "r", shape=(count,)) if count else empty
         self._rows = {key.tobytes(): row for row, key in enumerate(self._records["digest"])}

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from sightline.cache import ArrayCache, digest
 from sightline.depth.store import DepthStore
-from sightline.depth.weights import load_weights, pick_device
+from sightline.depth.weights import load_weights
 from sightline.errors import UserError
 from sightline.files import atomic_output, file_sha256, fingerprint
 from sightline.hdf5 import create_contiguous, open_rows
 from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
-from sightline.training.processes import gather, rank, world_size
+from sightline.training.processes import gather, process_device, rank, world_size
 
 
 class EmbedParams(Section):
@@ -42,7 +42,8 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
     Under a launcher the processes share the images; the first writes the output, the others return None.
 
     Raises:
-        UserError: not an encoder, not normalised depth, or an encoder that was trained on other preprocessing.
+        UserError: not an encoder, not normalised depth, an encoder that was trained on other preprocessing, or
+            processes that do not share the cache.
     """
     weights, store = load_weights(encoder, "encoder"), DepthStore.open(data)
     header = weights.header
@@ -56,25 +57,28 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
             f"{data}: images of {store.channels} channel(s), but {encoder} takes {header.network.input_channels}"
         )
     bf16, dim = use_bf16(params.precision), header.network.latent_dim
-    device, precision = pick_device(), "bf16" if bf16 else "fp32"
+    device, precision = process_device(), "bf16" if bf16 else "fp32"
     network = weights.build(encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder_sha256 = file_sha256(encoder)
     cache = ArrayCache(
         fingerprint(encoder_sha256, precision, params.batch_size, device.type, torch.__version__), (dim,)
     )
-    keys = [digest(image) for image in tqdm(store.depth, desc="hash images", unit="img", mininterval=0.5)]
-    mine = range(rank(), len(keys), world_size())  # not a share of what is missing: that changes as others append
-    missing = [row for row in mine if keys[row] not in cache]
+    # every n-th of all, not of what is missing: that changes as others append
+    rows = range(rank(), len(store.depth), world_size())
+    mine = {row: digest(store.depth[row]) for row in tqdm(rows, desc="hash images", unit="img", mininterval=0.5)}
+    missing = [row for row, key in mine.items() if key not in cache]
     with tqdm(desc="embed", total=len(mine), initial=len(mine) - len(missing), unit="img", mininterval=0.5) as bar:
         for start in range(0, len(missing), params.batch_size):
-            rows = missing[start : start + params.batch_size]
+            part = missing[start : start + params.batch_size]
             cache.append(
-                [keys[row] for row in rows],
-                encode_batch(network, store.images(np.array(rows)), params.batch_size, device, bf16),
+                [mine[row] for row in part],
+                encode_batch(network, store.images(np.array(part)), params.batch_size, device, bf16),
             )
-            bar.update(len(rows))
-    if gather(None) is None:
+            bar.update(len(part))
+    shares = gather(mine)
+    if shares is None:
         return None
+    keys = [shares[row % world_size()][row] for row in range(len(store.depth))]
     attributes = {
         "encoder_sha256": encoder_sha256,
         "data_sha256": file_sha256(data),
