@@ -259,11 +259,12 @@ def _encoded(
         return
     on_gpu = encoder.device.type == "cuda"
     size = encoder.params.batch_size if on_gpu else min(encoder.params.batch_size, 16)  # kept that often
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of each process on this machine
     loader = DataLoader(
         _Photographs([path for _, path in jobs], encoder.preparation),
         size,
         collate_fn=_collate,
-        num_workers=min(16, os.cpu_count() or 1) if on_gpu else 1,
+        num_workers=max(1, min(16, cores)) if on_gpu else 1,
         worker_init_fn=_ignore_warnings,
     )
     waiting: tuple[list[bytes], Tensor, dict[bytes, str]] | None = None
