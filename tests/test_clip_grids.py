@@ -1,9 +1,6 @@
 """Extraction: the tokens that were asked for, of the images that were asked for, each computed once."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -12,7 +9,7 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, photo_folder
+from conftest import photo_folder
 from PIL import Image
 
 from sightline.clip import ClipParams, GridStore, LiveGrids, open_grids
@@ -177,27 +174,6 @@ def test_an_interrupted_extraction_continues_and_ends_with_the_same_bytes(photos
     extract_grids([photos], tmp_path / "resumed.hdf5", small())
     assert counts == [4]
     assert (tmp_path / "resumed.hdf5").read_bytes() == (tmp_path / "whole.hdf5").read_bytes()
-
-
-def test_processes_started_by_a_launcher_share_the_images_and_write_the_same_bytes(photos, tmp_path):
-    settings = [word for key, value in SMALL.items() for word in ("--set", f"clip.{key}={value}")]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        ROOT / "stages/clip_grids.py",
-    ]
-    result = subprocess.run(
-        [*launcher, "photos", "two.hdf5", *settings], cwd=tmp_path, env=os.environ, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count('"images": 7') == 1  # one process reports
-    shutil.rmtree(tmp_path / ".scratch")
-    extract_grids([photos], tmp_path / "one.hdf5", small())
-    assert (tmp_path / "two.hdf5").read_bytes() == (tmp_path / "one.hdf5").read_bytes()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -386,24 +386,6 @@ def test_constant_rewards_are_no_signal_and_it_is_said(tmp_path):
     assert weighted.read_bytes() == train(data, "n", "joints_only").read_bytes()
 
 
-def test_the_command_under_a_launcher_with_two_processes(data):
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        ROOT / "stages/train_fusion.py",
-    ]
-    options = [data, "two.safetensors", "--design", "joints_only", "--metrics-dir", "two", "--set", "fusion.epochs=1",
-               "--set", "fusion.chunk=4", "--set", "fusion.batch_size=4"]  # fmt: skip
-    result = subprocess.run(
-        [*launcher, *options], cwd=data.parent, env=os.environ, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert load_policy(data.parent / "two.safetensors").config.steps == 4
-
-
 def test_what_cannot_be_trained_or_evaluated_is_refused(data, tmp_path, stage):
     with pytest.raises(
         UserError, match=r"fusion.chunk is 9 steps, 1 frames apart, but the longest episode has room for 8"

@@ -1,0 +1,156 @@
+"""Two processes do what one does: the same stores, byte for byte, the same training; one that is killed ends all."""
+
+import csv
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, depth_folder, photo_folder
+from safetensors.torch import load_file
+from test_fusion_training import pack, write_recording
+
+from sightline.clip import ClipParams
+from sightline.clip.extraction import extract_grids
+from sightline.depth.embedding import EmbedParams, embed_depth
+from sightline.depth.network import Autoencoder, NetworkConfig
+from sightline.depth.normalize import NormalizeParams, normalize_depth
+from sightline.depth.store import DepthStore
+from sightline.depth.weights import Header, save_weights
+from sightline.fusion.training import FusionParams, train_fusion
+from sightline.recording.split import SplitParams
+
+ONE_HOST = ("--standalone", "--nproc-per-node=2")
+# runs a stage, but process 1 is killed when it calls a function for the second time
+KILLED = """
+import importlib, os, runpy, signal, sys
+script, module, holder, name = sys.argv[1:5]
+owner = importlib.import_module(module)
+owner = getattr(owner, holder) if holder else owner
+whole, calls = getattr(owner, name), []
+def dying(*arguments):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*arguments)
+setattr(owner, name, dying)
+sys.argv[:] = [script, *sys.argv[5:]]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def launched(folder: Path, options: tuple[str, ...], *command: object) -> subprocess.Popen:
+    """Start a command under torchrun in ``folder``."""
+    words = [sys.executable, "-m", "torch.distributed.run", *options, *map(str, command)]
+    return subprocess.Popen(words, cwd=folder, env=os.environ, stdout=-1, stderr=-1, text=True)
+
+
+def run(folder: Path, *command: object) -> tuple[int, str, str]:
+    """Exit status, output and errors of a command with two processes."""
+    process = launched(folder, ONE_HOST, *command)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def settings(section: str, params: dict[str, object]) -> list[str]:
+    return [word for key, value in params.items() for word in ("--set", f"{section}.{key}={value}")]
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".scratch"}
+
+
+@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
+    small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32"}
+    photos = photo_folder(tmp_path / "photos", range(1, 8))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = ("--rdzv-backend=c10d", "--rdzv-id=1", f"--rdzv-endpoint={endpoint}", "--local-addr=127.0.0.1")
+    stage = (ROOT / "stages/clip_grids.py", "photos", "two.hdf5", *settings("clip", small))
+    hosts = [launched(tmp_path, ("--nnodes=2", "--nproc-per-node=1", *meeting), *stage) for _ in range(2)]
+    said = [host.communicate(timeout=300) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert sum(output.count('"images": 7') for output, _ in said) == 1  # one process reports
+    shutil.rmtree(tmp_path / ".scratch")
+    extract_grids([photos], tmp_path / "one.hdf5", ClipParams(**small))
+    assert (tmp_path / "two.hdf5").read_bytes() == (tmp_path / "one.hdf5").read_bytes()
+
+
+def test_an_embedding_whose_process_is_killed_ends_without_output_and_goes_on(tmp_path):
+    depth_folder(tmp_path / "in", 11)
+    params = NormalizeParams(height_range=(500, 1500))
+    normalize_depth(tmp_path / "in", tmp_path / "depth.hdf5", params, split=SplitParams(guard=0), processes=1)
+    torch.manual_seed(0)
+    encoder = Autoencoder(NetworkConfig(latent_dim=64)).eval().encoder
+    header = Header(
+        kind="encoder", network=encoder.config, preprocessing=DepthStore.open(tmp_path / "depth.hdf5").preprocessing
+    )
+    save_weights(tmp_path / "encoder.safetensors", encoder, header)
+    (tmp_path / "killed.py").write_text(KILLED)
+    before, stage = files_in(tmp_path), ROOT / "stages/embed.py"
+    arguments = ("encoder.safetensors", "depth.hdf5", "two.hdf5", *settings("embed", {"batch_size": 2}))
+    status, _, errors = run(tmp_path, "killed.py", stage, "sightline.depth.embedding", "", "encode_batch", *arguments)
+    assert status != 0
+    assert "Signal 9 (SIGKILL) received" in errors
+    assert files_in(tmp_path) == before
+    status, output, errors = run(tmp_path, stage, *arguments)
+    assert status == 0, errors
+    assert output.count('"images": 11') == 1
+    assert "embed:  40%" in errors  # the killed one had embedded two of its five
+    shutil.rmtree(tmp_path / ".scratch")
+    files = (tmp_path / name for name in ("encoder.safetensors", "depth.hdf5", "one.hdf5"))
+    embed_depth(*files, EmbedParams(batch_size=2))
+    assert (tmp_path / "two.hdf5").read_bytes() == (tmp_path / "one.hdf5").read_bytes()
+
+
+TRAINING = {"chunk": 4, "epochs": 2, "lr": 1e-3, "precision": "fp32"}
+
+
+def training(data: Path, name: str, batch_size: int) -> list[object]:
+    """Arguments of a training without batch normalisation."""
+    named = [data, f"{name}.safetensors", "--design", "joints_only", "--metrics-dir", name]
+    return [*named, *settings("fusion", TRAINING | {"batch_size": batch_size})]
+
+
+def curves(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "curves.csv", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_two_processes_train_like_one_with_the_same_frames_in_a_step(tmp_path):
+    data = pack(write_recording(tmp_path / "recording"))
+    status, _, errors = run(tmp_path, ROOT / "stages/train_fusion.py", *training(data, "two", 4))
+    assert status == 0, errors
+    params = FusionParams(**TRAINING, batch_size=8)
+    train_fusion(data, tmp_path / "one.safetensors", tmp_path / "one", params, 0, design="joints_only")
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert len(curves(tmp_path / "two")) == 2
+    for row, other in zip(curves(tmp_path / "one"), curves(tmp_path / "two"), strict=True):
+        assert other == pytest.approx(row, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_training_whose_process_is_killed_ends_without_output_and_goes_on(tmp_path):
+    data = pack(write_recording(tmp_path / "recording"))
+    (tmp_path / "killed.py").write_text(KILLED)
+    stage = ROOT / "stages/train_fusion.py"
+    killing = ("killed.py", stage, "sightline.training.fitting", "_Keeper", "on_train_epoch_end")
+    status, _, errors = run(tmp_path, *killing, *training(data, "two", 4))
+    assert status != 0
+    assert "Signal 9 (SIGKILL) received" in errors
+    assert not (tmp_path / "two.safetensors").exists()
+    status, _, errors = run(tmp_path, stage, *training(data, "two", 4))
+    assert status == 0, errors
+    assert "train_fusion: continuing an interrupted run" in errors
+    status, _, errors = run(tmp_path, stage, *training(data, "whole", 4))
+    assert status == 0, errors
+    assert (tmp_path / "two.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
