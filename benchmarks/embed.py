@@ -1,73 +1,62 @@
-"""The embed stage against the bare encoder on the same images in memory, in one run.
+"""The embed stage, against a loop of one image at a time and against the bare encoder on images in memory.
 
-python benchmarks/embed.py [--images 512] [--repeats 3] [--precision fp32]
+python benchmarks/embed.py [--quick]
 """
-
-import os
-import shutil
-import statistics
-import tempfile
-import time
-from argparse import ArgumentParser
-from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Bench, Row, command, in_turn, per, scratch_in
+from peers import embedding_loop
 
 from sightline.depth.embedding import EmbedParams, embed_depth
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import create_depth_store, open_depth_rows
-from sightline.depth.weights import Header, pick_device, save_weights
-from sightline.training.precision import use_bf16
+from sightline.depth.weights import Header, save_weights
+from sightline.training.processes import process_device
 
 BATCH = 64
 
 
 @torch.inference_mode()
-def bare_encoder(encoder: Encoder, images: torch.Tensor, bf16: bool) -> None:
+def _encode(encoder: Encoder, images: torch.Tensor) -> None:
     for start in range(0, len(images), BATCH):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            encoder(images[start : start + BATCH])
-    if images.is_cuda:
-        torch.cuda.synchronize()
+        encoder(images[start : start + BATCH])
 
 
-def main() -> None:
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="fp32")
-    args = parser.parse_args()
-    room = Path(tempfile.mkdtemp())
-    os.environ["DVC_ROOT"] = str(room)
-    parts = np.full(args.images, "train")
-    create_depth_store(room / "depth.hdf5", np.arange(args.images), np.zeros(args.images, int), parts, Preprocessing())
-    depth, valid = open_depth_rows(room / "depth.hdf5")
-    depth[:], valid[:] = np.random.default_rng(0).uniform(-1, 1, depth.shape), True
-    device, bf16 = pick_device(), use_bf16(args.precision)
-    encoder = Encoder(NetworkConfig()).eval()
+def rows(bench: Bench) -> list[Row]:
+    """One row: an image embedded."""
+    device = process_device()
+    many = bench.size(128 if device.type == "cpu" else 16384, 4)
+    few, data, weights = bench.size(32, 2), bench.room / "embedded.hdf5", bench.room / "encoder.safetensors"
+    for name, count in ((data, many), (bench.room / "few.hdf5", few)):
+        parts = np.full(count, "train")
+        create_depth_store(name, np.arange(count), np.zeros(count, int), parts, Preprocessing())
+        depth, valid = open_depth_rows(name)
+        depth[:], valid[:] = np.random.default_rng(0).uniform(-1, 1, depth.shape), True
+    plain, encoder = (Encoder(NetworkConfig()).eval() for _ in range(2))
     header = Header(kind="encoder", network=encoder.config, preprocessing=Preprocessing())
-    save_weights(room / "encoder.safetensors", encoder, header)
-    encoder = encoder.to(device, memory_format=torch.channels_last)
-    images = torch.tensor(depth)[:, None].to(device, memory_format=torch.channels_last)
-    bare_encoder(encoder, images[:BATCH], bf16)  # warm up
-    bare, stage = [], []
-    params = EmbedParams(batch_size=BATCH, precision=args.precision)
-    for _ in range(args.repeats):  # in turn, so that a busy minute hits both
-        start = time.perf_counter()
-        bare_encoder(encoder, images, bf16)
-        bare.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        embed_depth(room / "encoder.safetensors", room / "depth.hdf5", room / "embeddings.hdf5", params)
-        stage.append(time.perf_counter() - start)
-        shutil.rmtree(room / ".scratch")  # or the next turn would find everything in the cache
-    rate_bare, rate_stage = args.images / statistics.median(bare), args.images / statistics.median(stage)
-    print(f"{args.images} images on {device}, batch {BATCH}, {args.precision}, median of {args.repeats}")
-    print(f"  bare encoder {rate_bare:7.1f} img/s")
-    print(f"  embed        {rate_stage:7.1f} img/s   {rate_stage / rate_bare:5.1%} of the bare encoder")
-    shutil.rmtree(room)
+    save_weights(weights, encoder, header)
+    encoder = encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with_channel = torch.from_numpy(np.array(open_depth_rows(data)[0]))[:, None]
+    images = with_channel.to(device, memory_format=torch.channels_last)
+
+    def stage() -> None:
+        with scratch_in(bench.room):
+            embed_depth(weights, data, bench.room / "embeddings.hdf5", EmbedParams(batch_size=min(BATCH, many)))
+
+    seconds = in_turn(
+        {
+            "stage": stage,
+            "loop": lambda: embedding_loop.embed(plain, bench.room / "few.hdf5", bench.room / "few.npy", device),
+            "encoder": lambda: _encode(encoder, images),
+        },
+        bench.size(3, 1),
+    )
+    ours, loop, bare = per(seconds["stage"], many), per(seconds["loop"], few), per(seconds["encoder"], many)
+    between = "hashing, reading, loading the weights, the cache"
+    return [Row("embed a depth image", "ms", ours, loop, "one by one, h5py", bare, "encoder, in memory", between)]
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, rows)

@@ -1,0 +1,98 @@
+"""Reading grids in shuffled batches, and training on stored grids against running CLIP in every step.
+
+python benchmarks/clip_reading.py [--quick] [--photographs FOLDER]
+"""
+
+import numpy as np
+import torch
+from measuring import Bench, Row, command, in_turn, per, scratch_in
+from peers import gzip_grids
+from torch import Tensor, nn
+
+from sightline.clip import ClipParams, GridStore, LiveGrids
+from sightline.clip.extraction import extract_grids
+from sightline.clip.store import write_store
+from sightline.training.precision import use_bf16
+from sightline.training.processes import process_device
+
+BATCH, SHAPE = 150, (49, 768)
+ATTRIBUTES = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 7, "dtype": "float16"}
+
+
+def rows(bench: Bench) -> list[Row]:
+    """Rows of reading and of a training step."""
+    return [_reading(bench), _training(bench)]
+
+
+def _reading(bench: Bench) -> Row:
+    count, rng = bench.size(5000, 200), np.random.default_rng(0)
+    ids = np.arange(count) * 3 + 1
+    grids = rng.normal(size=(count, *SHAPE)).astype(np.float16)
+    write_store(bench.room / "read.hdf5", ids, [b"0" * 32] * count, [], iter([grids]), SHAPE, ATTRIBUTES, True, "none")
+    np.save(bench.room / "read.npy", grids)
+    gzip_grids.write(bench.room / "gzip.hdf5", ids, grids)
+    batches = [rng.permutation(count)[:BATCH] for _ in range(bench.size(40, 2))]
+    few = batches[: bench.size(4, 1)]
+    mapped = np.load(bench.room / "read.npy", mmap_mode="r")
+    with GridStore(bench.room / "read.hdf5") as store:
+        seconds = in_turn(
+            {
+                "store": lambda: [store.read(ids[chosen]) for chosen in batches],
+                "gzip": lambda: [gzip_grids.read(bench.room / "gzip.hdf5", ids[chosen]) for chosen in few],
+                "map": lambda: [np.asarray(mapped)[chosen] for chosen in batches],
+            },
+            bench.size(5, 1),
+        )
+    ours, gzip, bare = per(seconds["store"], len(batches)), per(seconds["gzip"], len(few)), seconds["map"]
+    work, bound = f"shuffled batch of {BATCH} of {count} grids, warm", "a memory-mapped array"
+    between = "looking the ids up"
+    return Row(work, "ms", ours, gzip, "gzip data set per image", per(bare, len(batches)), bound, between)
+
+
+class Captioner(nn.Module):
+    """Three transformer layers over the grid, three over the words: about 33 million parameters."""
+
+    def __init__(self, channels: int, width: int = 512, words: int = 10_201) -> None:
+        super().__init__()
+        self.enter, self.words = nn.Linear(channels, width), nn.Embedding(words, width)
+        self.transformer = nn.Transformer(width, 8, 3, 3, 2048, batch_first=True)
+        self.leave = nn.Linear(width, words)
+
+    def forward(self, grids: Tensor, words: Tensor) -> Tensor:
+        return self.leave(self.transformer(self.enter(grids), self.words(words)))
+
+
+def _training(bench: Bench) -> Row:
+    params = ClipParams(model="ViT-S-16", image_size=32, grid=2) if bench.quick else ClipParams()
+    device, batch = process_device(), bench.size(16, 2)
+    folder = bench.photograph_folder("captioned", batch)
+    with scratch_in(bench.room):
+        extract_grids([folder], bench.room / "captioned.hdf5", params)
+    stored, live = GridStore(bench.room / "captioned.hdf5"), LiveGrids([folder], params)
+    network = Captioner(stored.shape[2]).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    words, ids = torch.randint(0, 10_201, (batch, 20), device=device), stored.image_ids[:batch]
+    held = stored.read_tensor(ids, device)
+
+    def step(grids: Tensor) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16("auto")):
+            loss = nn.functional.cross_entropy(network(grids.float(), words).flatten(0, 1), words.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = in_turn(
+        {
+            "stored": lambda: step(stored.read_tensor(ids, device)),
+            "live": lambda: step(live.read_tensor(ids, device)),
+            "held": lambda: step(held),
+        },
+        bench.size(3, 1),
+    )
+    ours, peer, bound = (per(seconds[name], 1) for name in ("stored", "live", "held"))
+    work = f"training step of a captioning model, {batch} images, stored grids"
+    return Row(work, "ms", ours, peer, "live CLIP in the step", bound, "grids in memory", "reading the batch")
+
+
+if __name__ == "__main__":
+    command(__doc__, rows)

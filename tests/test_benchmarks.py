@@ -1,0 +1,87 @@
+"""The benchmarks of speed: what a row tells, that each of them runs, and that the other ways do the same work."""
+
+import importlib
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from closure import ROOT
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a module of the benchmarks by its name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def test_ratios_are_taken_within_a_round(load):
+    row = load("measuring").Row("w", "ms", [2.0, 4.0, 10.0], [4.0, 16.0, 30.0], "p", [1.0, 1.0, 9.0], "b")
+    assert row.ratio == 3
+    assert row.share == 0.5
+    line = load("measuring").table([row]).splitlines()[-1]
+    assert line == "| w | 4 ms | p: 16 ms | 3 | b: 1 ms | 50% |"
+
+
+def test_the_ways_take_turns(load):
+    calls: list[str] = []
+    seconds = load("measuring").in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert "".join(calls) == "ababab"  # the first two warm up
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_run_puts_its_table_between_the_marks_and_names_what_is_furthest_from_its_bound(load, tmp_path, capsys):
+    (tmp_path / "docs").mkdir()
+    kind = "gpu" if torch.cuda.is_available() else "cpu"
+    begin, end = (f"<!-- benchmarks {kind}: {mark} -->" for mark in ("begin", "end"))
+    (tmp_path / "docs/benchmarks.md").write_text(f"Before.\n{begin}\nold\n{end}\nAfter.\n")
+    load("bench").main(["--quick", "--only", "prototypes", "demo", "--write", str(tmp_path)])
+    page = (tmp_path / "docs/benchmarks.md").read_text()
+    assert page.startswith("Before.\n")
+    assert page.endswith("-->\nAfter.\n")
+    assert "old" not in page
+    found = json.loads((tmp_path / f"benchmarks/{kind}.json").read_text())
+    shares = {row["work"]: row["share"] for row in found["rows"]}
+    assert re.findall(r"^\| (.*?) \| [\d.e+-]+ ms", page, re.MULTILINE) == list(shares)
+    assert re.findall(r"^- \*\*(.*)\*\*", page, re.MULTILINE) == sorted(shares, key=shares.get)
+    assert all(cost > 0 for row in found["rows"] for key in ("ours", "peer", "bound") for cost in row[key])
+    assert found["machine"]["cores"] >= 1
+    kept = [row for row in found["rows"] if row["benchmark"] == "demo"]
+    load("bench").main(["--quick", "--only", "prototypes", "--write", str(tmp_path)])
+    again = json.loads((tmp_path / f"benchmarks/{kind}.json").read_text())
+    assert [row for row in again["rows"] if row["benchmark"] == "demo"] == kept
+    assert len(again["rows"]) == len(found["rows"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_every_benchmark_runs(load, capsys):
+    load("bench").main(["--quick"])
+    works = re.findall(r"^\| (.*?) \| [\d.e+-]+ (?:ms|s|MiB) \|", capsys.readouterr().out, re.MULTILINE)
+    assert len(works) == len(set(works)) + 1 == 15  # the extraction is compared twice
+
+
+def test_the_other_way_of_reading_grids_reads_the_same(load, tmp_path):
+    ids, grids = np.array([3, 5, 9]), np.random.default_rng(0).normal(size=(3, 4, 8)).astype(np.float16)
+    peer = load("peers.gzip_grids")
+    peer.write(tmp_path / "g.hdf5", ids, grids)
+    assert (peer.read(tmp_path / "g.hdf5", ids[[2, 0]]) == grids[[2, 0]]).all()
+
+
+def test_the_other_way_of_rendering_sees_the_same(load, tmp_path):
+    from sightline.recording.demo.appearance import draw_look
+    from sightline.recording.demo.camera import Pinhole, World
+    from sightline.recording.demo.simulate import SimulateParams, simulate_demo
+    from sightline.recording.demo.states import StatesFile
+
+    states = tmp_path / "states.hdf5"
+    simulate_demo(SimulateParams(episodes=1, steps=1), tmp_path / "frames.parquet", states, processes=1)
+    episode = StatesFile(states).episode(StatesFile(states).names[0])
+    world = World(episode.mjcf)
+    world.place(episode.qpos[0])
+    sensor, pose = Pinhole(12, 16, 35.0), draw_look(world, np.random.default_rng(0)).global_camera
+    expected = world.view(pose, sensor).distance.reshape(12, 16)
+    found = load("peers.ray_loop").depth_image(world.model, world._data, pose, sensor)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
