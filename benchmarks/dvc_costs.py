@@ -1,0 +1,84 @@
+"""What DVC needs for a file, and what it pushes after 1 % of the images is new. `benchmarks/scale.py` runs it."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from large_store import ATTRIBUTES, SHAPE
+
+from sightline.clip.store import write_store
+
+
+def dvc_costs(room: Path, files: int = 6000, grids: int = 1000) -> dict[str, float]:
+    """Processor time of DVC for each of ``files`` small files, and what it pushes when 1 % more come.
+
+    Args:
+        grids: images of an HDF5 store, of which 1 % more come too.
+    """
+    project, remote = room / "project", room / "remote"
+    project.mkdir()
+
+    def dvc(*words: str) -> float:
+        before = os.times()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
+        command = [sys.executable, "-m", "dvc", *words]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"dvc {' '.join(words)} failed:\n{done.stderr}")
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    def stored() -> int:
+        return sum(path.stat().st_size for path in remote.rglob("*") if path.is_file())
+
+    dvc("init", "--no-scm", "--quiet")
+    dvc("remote", "add", "--default", "storage", str(remote))
+    found: dict[str, float] = {"files": files, "grids": grids}
+    _write_images(project / "images", files)
+    start = min(dvc("root") for _ in range(3))
+    found["add_ms_per_file"] = 1e3 * (dvc("add", "images") - start) / files
+    found["status_ms_per_file"] = 1e3 * (min(dvc("status") for _ in range(3)) - start) / files
+    found["push_ms_per_file"] = 1e3 * (dvc("push") - start) / files
+    found["images_bytes"] = stored()
+    _write_images(project / "images", files + files // 100)
+    dvc("add", "images")
+    dvc("push")
+    found["images_pushed"] = stored() - found["images_bytes"]
+    before = stored()
+    for name, count in (("store_bytes", grids), ("store_pushed", grids + grids // 100)):
+        _write_store(project / "grids.hdf5", count)
+        dvc("add", "grids.hdf5")
+        dvc("push", "grids.hdf5.dvc")
+        found[name], before = stored() - before, stored()
+    data, seconds = b"0" * 2**26, time.process_time()
+    hashlib.md5(data, usedforsecurity=False)
+    found["md5_mb_per_s"] = len(data) / (time.process_time() - seconds) / 1e6
+    return found
+
+
+def _write_images(folder: Path, count: int, size: int = 4000) -> None:
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        path = folder / f"{i:06d}.png"
+        if not path.exists():
+            path.write_bytes(np.random.default_rng(i).bytes(size))
+
+
+def _write_store(path: Path, count: int) -> None:
+    path.unlink(missing_ok=True)
+    grids = np.random.default_rng(0).normal(size=(count, *SHAPE)).astype(np.float16)
+    hashes = [b"0" * 32] * count
+    write_store(path, np.arange(count), hashes, [], iter([grids]), SHAPE, ATTRIBUTES, True, "none")
+
+
+def dvc_table(dvc: dict[str, float]) -> str:
+    """Markdown: what is pushed after 1 % of new images."""
+    lines = ["| tracked as | before | pushed after 1 % of new images | share |", "|---|---|---|---|"]
+    for name, what in (("images", "a folder, a file for each image"), ("store", "one HDF5 file of grids")):
+        before, pushed = dvc[f"{name}_bytes"], dvc[f"{name}_pushed"]
+        lines.append(f"| {what} | {before / 1e6:.1f} MB | {pushed / 1e6:.2f} MB | {pushed / before:.1%} |")
+    return "\n".join(lines)
