@@ -4,7 +4,7 @@ RUN := . $(VENV)/bin/activate &&
 
 RUNS ?= runs/results
 
-.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults check licences clean-scratch
+.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults bench scale check licences clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ test-faults: dev  ## kill every stage at random moments, damage every file: half
 
 licences: dev  ## list the licences of what is installed: docs/licences.md
 	$(RUN) python docs/licences.py
+
+bench: setup  ## measure speed against other ways and bounds, and write docs/benchmarks.md
+	$(RUN) python benchmarks/bench.py --write .
+
+scale: setup  ## measure growth with the data, and write docs/scale.md; after make bench
+	$(RUN) python benchmarks/scale.py --write .
 
 check: dev  ## run the linter, the formatter and the type checker
 	$(RUN) ruff check . && ruff format --check . && mypy
