@@ -57,7 +57,7 @@ python benchmarks/segmentation.py table "$runs/masks" --name "segmentation of th
 
 if [ -n "${CAMVID:-}" ]; then
     segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 0.125 --seeds 0 1 2 --methods supervised bcp \
-        --set segmentation.void=11 --set segmentation.has_background=false \
+        --set segmentation.void=11 --set segmentation.has_background=false --set segmentation.hue=0.05 \
         --set 'segmentation.image_size=[120,160]' --set 'segmentation.crop=[64,96]'
     python benchmarks/segmentation.py table "$runs/camvid" --name "segmentation of road scenes" --write $page
 fi
