@@ -1,6 +1,7 @@
 """The store of grid features: every reader gets the row it asked for, or an error; never something else."""
 
 import multiprocessing
+import os
 import pickle
 from pathlib import Path
 
@@ -132,6 +133,16 @@ def test_files_that_are_no_stores_are_refused_in_one_line(tmp_path):
         with pytest.raises(UserError, match=f"{name}: {message}") as error:
             GridStore(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path):
+    path = tmp_path / "s.hdf5"
+    store_of(path, [3, 5], keyed=False, shape=(49, 768))
+    with GridStore(path) as store:
+        store.read([3, 5])
+        os.truncate(path, path.stat().st_size - 60_000)
+        with pytest.raises(UserError, match=r"s.hdf5: ends before its last grid"):
+            store.read([3, 5])
 
 
 def _hold_open(path: Path, ready, done) -> None:

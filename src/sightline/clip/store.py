@@ -13,6 +13,7 @@ The root attributes say what made the grids: ``model``, ``pretrained``, ``weight
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,10 @@ class MissingImageError(UserError, KeyError):
 class GridStore:
     """A file of grid features, opened for reading.
 
-    Rows come from a memory map, so that its size does not matter; a compressed file is read through HDF5. It can be
-    pickled, and used in forked and spawned DataLoader workers, each of which opens the file for itself. A plain
-    file is read faster than workers can pass it on: use none (``num_workers=0``).
+    Rows are read one by one where they lie, so that its size does not matter (a memory map is as fast on rows that are
+    in memory, and many times as slow on others); a compressed file is read through HDF5. It can be pickled, and used in
+    forked and spawned DataLoader workers, each of which opens the file for itself. A plain file is read faster than
+    workers can pass it on: use none (``num_workers=0``).
 
     Args:
         path: the file.
@@ -63,7 +65,7 @@ class GridStore:
             self.shape: tuple[int, int, int] = file["grids"].shape
             self.dtype: np.dtype = file["grids"].dtype
             self.compressed = file["grids"].chunks is not None
-            self._map: np.ndarray | None = None if self.compressed else np.asarray(file.rows("grids"))
+            self._rows_at: tuple[FileIO, int] | None = None if self.compressed else _rows_of(file)
             self._identity = _identity(file)
             if not (len(self.shape) == 3 and len(self.image_ids) == len(self.content_hash) == self.shape[0]):
                 raise UserError(f"{path}: its data sets have different numbers of rows; write it again")
@@ -133,7 +135,9 @@ class GridStore:
         """Let go of the file; the next use opens it again."""
         if self._file is not None:
             self._file[1].close()
-        self._map = self._file = self._resident = None
+        if self._rows_at is not None:
+            self._rows_at[0].close()
+        self._rows_at = self._file = self._resident = None
 
     def __enter__(self) -> "GridStore":
         return self
@@ -142,7 +146,7 @@ class GridStore:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None, "_file": None, "_resident": None}
+        return {**self.__dict__, "_rows_at": None, "_file": None, "_resident": None}
 
     def __repr__(self) -> str:
         model, tokens = self.attributes.get("model"), self.attributes.get("tokens")
@@ -150,10 +154,7 @@ class GridStore:
 
     def _take(self, rows: np.ndarray) -> np.ndarray:
         if not self.compressed:
-            if self._map is None:
-                with self._opened_again() as file:
-                    self._map = np.asarray(file.rows("grids"))
-            return self._map[rows]
+            return self._read_plain(rows)
         if self._file is None or self._file[0] != os.getpid():
             load_codecs()
             self._file = os.getpid(), self._opened_again()
@@ -169,6 +170,18 @@ class GridStore:
             raise UserError(f"{self.path}: has been replaced since it was opened; open it again")
         return file
 
+    def _read_plain(self, rows: np.ndarray) -> np.ndarray:
+        if self._rows_at is None:
+            with self._opened_again() as file:
+                self._rows_at = _rows_of(file)
+        raw, start = self._rows_at
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        content, size = out.reshape(-1).view(np.uint8).data, out[:1].nbytes
+        for i, row in enumerate(rows.tolist()):
+            if os.preadv(raw.fileno(), [content[i * size : (i + 1) * size]], start + row * size) != size:
+                raise UserError(f"{self.path}: ends before its last grid; copy it again, or extract the grids again")
+        return out
+
     def _load(self, device: torch.device) -> Tensor:
         resident = torch.empty(self.shape, dtype=getattr(torch, self.dtype.name), device=device)
         done = 0
@@ -182,6 +195,11 @@ def _identity(file: DataFile) -> tuple[int, int, int]:
     """Tells one file from another that takes its name."""
     about = os.fstat(file.id.get_vfd_handle())
     return about.st_dev, about.st_ino, about.st_mtime_ns
+
+
+def _rows_of(file: DataFile) -> tuple[FileIO, int]:
+    """The very file that HDF5 has open, to be read row by row, and where its grids begin."""
+    return FileIO(f"/dev/fd/{file.id.get_vfd_handle()}"), file.rows("grids").offset
 
 
 def set_of_names(file: h5py.File) -> set[str]:
