@@ -78,7 +78,7 @@ def costs_table(rate: dict[str, float]) -> str:
     ):
         lines.append(f"| {name} | {' | '.join(hours(IMAGES * each / n) for n in GPUS)} | {source} |")
     for name, each, source in (
-        ("writing the store, by the first process", rate["copy"], "measured, from memory"),
+        ("writing the store, by the first process", rate["copy"], "as reading in memory is measured"),
         ("DVC: hashing the store", rate["hash"], "measured, one thread a file"),
         ("DVC: adding the folder of photographs", rate["add"], "measured, a file at a time"),
         ("DVC: `dvc status`, nothing changed", rate["status"], "measured"),
