@@ -54,19 +54,18 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
     parser.set_defaults(params=None, set=[])
     args = parser.parse_args()
     warnings.showwarning = _print_warning  # type: ignore[assignment]
-    ends: list[int] = []
-    _on_sigterm(ends)
+    stopped = _stop_on_signals()
     chosen: Section | None = None
     try:
         chosen = load_params(params, args.params, args.set)
         main(args, chosen)
     except BaseException as error:
         interrupt = next((cause for cause in _chain(error) if isinstance(cause, KeyboardInterrupt)), None)
-        if interrupt:
-            kept = f" ({interrupt})" if str(interrupt) else ""
-            how = "terminated" if ends else "interrupted"
+        if interrupt or stopped:  # libraries may turn the one into errors of their own
+            kept = f" ({interrupt})" if str(interrupt or "") else ""
+            how = "terminated" if signal.SIGTERM in stopped else "interrupted"
             print(f"{parser.prog}: {how}; run it again to continue{kept}", file=sys.stderr)
-            raise SystemExit(143 if ends else 130) from None
+            raise SystemExit(143 if signal.SIGTERM in stopped else 130) from None
         said = str(error) if isinstance(error, UserError) else None
         for cause in _chain(error):
             if said is None:
@@ -77,14 +76,18 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
         raise SystemExit(1) from None
 
 
-def _on_sigterm(ends: list[int]) -> None:
-    """End on SIGTERM as on Ctrl-C, so that what is being written is removed; ``ends`` gets the signal's number."""
+def _stop_on_signals() -> list[int]:
+    """End on SIGTERM as on Ctrl-C, so that what is being written is removed -> the signals that came, to be filled."""
+    stopped: list[int] = []
 
-    def end(number: int, _: object) -> None:
-        ends.append(number)
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, stop)
+    return stopped
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

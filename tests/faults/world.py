@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -187,6 +188,7 @@ def run_command(world: Path, name: str, arguments: str | None = None) -> Said:
     if program == "-m":
         module, *rest = rest
     said, shown = io.StringIO(), warnings.showwarning
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with _arguments([program if program != "-m" else module, *rest]), contextlib.chdir(world):
         os.environ["DVC_ROOT"] = "."
         try:
@@ -200,6 +202,8 @@ def run_command(world: Path, name: str, arguments: str | None = None) -> Said:
             return Said(end.code if isinstance(end.code, int) else 1, said.getvalue())
         finally:
             warnings.showwarning = shown
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
