@@ -19,6 +19,8 @@ from sightline.errors import UserError
 from sightline.files import claim, discard
 from sightline.fusion.views import Views
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(world, tmp_path) -> Path:
@@ -102,7 +104,6 @@ def test_an_open_file_keeps_its_rows_when_another_takes_its_name(name, opened, p
         opened(place / name)
 
 
-@pytest.mark.slow
 def test_two_dvc_repro_at_once(place):
     """One runs, the other waits or is told that it is busy; the outputs are those of one."""
     command = f"{sys.executable} {ROOT}/stages/clip_grids.py rec/rgb/global clip2.hdf5 --metrics-dir m --params p.yaml"

@@ -14,6 +14,7 @@ from kill import PATIENCE, start, wait_for
 from world import COMMANDS, Said, contents, copy_world, run_command
 
 MIB = 2**20
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -79,7 +79,12 @@ def test_the_payload_would_run_where_pickles_are_run(kind, tmp_path):
     assert (tmp_path / "marker").is_dir()
 
 
-@pytest.mark.parametrize("command", TORCH_READERS)
+SLOW = ("train_autoencoder", "train_fusion", "train_segmentation", "clip_grids")
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TORCH_READERS]
+)
 def test_a_program_in_a_model_file_is_not_run(command, place, tmp_path):
     for kind in ("zip", "legacy", "pickle"):
         for name in ("evil.pth", "evil.pt"):
@@ -88,6 +93,7 @@ def test_a_program_in_a_model_file_is_not_run(command, place, tmp_path):
             assert not (tmp_path / "marker").exists(), kind
 
 
+@pytest.mark.slow
 def test_a_program_in_perceptual_weights_is_not_run(place, tmp_path):
     write_evil(place / "evil.pth", "zip", tmp_path / "marker")
     options = "--perceptual-weights evil.pth --set train.perceptual_weight=0.1"
@@ -273,6 +279,7 @@ def test_a_camera_of_a_recording_is_a_plain_name(name, place):
     refused(place, "validate", "rec/recording.json: cameras.0: ", "names a folder")
 
 
+@pytest.mark.slow
 def test_odd_names_of_folders_and_files_are_only_names(world, tmp_path):
     folder = tmp_path / "a b $(touch pwned); ünï 数 \"q' `touch pwned`"
     folder.mkdir()
