@@ -29,6 +29,8 @@ for seed in 0 1 2; do
         --label joints_only_told_the_object --truth data/demo/frames.parquet object_position
 done
 for design in images_only shared; do fusion data/fusion/actions.hdf5 "$runs/demo" --design $design --seed 0; done
+fusion data/fusion/actions.hdf5 "$runs/demo" --design nine --seed 0 --label nine_without_views \
+    --set fusion.view_dropout=0.8
 python benchmarks/fusion_designs.py table "$runs/demo" --name demo --write $page
 
 if [ -n "${LEROBOT:-}" ]; then
@@ -42,6 +44,9 @@ if [ -n "${LEROBOT:-}" ]; then
                 --set fusion.epochs=14 --set fusion.lr=3e-4 --set fusion.trunk_lr=3e-4
         done
     done
+    fusion "$runs/views.hdf5" "$runs/real" --design nine --seed 0 --label nine_without_views \
+        --set fusion.stride=3 --set fusion.epochs=14 --set fusion.lr=3e-4 --set fusion.trunk_lr=3e-4 \
+        --set fusion.view_dropout=0.8
     python benchmarks/fusion_designs.py table "$runs/real" --name "real recording" --write $page
 fi
 
