@@ -36,8 +36,8 @@ TEXT = """
 - Nothing here was tried against a loss of power: files are not flushed to the disk before they are renamed.
 - Bytes that flip in an HDF5 file of this project, or in an uncompressed picture, look like other numbers: neither has
   checksums. DVC notices it (`make verify-cache`).
-- Links in a folder of images that lead out of it are refused, but for those that DVC makes. Links within data sets to
-  be imported are followed, because caches of downloads consist of them.
+- Links among images and within data sets to be imported are followed, wherever they lead: DVC's own and caches of
+  downloads consist of them. Links and virtual data sets in HDF5 files that lead out of the file are refused.
 - The bytes are those of one machine: other processors and GPUs round differently.
 """
 

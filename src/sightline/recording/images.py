@@ -1,6 +1,5 @@
 """Image files of a recording: which there are, and strict reading of depth."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from sightline.errors import UserError
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
 MAX_PIXELS = 100_000_000  # more is taken for an attack on memory
 _INT64_MAX = 2**63 - 1
-_DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 _DEPTH_MODES = ("I;16", "I;16B", "I;16L")  # what Pillow calls one channel of uint16
 
 
@@ -50,8 +48,8 @@ def image_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path
     """Paths of the images in ``folder``, sorted.
 
     Raises:
-        UserError: no such folder, no images in it; what is no file (a pipe would never end), or a link to somewhere
-            else, other than the links that DVC makes into its cache.
+        UserError: no such folder, no images in it, a link that leads nowhere, or what is no file (a pipe would never
+            end).
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -59,11 +57,9 @@ def image_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path
     if not paths:
         raise UserError(f"{folder}: no images ({', '.join(suffixes)}) in this folder")
     for path in paths:
-        if path.is_symlink():
-            target = path.resolve()
-            if not target.is_relative_to(folder.resolve()) and not _DVC_CACHE.search(target.as_posix()):
-                raise UserError(f"{path}: a link out of its folder, to {os.readlink(path)}; put a copy in its place")
-        if path.exists() and not (path.is_file() or path.is_dir()):  # the latter is a broken image
+        if not path.exists():
+            raise UserError(f"{path}: a link that leads nowhere; mend or remove it")
+        if not (path.is_file() or path.is_dir()):  # the latter is a broken image
             raise UserError(f"{path}: is not a file; remove it")
     return paths
 
