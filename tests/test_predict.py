@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -25,7 +26,7 @@ from sightline.fusion.views import ViewParams, Views, pack_views
 from sightline.predict import act, embed, segment
 from sightline.recording.frames import write_index
 from sightline.recording.images import read_depth
-from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
+from sightline.segmentation.model import SegmentationConfig, SegmentationModel, load_model, save_model
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
 RANGE = Preprocessing(height_range=(600, 1400), invalid=(0,))

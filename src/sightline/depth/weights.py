@@ -65,7 +65,7 @@ class Weights:
     def load_into(self, network: nn.Module, path: Path) -> None:
         """Copy the weights into ``network``. Raises `UserError` naming ``path`` where they do not fit."""
         try:
-            network.load_state_dict(self.tensors)
+            network.load_state_dict(self.tensors, assign=next(network.parameters()).is_meta)
         except RuntimeError as error:
             raise UserError(
                 f"{path}: the weights do not fit the network: {' '.join(str(error).split())[:300]}"

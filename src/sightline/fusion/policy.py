@@ -191,7 +191,7 @@ def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> Fus
         raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
     try:
         with torch.device("meta"):  # no memory for a network that the header makes up
-            FusionPolicy(config).load_state_dict(tensors)
+            FusionPolicy(config).load_state_dict(tensors, assign=True)
         policy = FusionPolicy(config)
         policy.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:

@@ -141,7 +141,7 @@ def load_model(path: Path | str) -> SegmentationModel:
         raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
     try:
         with torch.device("meta"):  # no memory for a network that the header makes up
-            SegmentationModel(config).load_state_dict(tensors)
+            SegmentationModel(config).load_state_dict(tensors, assign=True)
         model = SegmentationModel(config)
         model.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
