@@ -181,3 +181,11 @@ def test_masks_have_the_names_and_sizes_of_the_images(segmenter, tmp_path):
     with pytest.raises(UserError, match=r"grey.png"):
         segment(segmenter, folder, tmp_path / "others")
     assert not (tmp_path / "others").exists()
+
+
+def test_loading_a_model_warns_of_nothing(encoder, policy, segmenter):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_semantic_encoder(encoder, device="cpu")
+        load_policy(policy)
+        load_model(segmenter)
