@@ -21,7 +21,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from world import STAGES, copy_world, make_world, run_command
+
+torch.set_num_threads(1)  # a forked process would wait for threads that only its parent has
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 IN_A_ROW = 4  # kills at most before a run is let through
