@@ -53,7 +53,7 @@ def outputs(place: Path) -> list[str]:
     ("command", "kib"),
     [
         ("simulate", 4), ("validate", 1), ("normalize", 100), ("train_autoencoder", 4000), ("extract_encoder", 4000),
-        ("embed", 2), ("pack_views", 40), ("train_fusion", 100), ("report_part", 1),
+        ("embed", 2), ("clip_grids", 40), ("pack_views", 40), ("train_fusion", 100), ("report_part", 1),
         ("predict act", 1), ("depth.export", 4000),
     ],
 )  # fmt: skip
@@ -63,6 +63,13 @@ def test_no_room_for_a_file(command, kib, place):
     assert said.code == 1, said.stderr
     assert "the file is larger than is allowed here" in said.error, said.stderr
     assert "\n" not in said.error
+    assert outputs(place) == []
+
+
+def test_no_room_for_the_images_that_one_process_reads_for_another(place):
+    said = limited(place, "clip_grids", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)))
+    assert said.code == 1, said.stderr
+    assert said.error.startswith("4 images do not fit into shared memory; lower clip.batch_size, or "), said.stderr
     assert outputs(place) == []
 
 

@@ -241,7 +241,8 @@ def _collate(photographs: list[Tensor | str]) -> tuple[Tensor, list[str | None]]
     """Photographs that could be read, stacked, and for every position what is wrong with it."""
     sound = [photo for photo in photographs if isinstance(photo, Tensor)]
     faults = [photo if isinstance(photo, str) else None for photo in photographs]
-    return torch.stack(sound) if sound else torch.empty(0), faults
+    # in shared memory from here on: where that has no room, the queue of the DataLoader would lose them, and wait
+    return torch.stack(sound).share_memory_() if sound else torch.empty(0), faults
 
 
 def _ignore_warnings(_: int) -> None:
@@ -280,6 +281,11 @@ def _encoded(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        if "</torch_" in str(error):  # the name of a piece of shared memory
+            raise UserError(
+                f"{size} images do not fit into shared memory; lower clip.batch_size, or give it more room, e.g. "
+                "`ulimit -f unlimited` or `docker run --shm-size 1g`"
+            ) from None
         raise UserError("a process that reads images died, often for lack of memory; run it again to go on") from None
     if waiting:
         yield _fetched(encoder, *waiting)
