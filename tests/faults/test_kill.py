@@ -1,9 +1,26 @@
 """A sample of the kill matrix: killed commands that are run again end with the bytes of a run that was left alone."""
 
+import os
+import resource
+import signal
 import subprocess
 import sys
 
+import pytest
+from kill import PATIENCE, wait_for
 from world import ROOT
+
+from sightline.depth.weights import extract_encoder
+from sightline.fusion import load_policy
+from sightline.fusion.policy import save_policy
+from sightline.segmentation import load_model
+from sightline.segmentation.model import save_model
+
+SAVES = {
+    "encoder": lambda world, path: extract_encoder(world / "autoencoder.safetensors", path),
+    "fusion": lambda world, path: save_policy(path, load_policy(world / "fusion.safetensors")),
+    "segmentation": lambda world, path: save_model(path, load_model(world / "segmentation.safetensors")),
+}
 
 
 def test_a_few_kills_lose_nothing(world):
@@ -12,3 +29,21 @@ def test_a_few_kills_lose_nothing(world):
     done = subprocess.run([*command, *stages], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split(" | ")[1] for line in done.stdout.splitlines()] == ["3 / 3"]
+
+
+@pytest.mark.parametrize("kind", SAVES)
+def test_what_is_left_of_weights_that_were_being_written_goes_with_the_next(kind, world, tmp_path):
+    path = tmp_path / "model.safetensors"
+    process = os.fork()
+    if not process:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # killed in the middle of writing
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        SAVES[kind](world, path)
+        os._exit(0)
+    assert wait_for(process, PATIENCE) == -signal.SIGXFSZ
+    (half,) = tmp_path.iterdir()
+    assert half.stat().st_size == 30_000
+    SAVES[kind](world, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o044 == 0o044  # a cache may be shared

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sightline.depth.network import POSITIONS, Autoencoder, Encoder, NetworkConfig
@@ -240,8 +240,8 @@ def _write_encoder(path: Path, suffix: str, encoder: nn.Module, header: Header, 
 
 
 def _write_safetensors(path: Path, network: nn.Module, header: Header) -> None:
-    save_file(_tensors(network), path, {"sightline": json.dumps(header.model_dump(mode="json"), sort_keys=True)})
-    path.chmod(0o644)  # save_file leaves 0600, which a shared cache could not read
+    metadata = {"sightline": json.dumps(header.model_dump(mode="json"), sort_keys=True)}
+    path.write_bytes(save(_tensors(network), metadata))  # save_file has a temporary file of its own
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

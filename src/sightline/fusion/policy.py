@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sightline.errors import UserError
@@ -160,8 +160,7 @@ def save_policy(path: Path, policy: FusionPolicy) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     header = json.dumps(policy.config.model_dump(mode="json"), sort_keys=True)
     with atomic_output(path) as temporary:
-        save_file(tensors, temporary, {_KEY: header})
-        temporary.chmod(0o644)  # save_file leaves 0600, which a shared cache could not read
+        temporary.write_bytes(save(tensors, {_KEY: header}))  # save_file has a temporary file of its own
 
 
 def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> FusionPolicy:

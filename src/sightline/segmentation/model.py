@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sightline.errors import UserError
@@ -117,8 +117,7 @@ def save_model(path: Path, model: SegmentationModel) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     header = json.dumps(model.config.model_dump(mode="json"), sort_keys=True)
     with atomic_output(path) as temporary:
-        save_file(tensors, temporary, {_KEY: header})
-        temporary.chmod(0o644)  # save_file leaves 0600, which a shared cache could not read
+        temporary.write_bytes(save(tensors, {_KEY: header}))  # save_file has a temporary file of its own
 
 
 def load_model(path: Path | str) -> SegmentationModel:
