@@ -21,6 +21,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lightning  # noqa: F401
+import open_clip  # noqa: F401
 import torch
 from world import STAGES, copy_world, make_world, run_command
 
