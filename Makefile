@@ -4,7 +4,7 @@ RUN := . $(VENV)/bin/activate &&
 
 RUNS ?= runs/results
 
-.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults bench scale check licences clean-scratch
+.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults soak bench scale check licences clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-slow: dev  ## run the tests that take minutes each
 
 test-faults: dev  ## kill every stage at random moments, damage every file: half an hour; writes docs/reliability.md
 	$(RUN) FAULTS=many OMP_NUM_THREADS=1 python tests/faults/reliability.py
+
+soak: dev  ## run many experiments in a row, and see what grows: a quarter of an hour; writes docs/soak.md
+	$(RUN) OMP_NUM_THREADS=1 python tests/faults/soak.py
 
 licences: dev  ## list the licences of what is installed: docs/licences.md
 	$(RUN) python docs/licences.py

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import h5py
 import pytest
+import yaml
 from closure import ROOT
 from dvc.utils.hydra import apply_overrides
+
+from sightline.files import file_sha256
 
 SMALL = {
     "demo.simulate.episodes": 2, "demo.simulate.steps": 4, "demo.render.global_size": 48, "demo.render.wrist_size": 24,
@@ -173,6 +176,24 @@ def test_a_tagged_model_leaves_the_project(clone, tmp_path):
         clone.run("dvc", "artifacts", "get", str(clone.root), name, "--rev", "v1.0.0", "-o", str(fetched))
         assert fetched.read_bytes() == (clone.root / f"models/{path}.safetensors").read_bytes()
         assert json.loads((clone.root / f"models/{path}.card.json").read_text())["bytes"] == fetched.stat().st_size
+
+
+def outputs(root: Path) -> dict[str, str]:
+    """Every file that a stage has written, as dvc.lock names them, and its hash."""
+    locks = [yaml.safe_load(path.read_text()) for path in (root / "dvc.lock", root / "demo/dvc.lock")]
+    outs = [root / out["path"] for lock in locks for stage in lock["stages"].values() for out in stage["outs"]]
+    files = [path for out in outs for path in (out.rglob("*") if out.is_dir() else [out]) if path.is_file()]
+    return {str(path.relative_to(root)): file_sha256(path) for path in files}
+
+
+@pytest.mark.slow
+def test_a_second_run_elsewhere_writes_the_same_bytes(clone, tmp_path):
+    """With a cache of its own, in another folder, later: every file, metrics and pictures among them, is the same."""
+    other = Clone(tmp_path)
+    assert {*other.ran("repro")} > {*clone.run("dvc", "stage", "list", "--name-only").stdout.split()}  # and the demo's
+    first, second = outputs(clone.root), outputs(other.root)
+    assert [name for name in sorted(first | second) if first.get(name) != second.get(name)] == []
+    assert len([name for name in first if name.endswith("metrics.json")]) > 12
 
 
 def test_the_graph_is_drawn(clone):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from bad_input import CASES
 from kill import IN_A_ROW, Tally, kill_and_repeat, row
+from threads import HEAD, rows
 from world import ROOT, STAGES, make_world
 
 PAGE = ROOT / "docs/reliability.md"
@@ -23,7 +24,8 @@ FILES = {  # of tests -> what they show
     "test_refusals": "disk full, files too large, no permission, no open files, no memory, a worker killed",
     "test_numbers": "gradients and losses that are no numbers, or diverge",
     "test_concurrency": "two processes at the same work",
-    "test_kill": "a sample of the kills below",
+    "test_kill": "a sample of the kills below, and weights killed in the middle of writing",
+    "test_soak": "a sample of [many experiments in a row](soak.md)",
 }
 TEXT = """
 ## What is promised, and what is not
@@ -38,7 +40,18 @@ TEXT = """
   checksums. DVC notices it (`make verify-cache`).
 - Links among images and within data sets to be imported are followed, wherever they lead: DVC's own and caches of
   downloads consist of them. Links and virtual data sets in HDF5 files that lead out of the file are refused.
-- The bytes are those of one machine: other processors and GPUs round differently.
+- Same seed, same machine, same number of threads, on the CPU: every file that the pipeline writes has the same bytes in
+  every run. `make test-slow` runs all of it twice at small size, in two folders with caches of their own, and compares.
+- Not promised: the same bytes on another processor, with another version of a library, with another number of threads,
+  or from two trainings on a GPU, whose kernels may add in any order. Data stages do not depend on `--processes`.
+"""
+SPREAD = """
+## Trainings and the number of threads
+
+The largest relative difference of a number in a training's `metrics.json` and `curves.csv`, three short epochs each:
+sums are taken in another order, and the optimizer amplifies that from step to step. `python tests/faults/threads.py`
+measures it.
+
 """
 
 
@@ -57,7 +70,7 @@ class Outcomes:
         self.examples = Counter(sys.modules["test_damage"].COUNTS)
 
 
-def page(outcomes: Outcomes, tallies: list[Tally]) -> str:
+def page(outcomes: Outcomes, tallies: list[Tally], spread: str) -> str:
     kills, rounds = sum(tally.kills for tally in tallies), sum(tally.rounds for tally in tallies)
     survived = sum(tally.survived for tally in tallies)
     damaged, refused = outcomes.examples, outcomes.examples["refused"]
@@ -90,7 +103,7 @@ def page(outcomes: Outcomes, tallies: list[Tally]) -> str:
         "|---|---:|---|---:|---:|---:|---:|",
         *map(row, tallies),
     ]
-    return "\n".join(lines) + "\n" + TEXT
+    return "\n".join(lines) + "\n" + SPREAD + HEAD + spread + TEXT
 
 
 def main() -> int:
@@ -103,10 +116,11 @@ def main() -> int:
     os.environ.pop("DVC_STAGE", None)
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(Path(folder) / "world")
+        spread = rows(world)
         for command in STAGES:
             tallies.append(kill_and_repeat(command, world, args.kills, args.seed))
             print(row(tallies[-1]), *tallies[-1].faults, sep="\n", flush=True)
-            PAGE.write_text(page(outcomes, tallies), encoding="utf-8")
+            PAGE.write_text(page(outcomes, tallies, spread), encoding="utf-8")
     return int(bool(failed) or any(tally.faults for tally in tallies))
 
 
