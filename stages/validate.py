@@ -5,16 +5,16 @@ from pathlib import Path
 
 from sightline.cli import report, run_stage
 from sightline.params import Section
-from sightline.recording.split import DataPart
-from sightline.recording.validation import validate_recording
+from sightline.recording.validation import DriftGuard, ValidateData, validate_recording
 
 
 class Params(Section):
-    data: DataPart = DataPart()
+    data: ValidateData = ValidateData()
 
 
 def main(args: Namespace, params: Params) -> None:
-    metrics = validate_recording(args.recording, args.out_dir, params.data, only=args.only, processes=args.processes)
+    guard = DriftGuard(params.data.drift_tolerance, args.reference, args.metrics_dir)
+    metrics = validate_recording(args.recording, args.out_dir, params.data, args.only, args.processes, guard)
     report(metrics, args.metrics_dir)
 
 
@@ -22,6 +22,7 @@ parser = ArgumentParser(description=__doc__)
 parser.add_argument("recording", type=Path, help="folder with recording.json, frames.parquet and folders of images")
 parser.add_argument("out_dir", type=Path, help="folder for frames.parquet, depth.parquet, rgb/<camera>.parquet ...")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
+parser.add_argument("--reference", type=Path, help="summary.json of what models know, or a folder with copies of some")
 parser.add_argument("--only", metavar="frames|depth|masks|rgb/CAMERA", help="check one piece (default: all there is)")
 parser.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 

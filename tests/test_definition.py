@@ -86,13 +86,13 @@ def test_declared_params_are_the_fields_of_the_params_class(name):
 @pytest.mark.parametrize("name", STAGES)
 def test_data_dependencies_are_outs_or_tracked_files(name):
     for dep in STAGES[name]["deps"]:
-        assert is_code(dep) or dep in OUTS or (ROOT / f"{dep}.dvc").is_file(), dep
+        assert is_code(dep) or dep in OUTS or (ROOT / f"{dep}.dvc").is_file() or dep == PARAMS["data"]["reference"], dep
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_commands_use_what_is_declared(name):
     stage = STAGES[name]
-    paths = [word for word in stage["cmd"].split() if re.match(r"(data|models|metrics)/", word)]
+    paths = [word for word in stage["cmd"].split() if re.match(r"(data|models|metrics)/|reference$", word)]
     for path in paths:
         declared = [known for known in stage["deps"] + stage["outs"] if known.startswith(path)]
         assert declared, f"{path} is neither a dep nor an out, nor a folder of one"

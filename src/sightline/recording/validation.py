@@ -2,7 +2,8 @@
 
 The table becomes the frame index with the split, ``<out_dir>/frames.parquet``. Each folder of images becomes an index
 of the frames whose image is sound, ``<out_dir>/depth.parquet``, ``<out_dir>/rgb_<camera>.parquet``: that is what a
-stage which reads the folder goes by. All problems of all folders are reported at once.
+stage which reads the folder goes by. All problems of all folders are reported at once. What is sound but unlike the
+training frames, or unlike those of another recording, is warned of (`sightline.recording.summary`).
 """
 
 import warnings
@@ -13,21 +14,57 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from sightline.errors import UserError
+from sightline.files import write_json
 from sightline.parallel import unordered_map
 from sightline.recording.frames import first_few, read_frames, read_index, write_index
 from sightline.recording.images import list_images, read_depth, read_pixels
 from sightline.recording.layout import RecordingInfo, read_recording_info
 from sightline.recording.split import PARTS, DataPart, SplitParams, split_episodes
+from sightline.recording.summary import (
+    Reference,
+    compare,
+    depth_figures,
+    mask_figures,
+    read_reference,
+    rgb_figures,
+    summarize,
+    table_figures,
+)
 
 IGNORE = 255  # mask pixels of no class
 _CHUNK = 32  # images per job
 _RAW_COUNTS = 65536
 
 
+class ValidateData(DataPart):
+    """What the validation takes of the section ``data``."""
+
+    drift_tolerance: float = Field(
+        default=0.5,
+        ge=0,
+        description="how far a frame may leave the range of the training frames, as a share of its width",
+    )
+
+
+@dataclass(frozen=True)
+class DriftGuard:
+    """How frames are compared, and where to write what was found."""
+
+    tolerance: float
+    reference: Path | None = None  # a summary.json, or a folder with some; what it lacks is compared with train
+    metrics_dir: Path | None = None  # folder for summary.json and drift.json
+
+
 def validate_recording(
-    recording: Path, out_dir: Path, data: DataPart, only: str | None = None, processes: int | None = None
+    recording: Path,
+    out_dir: Path,
+    data: DataPart,
+    only: str | None = None,
+    processes: int | None = None,
+    guard: DriftGuard | None = None,
 ) -> dict[str, Any]:
     """Check a recording, or one piece of it, write the indices to ``out_dir``, and return the metrics by piece.
 
@@ -38,33 +75,71 @@ def validate_recording(
         only: ``frames`` for the table; or ``depth``, ``masks``, ``rgb/<camera>`` for one folder, which is checked
             against the frame index that lies in ``out_dir``; None for the table and all folders.
         processes: number of processes that read images; None takes one per core.
+        guard: with it, frames unlike those of its reference, or of train, are counted (``outside_range``) and warned
+            of: once for each modality.
 
     Raises:
-        UserError: whatever is wrong with the recording. For images: per folder one line with the count, then one
-            line per image.
+        UserError: whatever is wrong with the recording, or with the reference. For images: per folder one line with
+            the count, then one line per image.
     """
     if out_dir.resolve() == recording.resolve():
         raise UserError(
             f"{out_dir}: is the recording itself, whose frames.parquet would be overwritten; choose another"
         )
     info = read_recording_info(recording / "recording.json")
+    known = read_reference(guard.reference) if guard and guard.reference else {}
     indices, metrics, complaints = {}, {}, []
+    figures: dict[str, dict[str, pd.DataFrame]] = {}  # piece -> modality -> a row for each frame
     if only in (None, "frames"):
         index, metrics["frames"] = check_frames(recording / "frames.parquet", info, data.split)
-        indices["frames"] = index
+        indices["frames"], figures["frames"] = index, table_figures(index, info)
     else:
         index = read_index(out_dir / "frames.parquet")
     pieces = image_folders(recording, info) if only is None else [only]
     for folder in (piece for piece in pieces if piece != "frames"):
         try:
-            indices[folder], metrics[folder] = check_images(recording, folder, info, index, data.on_error, processes)
+            indices[folder], metrics[folder], of_images = check_images(
+                recording, folder, info, index, data.on_error, processes
+            )
+            figures[folder] = {folder: of_images}
         except UserError as error:
             complaints.append(str(error))
     if complaints:
         raise UserError("\n".join(complaints))
+    if guard:
+        for piece, counts in _guard_drift(guard, recording, index.set_index("frame_id"), figures, known).items():
+            metrics[piece] |= counts
     for name, rows in indices.items():
         write_index(out_dir / f"{name}.parquet", rows)
     return metrics
+
+
+def _guard_drift(
+    guard: DriftGuard,
+    recording: Path,
+    index: pd.DataFrame,
+    figures: dict[str, dict[str, pd.DataFrame]],
+    known: dict[str, Reference],
+) -> dict[str, dict[str, int]]:
+    """Compare each modality, and write summary.json and drift.json -> piece -> its count of frames outside."""
+    summaries, drift, counts = {}, {}, {}
+    for piece, modalities in figures.items():
+        for name, values in modalities.items():
+            is_train = index["split"][values.index] == "train"
+            summary = summarize(values[is_train])
+            if summary:
+                summaries[name] = summary.model_dump()
+            others = values if name in known else values[~is_train]
+            reference = known.get(name) or (Reference("train", summary) if summary else None)
+            if reference and len(others):
+                place = recording / ("frames.parquet" if piece == "frames" else piece)
+                drift[name] = compare(name, place, others, index["episode"], reference, guard.tolerance)
+        found = [drift[name]["outside"] for name in modalities if name in drift]
+        counts[piece] = {"outside_range": max(found)} if found else {}
+    if guard.metrics_dir:
+        write_json(guard.metrics_dir / "summary.json", summaries)
+        write_json(guard.metrics_dir / "drift.json", drift)
+    return counts
 
 
 def image_folders(recording: Path, info: RecordingInfo) -> list[str]:
@@ -106,8 +181,8 @@ def check_images(
     index: pd.DataFrame,
     on_error: Literal["fail", "skip"],
     processes: int | None,
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Check one folder of images against the frame index -> its rows whose image is sound, metrics.
+) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame]:
+    """Check one folder of images against the frame index -> its rows whose image is sound, metrics, figures of those.
 
     Every frame needs an image, but masks may be sparse. Images of no frame are not read; a warning counts them.
 
@@ -139,7 +214,8 @@ def check_images(
         "skipped": len(problems),
         "sound": len(sound),
     }
-    return sound, counts | _CONTENT[kind](tally, info)
+    figures = pd.DataFrame.from_dict(tally.figures, orient="index").loc[sound["frame_id"]]
+    return sound, counts | _CONTENT[kind](tally, info), figures
 
 
 def _answer_problems(
@@ -164,7 +240,7 @@ class _Tally:
 
     problems: dict[int, str] = field(default_factory=dict)  # frame id -> what is wrong
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(_RAW_COUNTS, np.int64))  # per value, in sound images
-    invalid_share: dict[int, float] = field(default_factory=dict)  # sound depth images: share of their pixels
+    figures: dict[int, dict[str, float]] = field(default_factory=dict)  # frame id -> of its sound image
 
 
 def _read_images(kind: str, info: RecordingInfo, images: dict[int, Path], title: str, processes: int | None) -> _Tally:
@@ -176,7 +252,7 @@ def _read_images(kind: str, info: RecordingInfo, images: dict[int, Path], title:
     ):
         total.problems |= tally.problems
         total.pixels += tally.pixels
-        total.invalid_share |= tally.invalid_share
+        total.figures |= tally.figures
     return total
 
 
@@ -186,42 +262,39 @@ def _read_chunk(job: tuple[str, RecordingInfo, list[tuple[int, Path]]]) -> _Tall
     with warnings.catch_warnings(action="ignore"):  # Pillow's, on files that it reads all the same
         for frame_id, path in images:
             try:
-                pixels = _READ[kind](path, info)
+                pixels, tally.figures[frame_id] = _READ[kind](path, info)
             except UserError as error:
                 tally.problems[frame_id] = str(error)
                 continue
             tally.pixels += pixels
-            if kind == "depth" and info.depth:
-                tally.invalid_share[frame_id] = float(pixels[list(info.depth.invalid)].sum() / pixels.sum())
     return tally
 
 
-def _read_depth(path: Path, info: RecordingInfo) -> np.ndarray:
+def _read_depth(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
     assert info.depth is not None
     pixels = np.bincount(read_depth(path).ravel(), minlength=_RAW_COUNTS)
     if pixels.sum() == pixels[list(info.depth.invalid)].sum():
         raise UserError(
             f"{path}: every pixel is invalid ({', '.join(map(str, info.depth.invalid))}): nothing was measured"
         )
-    return pixels
+    return pixels, depth_figures(pixels, info.depth)
 
 
-def _read_mask(path: Path, info: RecordingInfo) -> np.ndarray:
+def _read_mask(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
     pixels = np.bincount(read_pixels(path, ("L", "P")).ravel(), minlength=_RAW_COUNTS)
     unknown = [i for i in np.flatnonzero(pixels) if i >= len(info.classes) and i != IGNORE]
     if unknown:
         raise UserError(f"{path}: class ids {first_few(unknown)}; recording.json names {len(info.classes)} classes")
-    return pixels
+    return pixels, mask_figures(pixels, info.classes, IGNORE)
 
 
-def _read_rgb(path: Path, info: RecordingInfo) -> np.ndarray:
-    read_pixels(path, ("RGB",))
-    return np.zeros(_RAW_COUNTS, np.int64)
+def _read_rgb(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
+    return np.zeros(_RAW_COUNTS, np.int64), rgb_figures(read_pixels(path, ("RGB",)))
 
 
 def _depth_content(tally: _Tally, info: RecordingInfo) -> dict[str, Any]:
     assert info.depth is not None
-    share = np.array([tally.invalid_share[i] for i in sorted(tally.invalid_share)])
+    share = np.array([tally.figures[i]["invalid_share"] for i in sorted(tally.figures)])
     valid = tally.pixels.copy()
     valid[list(info.depth.invalid)] = 0
     counts, up_to = np.flatnonzero(valid), np.cumsum(valid)
@@ -250,7 +323,7 @@ def _kind(folder: str, info: RecordingInfo) -> str:
     return folder.split("/")[0]
 
 
-_READ: dict[str, Callable[[Path, RecordingInfo], np.ndarray]] = {
+_READ: dict[str, Callable[[Path, RecordingInfo], tuple[np.ndarray, dict[str, float]]]] = {
     "depth": _read_depth,
     "masks": _read_mask,
     "rgb": _read_rgb,
