@@ -43,14 +43,20 @@ class Look:
     wood: np.ndarray  # [3]
     grain_phase: float
     light: np.ndarray  # position [3], m
+    lamp: float  # its strength
     global_camera: Pose
 
 
-def draw_look(world: World, rng: np.random.Generator) -> Look:
-    """Draw the look of an episode; a geom's material decides what it may look like."""
+def draw_look(world: World, rng: np.random.Generator, lamp: float = 1.0, camera_shift_m: float = 0.0) -> Look:
+    """Draw the look of an episode; a geom's material decides what it may look like.
+
+    Args:
+        lamp: strength of the lamp; 1 is the usual.
+        camera_shift_m: how far the global camera is moved to the robots' left; it turns to see the same place.
+    """
     model = world.model
     light = np.array([0.1, 0.0, 1.7]) + rng.uniform(-0.5, 0.5, 3) * [1, 1, 0.3]
-    position = np.array([0.66, 0.0, 0.72]) + rng.uniform(-0.03, 0.03, 3)
+    position = np.array([0.66, camera_shift_m, 0.72]) + rng.uniform(-0.03, 0.03, 3)
     camera = look_at(position, np.array([0.05, 0.0, 0.04]), up=np.array([0.0, 0.0, 1.0]))
     wood, phase = np.array([0.72, 0.55, 0.38]) * rng.uniform(0.8, 1.15), float(rng.uniform(0, 6))
     materials = [
@@ -66,7 +72,7 @@ def draw_look(world: World, rng: np.random.Generator) -> Look:
         class_id[geom] = CLASSES.index(class_name)
         colour[geom] = paint or (_draw_object_colour(material, rng) if material in TYPICAL_HUE else SKY)
     table, floor = (np.array([material == name for material in [*materials, None]]) for name in ("table", "floor"))
-    return Look(colour, gloss, class_id, table, floor, wood, phase, light, camera)
+    return Look(colour, gloss, class_id, table, floor, wood, phase, light, lamp, camera)
 
 
 def _draw_object_colour(kind: str, rng: np.random.Generator) -> tuple[float, float, float]:
@@ -123,8 +129,8 @@ def shade(world: World, look: Look, hits: Hits) -> np.ndarray:
     for _ in range(5):
         shine = shine * shine  # to the power of 32
     ambient = 0.36 + 0.16 * normal[:, 2] + 0.12 * np.clip(dot(normal, to_eye), 0, 1)
-    diffuse = lit * lambert * 2.4 / (0.6 + distance * distance)
-    light = colour * colour * (ambient + diffuse)[:, None] + (0.6 * lit * shine * look.gloss[hits.geom])[:, None]
+    diffuse = lit * lambert * (2.4 * look.lamp) / (0.6 + distance * distance)
+    light = colour * colour * (ambient + diffuse)[:, None] + (0.6 * look.lamp * lit * shine * look.gloss[hits.geom])[:, None]
     nothing = hits.geom < 0
     light[nothing] = colour[nothing] * colour[nothing]
     return np.sqrt(np.clip(light, 0, 1))

@@ -40,6 +40,10 @@ class RenderParams(Section):
         default=224, ge=8, le=2048, description="height and width of the global view and masks, pixels"
     )
     antialias: int = Field(default=2, ge=1, le=8, description="rays per pixel edge where the picture changes; 1 is off")
+    lamp: float = Field(default=1.0, ge=0, le=10, description="strength of the lamp; 1 is the usual")
+    camera_shift_m: float = Field(
+        default=0.0, ge=-0.5, le=0.5, description="shift of the global camera to the robots' left, metres"
+    )
     rgb_noise: float = Field(default=1.0, ge=0, le=64, description="sigma of the colour noise, grey levels of 255")
     depth_height: int = Field(default=128, ge=8, le=2048, description="height of the depth images, pixels")
     depth_width: int = Field(default=128, ge=8, le=2048, description="width of the depth images, pixels")
@@ -116,7 +120,7 @@ def _render_episode(job: _Job, folder: Path) -> None:
         for stream, purpose in enumerate(("look", *FOLDERS))
     }
     world = World(episode.mjcf)
-    look = draw_look(world, rng["look"])
+    look = draw_look(world, rng["look"], params.lamp, params.camera_shift_m)
     global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
     wrist_sensor = Pinhole(params.wrist_size, params.wrist_size, WRIST_FIELD_OF_VIEW_DEG)
     depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
