@@ -16,6 +16,8 @@ import pandas as pd
 from PIL import Image
 from world import COMMANDS, ROOT, Said, contents, copy_world, make_world, own, run_command
 
+from sightline.recording.frames import read_index, write_index
+
 PAGE = ROOT / "docs/bad-input.md"
 HEAD = """# Bad input
 
@@ -116,6 +118,14 @@ def edited_frames(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Spoil:
     return spoil
 
 
+def edited_index(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Spoil:
+    def spoil(world: Path) -> None:
+        path = own(world / "index/depth.parquet")
+        write_index(path, change(read_index(path)))
+
+    return spoil
+
+
 def cell(column: str, row: int, value: Any) -> Spoil:
     def change(frames: pd.DataFrame) -> pd.DataFrame:
         values = list(frames[column])
@@ -149,6 +159,10 @@ def stored(name: str, key: str, values: Any) -> Spoil:
     return edited_hdf5(name, change)
 
 
+def made_by(name: str, encoder: str) -> Spoil:
+    return edited_hdf5(name, lambda file: file.attrs.update(encoder_sha256=encoder))
+
+
 def filled(name: str, key: str, value: float) -> Spoil:
     return edited_hdf5(name, lambda file: file[key].write_direct(np.full(file[key].shape, value, file[key].dtype)))
 
@@ -173,6 +187,7 @@ def with_set(command: str, *settings: str) -> str:
 
 GREY, DEPTH = np.full((24, 32), 7, np.uint8), np.full((24, 32), 700, np.uint16)
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
+SUMMARY = "reference/summary.json"
 CASES = [
     # --- a recording
     Case("validate", INFO, "missing", missing(INFO)),
@@ -212,6 +227,13 @@ CASES = [
     Case("validate", "data.split.val", "shares beyond 1", nothing, with_set("validate", "data.split.val=0.9")),
     Case("validate", "--only", "a folder that is not described", nothing, "rec index --only rgb/front"),
     Case("validate", "out_dir", "the recording itself", nothing, "rec rec"),
+    Case("validate", "reference", "the folder is missing", missing("reference")),
+    Case("validate", SUMMARY, "cut short", cut(SUMMARY)),
+    Case("validate", SUMMARY, "low above high",
+         edited_json(SUMMARY, depth={"frames": 8, "figures": {"far_mm": {"low": 2, "median": 1, "high": 1}}})),
+    Case("validate", "reference/old/summary.json", "a modality twice",
+         lambda w: replaced("reference/old/summary.json", (w / SUMMARY).read_bytes())(w)),
+    Case("validate", "data.drift_tolerance", "negative", nothing, with_set("validate", "data.drift_tolerance=-1")),
     # --- depth
     Case("normalize", "rec/depth", "the folder is missing", missing("rec/depth")),
     Case("normalize", EIGHT, "cut short", cut(EIGHT)),
@@ -328,6 +350,17 @@ CASES = [
          f"{COMMANDS['predict act']} --clip-grids clip.hdf5"),
     Case("predict segment", "output", "is there already", nothing, "segmentation.safetensors rec/rgb/global index"),
     Case("depth.export", "output", "another suffix", nothing, "encoder.safetensors encoder.onnx"),
+    Case("drift", "embeddings.hdf5", "missing", missing("embeddings.hdf5")),
+    Case("drift", "embeddings.hdf5", "another kind of HDF5", swapped("embeddings.hdf5", "depth.hdf5")),
+    Case("drift", "embeddings.hdf5", "NaN", filled("embeddings.hdf5", "embeddings", np.nan)),
+    Case("drift", "other.hdf5", "of another encoder",
+         lambda w: (swapped("other.hdf5", "embeddings.hdf5")(w), made_by("embeddings.hdf5", "3f9a")(w),
+                    made_by("other.hdf5", "77c0")(w)),
+         "embeddings.hdf5 other.hdf5 --index index/depth.parquet"),
+    Case("drift", "clip.hdf5", "grids beside embeddings", nothing,
+         "embeddings.hdf5 clip.hdf5 --index index/depth.parquet"),
+    Case("drift", "index/depth.parquet", "lacks frames", edited_index(lambda t: t[:12])),
+    Case("drift", "index/depth.parquet", "one episode", edited_index(lambda t: t.assign(episode=0))),
     # --- the demo, importers
     Case("simulate", "demo.simulate.episodes", "0", nothing, with_set("simulate", "demo.simulate.episodes=0")),
     Case("render", "states.hdf5", "another kind of HDF5", swapped("states.hdf5", "depth.hdf5")),

@@ -28,6 +28,7 @@ from sightline.depth.normalize import NormalizeParams
 from sightline.depth.store import DepthStore
 from sightline.depth.training import TrainParams
 from sightline.depth.weights import load_weights, save_encoder
+from sightline.drift import read_embeddings
 from sightline.errors import UserError
 from sightline.fusion.policy import load_policy
 from sightline.fusion.views import Views
@@ -37,6 +38,7 @@ from sightline.recording.frames import read_frames, read_index
 from sightline.recording.images import read_depth, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.recording.split import DataPart
+from sightline.recording.summary import read_reference
 from sightline.segmentation.model import load_model
 
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
@@ -69,6 +71,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "recording.json": ("rec/recording.json", read_recording_info),
     "frames table": ("rec/frames.parquet", read_frames),
     "frame index": ("index/depth.parquet", read_index),
+    "summary": ("reference/summary.json", read_reference),
     "depth PNG": ("rec/depth/000008.png", read_depth),
     "depth TIFF": ("depth.tif", read_depth),
     "colour PNG": ("rec/rgb/global/000002.png", read_rgb),
@@ -76,6 +79,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "normalised depth": ("depth.hdf5", lambda path: DepthStore.open(path).images(slice(None))),
     "views": ("views.hdf5", lambda path: np.array(Views.open(path).images)),
     "grids": ("clip.hdf5", read_grids),
+    "embeddings": ("embeddings.hdf5", read_embeddings),
     "states": ("states.hdf5", read_states),
     "encoder": ("encoder.safetensors", lambda path: load_weights(path, "encoder").build(path)),
     "torch encoder": ("encoder.pth", lambda path: load_weights(path, "encoder").build(path)),
@@ -83,7 +87,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "segmentation model": ("segmentation.safetensors", load_model),
     "params.yaml": ("params.yaml", lambda path: load_params(Params, path)),
 }
-HDF5 = ("normalised depth", "views", "grids", "states")
+HDF5 = ("normalised depth", "views", "grids", "embeddings", "states")
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from test_importers import aloha, lerobot_v2  # noqa: E402
 
 from sightline.clip import ClipParams  # noqa: E402
 from sightline.clip.extraction import extract_grids  # noqa: E402
+from sightline.depth.embedding import EmbedParams, embed_depth  # noqa: E402
 from sightline.depth.network import Autoencoder, NetworkConfig  # noqa: E402
 from sightline.depth.normalize import NormalizeParams, normalize_depth  # noqa: E402
 from sightline.depth.store import DepthStore  # noqa: E402
@@ -36,7 +37,7 @@ from sightline.fusion.views import ViewParams, pack_views  # noqa: E402
 from sightline.recording.demo.simulate import SimulateParams, simulate_demo  # noqa: E402
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info  # noqa: E402
 from sightline.recording.split import DataPart, SplitParams  # noqa: E402
-from sightline.recording.validation import validate_recording  # noqa: E402
+from sightline.recording.validation import DriftGuard, validate_recording  # noqa: E402
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model  # noqa: E402
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
@@ -59,7 +60,7 @@ segmentation: {image_size: [32, 32], epochs: 3, steps_per_epoch: 1, precision: f
 COMMANDS = {  # name -> its arguments in the world; everything is written below out/
     "simulate": "--frames out/frames.parquet --states out/states.hdf5",
     "render": "--states states.hdf5 --out out/demo",
-    "validate": "rec out --metrics-dir out/metrics",
+    "validate": "rec out --metrics-dir out/metrics --reference reference",
     "normalize": "rec/depth out/depth.hdf5 --index index/depth.parquet --recording rec/recording.json "
     "--metrics-dir out/metrics",
     "train_autoencoder": "depth.hdf5 out/autoencoder.safetensors --metrics-dir out/metrics",
@@ -77,6 +78,7 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "model_card": "encoder.safetensors out/encoder.card --metrics metrics --index index/depth.parquet",
     "import_lerobot": "lerobot out/recording",
     "import_hdf5": "aloha out/recording",
+    "drift": "embeddings.hdf5 embeddings.hdf5 --index index/depth.parquet --metrics-dir out/metrics",
     "predict embed": "encoder.safetensors rec/depth out/embeddings.hdf5",
     "predict act": "fusion.safetensors rec out/actions.parquet",
     "predict segment": "segmentation.safetensors rec/rgb/global out/masks",
@@ -93,7 +95,8 @@ def make_world(root: Path) -> Path:
         Path("params.yaml").write_text(PARAMS)
         _recording(Path("rec"))
         data = DataPart(split=SplitParams(val=0.25, test=0.25))
-        validate_recording(Path("rec"), Path("index"), data, processes=1)
+        guard = DriftGuard(tolerance=0.5, metrics_dir=Path("reference"))
+        validate_recording(Path("rec"), Path("index"), data, processes=1, guard=guard)
         normalize_depth(
             Path("rec/depth"), Path("depth.hdf5"), NormalizeParams(), split=data.split,
             index=Path("index/depth.parquet"), recording=Path("rec/recording.json"), processes=1,
@@ -102,6 +105,7 @@ def make_world(root: Path) -> Path:
         header = Header(kind="autoencoder", network=network, preprocessing=preprocessing)
         save_weights(Path("autoencoder.safetensors"), Autoencoder(network), header)
         extract_encoder(Path("autoencoder.safetensors"), Path("encoder.safetensors"))
+        embed_depth(Path("encoder.safetensors"), Path("depth.hdf5"), Path("embeddings.hdf5"), EmbedParams(batch_size=4))
         extract_grids([Path("rec/rgb/global")], Path("clip.hdf5"), ClipParams(**CLIP))
         pack_views(Path("rec"), Path("index"), Path("views.hdf5"), ViewParams(image_size=32), processes=1)
         policy = PolicyConfig(

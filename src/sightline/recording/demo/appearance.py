@@ -130,7 +130,10 @@ def shade(world: World, look: Look, hits: Hits) -> np.ndarray:
         shine = shine * shine  # to the power of 32
     ambient = 0.36 + 0.16 * normal[:, 2] + 0.12 * np.clip(dot(normal, to_eye), 0, 1)
     diffuse = lit * lambert * (2.4 * look.lamp) / (0.6 + distance * distance)
-    light = colour * colour * (ambient + diffuse)[:, None] + (0.6 * look.lamp * lit * shine * look.gloss[hits.geom])[:, None]
+    light = (
+        colour * colour * (ambient + diffuse)[:, None]
+        + (0.6 * look.lamp * lit * shine * look.gloss[hits.geom])[:, None]
+    )
     nothing = hits.geom < 0
     light[nothing] = colour[nothing] * colour[nothing]
     return np.sqrt(np.clip(light, 0, 1))
