@@ -164,6 +164,29 @@ def test_colour_settings_leave_depth_and_masks_alone(demo, tmp_path):
         np.testing.assert_array_equal(pixels(demo, folder), pixels(tmp_path, folder))
 
 
+def test_a_weaker_lamp_darkens_every_camera_and_nothing_else(demo, tmp_path):
+    for name, lamp in (("usual", 1.0), ("dim", 0.3)):
+        params = SMALL.model_copy(update={"lamp": lamp})
+        render_demo(params, demo / "states.hdf5", tmp_path / name, processes=1)
+    for camera in ("left_wrist", "right_wrist", "global"):
+        usual, dim = (pixels(tmp_path / name, f"rgb/{camera}").mean((1, 2, 3)) for name in ("usual", "dim"))
+        assert (dim < 0.9 * usual).all()
+    for folder in ("depth", "masks"):
+        np.testing.assert_array_equal(pixels(tmp_path / "usual", folder), pixels(tmp_path / "dim", folder))
+
+
+def test_a_moved_camera_sees_the_same_place_from_elsewhere(demo, tmp_path):
+    for name, shift in (("usual", 0.0), ("moved", 0.2)):
+        params = SMALL.model_copy(update={"camera_shift_m": shift})
+        render_demo(params, demo / "states.hdf5", tmp_path / name, processes=1)
+    for folder in ("rgb/global", "depth", "masks"):
+        assert (pixels(tmp_path / "usual", folder) != pixels(tmp_path / "moved", folder)).mean() > 0.1
+    for folder in ("rgb/left_wrist", "rgb/right_wrist"):
+        np.testing.assert_array_equal(pixels(tmp_path / "usual", folder), pixels(tmp_path / "moved", folder))
+    usual, moved = (pixels(tmp_path / name, "depth") for name in ("usual", "moved"))
+    assert np.median(moved[moved > 0]) == pytest.approx(np.median(usual[usual > 0]), rel=0.1)
+
+
 def test_depth_may_have_the_shape_of_a_real_camera(demo, tmp_path):
     params = SMALL.model_copy(update={"depth_height": 240, "depth_width": 320})
     render_demo(params, demo / "states.hdf5", tmp_path, processes=1)

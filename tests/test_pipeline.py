@@ -32,6 +32,8 @@ FUSION = {"pack_views@actions"} | {
     for design in ("nine", "joints_only")
 }
 SEGMENTATION = {f"{stage}_segmentation@masks" for stage in ("train", "evaluate", "report", "model_card")}
+VALIDATED = {f"validate_images@{name}" for name in (
+    "depth", "masks", "rgb/left_wrist", "rgb/right_wrist", "rgb/global")}  # fmt: skip
 DEPTH_CHAIN = ["embed@depth", "evaluate@depth", "extract_encoder@depth", "train_autoencoder@depth"]
 DEPTH_PAGES = ["model_card_encoder@depth", "report_depth@depth"]
 
@@ -123,6 +125,24 @@ def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     assert set(ran[1:]) == {*checked, *followed, *FUSION, *SEGMENTATION} - same
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
+
+
+@pytest.mark.slow
+def test_new_recordings_are_held_against_a_committed_reference(clone):
+    for folder in ("validate", "validate_images"):
+        shutil.copytree(clone.root / "metrics" / folder, clone.root / "reference" / folder)
+    clone.commit()
+    assert set(clone.ran("repro", "validate", "validate_images")) == {"validate", *VALIDATED}
+    clone.commit()
+    dark = clone.run("dvc", "exp", "run", "-S", "demo.render.lamp=0.2", "validate", "validate_images")
+    said = [line for line in (dark.stdout + dark.stderr).splitlines() if line.startswith("warning: data/demo/rgb")]
+    assert len(said) == 3
+    assert all(re.search(r": brightness .* of reference/validate_images/rgb/\w+/summary.json; 8 of 8", s) for s in said)
+    shown = json.loads((clone.root / "metrics/validate_images/rgb/global/metrics.json").read_text())
+    assert shown["rgb/global"]["outside_range"] == 8
+    clone.run("git", "reset", "-q", "--hard", "HEAD~2")
+    clone.run("dvc", "checkout")
+    assert clone.ran("repro") == []
 
 
 @pytest.mark.parametrize(
