@@ -12,7 +12,8 @@ import numpy as np
 from costs import anonymous_mib, measured
 
 from sightline.cache import digest
-from sightline.clip.store import GridStore, write_store
+from sightline.clip.store import write_store
+from sightline.grid_store import GridStore
 
 SHAPE, BATCH = (49, 768), 150
 ATTRIBUTES = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 7, "dtype": "float16"}

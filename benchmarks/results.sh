@@ -57,7 +57,7 @@ segmentation "$runs/masks" $demo --labelled 2 4 --seeds 0 2 3 --methods supervis
 segmentation "$runs/masks" $demo --labelled all --seeds 0 --methods supervised
 segmentation "$runs/masks" $demo --labelled 1 --seeds 0 2 3 \
     --variant bcp_bank segmentation.method=bcp segmentation.contrastive.weight=0.1 \
-    --variant bcp_clip segmentation.method=bcp clip --clip-grids data/clip/global.hdf5
+    --variant bcp_clip segmentation.method=bcp clip --clip-grids data/clip/global
 python benchmarks/segmentation.py table "$runs/masks" --name "segmentation of the demo" --write $page
 
 if [ -n "${CAMVID:-}" ]; then

@@ -24,7 +24,7 @@ UNITS = {  # of a parameter, and how its name and meaning tell; the first that d
     "grey levels": r"\bgrey levels\b",
     "raw counts": r" raw counts\b",
     "frames": r"^\S+ (training )?frames\b",
-    "images": r"^\S+ images (encoded|whose)",
+    "images": r"^\S+ images (encoded|whose|in a)",
     "steps": r"^\S+ steps predicted",
     "epochs": r"^\S+ (passes|epochs)\b",
 }

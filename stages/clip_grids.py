@@ -1,4 +1,4 @@
-"""Extract CLIP grid features of folders of photographs into one HDF5 file; again, only what is new or changed."""
+"""Extract CLIP grid features of folders of photographs into HDF5; again, only what is new or changed."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -29,9 +29,9 @@ def main(args: Namespace, params: Params) -> None:
 
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("images", type=Path, nargs="+", help="folders of photographs, named by image id")
-parser.add_argument("output", type=Path, help="HDF5 file to write")
+parser.add_argument("output", type=Path, help="file to write (*.hdf5), or folder of shards of clip.shard_frames")
 parser.add_argument("--index", type=Path, help="frame index; only its frames are encoded")
-parser.add_argument("--previous", type=Path, help="older file of the same settings; unchanged images are taken from it")
+parser.add_argument("--previous", type=Path, help="older one of the same settings; unchanged images are taken from it")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
 add_shorthands(parser, SHORTHANDS)
 

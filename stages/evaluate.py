@@ -26,7 +26,7 @@ parser.add_argument("weights", type=Path, help="weights file written by stages/t
 parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
 parser.add_argument("output", type=Path, help="folder for the pictures")
 parser.add_argument("--frames", type=Path, help="frames.parquet, for linear probes of joints and object positions")
-parser.add_argument("--grids", type=Path, help="HDF5 file of CLIP grids of the same frames, to judge beside the codes")
+parser.add_argument("--grids", type=Path, help="CLIP grids of the same frames, to judge beside the codes")
 parser.add_argument("--metrics-dir", type=Path, help="folder for evaluation_results.json (default: output)")
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--design", choices=get_args(Design), default="nine", help="what encodes the views (nine)")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
 parser.add_argument("--depth-embeddings", type=Path, help="file written by stages/embed.py, as a further input")
-parser.add_argument("--clip-grids", type=Path, help="file written by stages/clip_grids.py, as a further input")
+parser.add_argument("--clip-grids", type=Path, help="written by stages/clip_grids.py, as a further input")
 parser.add_argument("--output-dir", type=Path, help="folder for checkpoints and TensorBoard logs")
 parser.add_argument("--resume", type=Path, help="checkpoint of an earlier run by hand to go on from")
 

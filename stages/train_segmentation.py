@@ -32,7 +32,7 @@ parser.add_argument("--images", type=Path, help="any folder of images, with --ma
 parser.add_argument("--masks", type=Path, help="folder of masks of some of the images, by name or number")
 parser.add_argument("--arrays", type=Path, help=".npz of 2-D slices, or a folder of train.npz, val.npz, test.npz")
 parser.add_argument("--depth", type=Path, help="folder of depth images of the recording, as a further input")
-parser.add_argument("--clip-grids", type=Path, help="file written by stages/clip_grids.py, as a further input")
+parser.add_argument("--clip-grids", type=Path, help="written by stages/clip_grids.py, as a further input")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
 parser.add_argument("--output-dir", type=Path, help="folder for checkpoints and TensorBoard logs")
 parser.add_argument("--resume", type=Path, help="checkpoint of an earlier run by hand to go on from")

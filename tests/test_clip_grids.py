@@ -326,10 +326,14 @@ def test_the_same_id_in_two_folders_is_refused_and_other_files_are_named(tmp_pat
         extract_grids([a], tmp_path / "g.hdf5", small())
 
 
-def test_a_folder_is_never_replaced_by_the_file(photos, tmp_path):
-    with pytest.raises(UserError, match=r"photos: is a folder; after the folders of images comes the file to write"):
-        extract_grids([photos], photos, small())
+def test_a_folder_of_something_else_is_never_replaced(photos, tmp_path):
+    (tmp_path / "g.hdf5").mkdir()
+    for output in (photos, tmp_path / "g.hdf5"):
+        with pytest.raises(UserError, match=rf"{output.name}: is a folder of something else; after the folders of im"):
+            extract_grids([photos], output, small())
     assert len(list(photos.iterdir())) == 7
+    with pytest.raises(UserError, match=r"photo_000001.jpg: is a file; name one that ends in .hdf5, or another folder"):
+        extract_grids([photos], photos / "photo_000001.jpg", small())
 
 
 def test_too_little_disk_is_found_before_the_work(photos, tmp_path, monkeypatch):

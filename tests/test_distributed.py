@@ -67,20 +67,22 @@ def files_in(folder: Path) -> set[str]:
 
 @pytest.mark.filterwarnings("ignore:clip.pretrained is random")
 def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
-    small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32"}
+    small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 3}
     photos = photo_folder(tmp_path / "photos", range(1, 8))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     meeting = ("--rdzv-backend=c10d", "--rdzv-id=1", f"--rdzv-endpoint={endpoint}", "--local-addr=127.0.0.1")
-    stage = (ROOT / "stages/clip_grids.py", "photos", "two.hdf5", *settings("clip", small))
+    stage = (ROOT / "stages/clip_grids.py", "photos", "two", *settings("clip", small))
     hosts = [launched(tmp_path, ("--nnodes=2", "--nproc-per-node=1", *meeting), *stage) for _ in range(2)]
     said = [host.communicate(timeout=300) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert sum(output.count('"images": 7') for output, _ in said) == 1  # one process reports
     shutil.rmtree(tmp_path / ".scratch")
-    extract_grids([photos], tmp_path / "one.hdf5", ClipParams(**small))
-    assert (tmp_path / "two.hdf5").read_bytes() == (tmp_path / "one.hdf5").read_bytes()
+    extract_grids([photos], tmp_path / "one", ClipParams(**small))
+    written = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()} == written
+    assert len(written) == 4  # three shards and their list
 
 
 def test_an_embedding_whose_process_is_killed_ends_without_output_and_goes_on(tmp_path):

@@ -3,12 +3,11 @@
 import json
 import math
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import depth_folder
+from conftest import depth_folder, write_grids
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -339,18 +338,16 @@ def test_grids_of_the_same_frames_are_judged_beside_the_codes(files):
     paths, store = [files / name for name in ARGUMENTS], DepthStore.open(files / "depth.hdf5")
     order = np.random.default_rng(0).permutation(30)
     codes = Dct(64, CPU).encode(torch.tensor(store.depth)).numpy().reshape(30, 4, 16)
-    with h5py.File(files / "grids.hdf5", "w") as file:
-        file["grids"], file["image_ids"] = codes[order], store.frame_id[order]
-    options = {"frames": files / "frames.parquet", "grids": files / "grids.hdf5"}
+    grids = write_grids(files / "grids", store.frame_id[order], codes[order], most=7)
+    options = {"frames": files / "frames.parquet", "grids": grids}
     results = evaluate_autoencoder(*paths, files / "o", EvaluateParams(baselines=("dct",)), **options)
     for column in ("joints", "object_position"):
         probe = results["embedding"]["probe"][column]
         assert probe["clip_grid"]["r2"] == pytest.approx(probe["dct"]["r2"], abs=1e-4)
     assert results["embedding"]["retrieval"]["clip_grid"] == results["embedding"]["retrieval"]["dct"]
     assert set(results["codes"]) == {"autoencoder", "dct"}
-    with h5py.File(files / "grids.hdf5", "w") as file:
-        file["grids"], file["image_ids"] = codes[1:], store.frame_id[1:]
-    with pytest.raises(UserError, match=r"grids.hdf5: lacks 1 frames of .*depth.hdf5 \(first 0\)"):
+    options["grids"] = write_grids(files / "grids.hdf5", store.frame_id[1:], codes[1:])
+    with pytest.raises(UserError, match=r"grids.hdf5: no grid of image 0 \(1 of 30 are missing\)"):
         evaluate_autoencoder(*paths, files / "o", EvaluateParams(), **options)
 
 

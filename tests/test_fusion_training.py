@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, only_error_line
+from conftest import ROOT, only_error_line, write_grids
 from PIL import Image
 
 from sightline.errors import UserError
@@ -363,11 +363,12 @@ def test_further_inputs_are_learnt_from(data, tmp_path):
             np.random.default_rng(0).normal(size=(48, 8)).astype("f4"),
             views.frame_id,
         )
-    with h5py.File(tmp_path / "c.hdf5", "w") as file:
-        file["grids"], file["image_ids"] = np.ones((50, 4, 6), "f2"), np.arange(8, 58)
-    extras = {"depth": tmp_path / "d.hdf5", "clip": tmp_path / "c.hdf5"}
+    grids = np.random.default_rng(1).normal(size=(50, 4, 6)).astype("f2")
+    extras = {"depth": tmp_path / "d.hdf5", "clip": write_grids(tmp_path / "c", np.arange(8, 58), grids, most=20)}
     weights = train(data, design="joints_only", extras=extras)
     assert load_policy(weights).config.extras == {"depth": (8,), "clip": (4, 6)}
+    one_file = extras | {"clip": write_grids(tmp_path / "c.hdf5", np.arange(8, 58), grids)}
+    assert train(data, "f", "joints_only", extras=one_file).read_bytes() == weights.read_bytes()
     evaluate_fusion(weights, data, tmp_path / "e", EvaluateFusionParams(), extras)
     with h5py.File(tmp_path / "d.hdf5", "w") as file:
         file["embeddings"], file["frame_id"] = np.ones((47, 8), "f4"), views.frame_id[1:]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.clip import GridStore
-from sightline.clip.store import MissingImageError, write_store
+from sightline.clip.store import write_store
 from sightline.errors import UserError
+from sightline.grid_store import MissingImageError
 
 ATTRIBUTES = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 2, "dtype": "float16"}
 

@@ -96,7 +96,7 @@ def test_it_ends_in_embeddings_of_every_frame(clone):
     assert shown["metrics/validate/metrics.json"]["data"]["frames"]["train"]["episodes"] == 1
     assert shown["metrics/evaluate_fusion/actions/nine/metrics.json"]["data"]["frames"] == 4
     assert shown["metrics/clip_grids/global/metrics.json"]["data"]["random_weights"] == 1
-    with h5py.File(clone.root / "data/clip/global.hdf5") as file:
+    with h5py.File(clone.root / "data/clip/global/000000-000001.hdf5") as file:
         assert file["7_grids"].shape == (4, 384)
 
 

@@ -27,7 +27,7 @@ from sightline.params import parse_yaml
 SMALLER = {"data.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "fusion.designs": "[joints_only]",
            "data.masks": "[]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
 SHARED = [
-    "data/clip/global.hdf5", "data/embeddings/depth.hdf5",
+    "data/clip/global/shards.json", "data/embeddings/depth.hdf5",
     "metrics/clip_grids/global/metrics.json", "metrics/embed/depth/metrics.json",
 ]  # fmt: skip
 FUSION = ["train_fusion@actions-joints_only", "evaluate_fusion@actions-joints_only"]

@@ -14,11 +14,11 @@ import pytest
 from kill import PATIENCE, outputs, start, wait_for
 from world import ROOT, copy_world, run_command
 
-from sightline.clip.store import GridStore
 from sightline.depth.store import DepthStore
 from sightline.errors import UserError
 from sightline.files import claim, discard
 from sightline.fusion.views import Views
+from sightline.grid_store import GridStore
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,6 @@ from world import contents, copy_world, own, run_command
 
 from sightline.cli import Section
 from sightline.clip.photographs import Preparation, prepare
-from sightline.clip.store import GridStore
 from sightline.depth.normalize import NormalizeParams
 from sightline.depth.store import DepthStore
 from sightline.depth.training import TrainParams
@@ -32,6 +31,7 @@ from sightline.drift import read_embeddings
 from sightline.errors import UserError
 from sightline.fusion.policy import load_policy
 from sightline.fusion.views import Views
+from sightline.grid_store import GridStore
 from sightline.params import load_params
 from sightline.recording.demo.states import StatesFile
 from sightline.recording.frames import read_frames, read_index

@@ -51,7 +51,7 @@ data: {split: {val: 0.25, test: 0.25}}
 train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32, patch_share: 0.7}
 evaluate: {baselines: [mean_image, pca], batch_size: 4}
 embed: {batch_size: 4}
-clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, verify: {sample: 2}}
+clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5, verify: {sample: 2}}
 fusion: {epochs: 3, image_size: 32, chunk: 2, batch_size: 4, precision: fp32}
 evaluate_fusion: {batch_size: 4}
 segmentation: {image_size: [32, 32], epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
@@ -67,7 +67,7 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "evaluate": "autoencoder.safetensors depth.hdf5 out/evaluate --frames rec/frames.parquet",
     "extract_encoder": "autoencoder.safetensors --output out/encoder.safetensors",
     "embed": "encoder.safetensors depth.hdf5 out/embeddings.hdf5 --metrics-dir out/metrics",
-    "clip_grids": "rec/rgb/global out/clip.hdf5 --index index/rgb/global.parquet --metrics-dir out/metrics",
+    "clip_grids": "rec/rgb/global out/clip --index index/rgb/global.parquet --metrics-dir out/metrics",
     "verify_clip_grids": "clip.hdf5 rec/rgb/global --index index/rgb/global.parquet --metrics-dir out/metrics",
     "pack_views": "rec out/views.hdf5 --index index --metrics-dir out/metrics",
     "train_fusion": "views.hdf5 out/fusion.safetensors --design joints_only --metrics-dir out/metrics",

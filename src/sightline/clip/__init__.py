@@ -1,4 +1,4 @@
-"""CLIP grid features: extracted once, kept in one HDF5 file, read by every training after it.
+"""CLIP grid features: extracted once, kept in HDF5 files, read by every training after it.
 
 The public names load their module when they are first used, so that reading a store does not load open_clip.
 """
@@ -7,10 +7,10 @@ import importlib
 from typing import Any
 
 _MODULES = {
-    "ClipParams": "params",
-    "GridStore": "store",
-    "LiveGrids": "live",
-    "open_grids": "live",
+    "ClipParams": "sightline.clip.params",
+    "GridStore": "sightline.grid_store",
+    "LiveGrids": "sightline.clip.live",
+    "open_grids": "sightline.clip.live",
 }
 __all__ = ["ClipParams", "GridStore", "LiveGrids", "open_grids"]
 
@@ -18,7 +18,7 @@ __all__ = ["ClipParams", "GridStore", "LiveGrids", "open_grids"]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

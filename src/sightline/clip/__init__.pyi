@@ -1,5 +1,5 @@
 from sightline.clip.live import LiveGrids, open_grids
 from sightline.clip.params import ClipParams
-from sightline.clip.store import GridStore
+from sightline.grid_store import GridStore
 
 __all__ = ["ClipParams", "GridStore", "LiveGrids", "open_grids"]

@@ -1,4 +1,4 @@
-"""Grid features of whole folders of photographs, in one file, each computed once."""
+"""Grid features of whole folders of photographs, in a file or in shards, each computed once."""
 
 import os
 import shutil
@@ -20,10 +20,12 @@ from tqdm import tqdm
 from sightline.cache import DIGEST_BYTES, ArrayCache, digest
 from sightline.clip.params import ClipParams
 from sightline.clip.photographs import Preparation, inspect, list_photographs, prepare, read_file
-from sightline.clip.store import GridStore, write_store
+from sightline.clip.store import shard_ranges, write_shards, write_store
 from sightline.clip.tokens import GridEncoder
 from sightline.errors import UserError
 from sightline.files import atomic_output, fingerprint, scratch_folder
+from sightline.grid_store import SHARD_LIST, GridStore
+from sightline.recording.frames import read_index
 from sightline.training.processes import gather, process_device, rank, world_size
 
 _BLOCK = 1024  # grids copied at a time
@@ -45,21 +47,23 @@ def extract_grids(
     """Encode every photograph of ``folders``, write the store ``output``, and return figures about it.
 
     Grids are kept in a content-addressed cache, so that a later or interrupted run computes only what is new; on a
-    CPU the file is the same, byte for byte, as that of a run from nothing. Under a launcher the processes share the
+    CPU the store is the same, byte for byte, as that of a run from nothing. Under a launcher the processes share the
     photographs; the first writes the output, the others return None.
 
     Args:
+        output: a file where its name ends in .hdf5, else a folder of shards of at most ``params.shard_frames`` images,
+            by episode where there is an ``index``, else by id.
         index: a frame index; only its frames are encoded, and each needs an image.
         previous: a store that was made with the same settings; grids of unchanged images are taken from it.
 
     Raises:
         UserError: no images, two of the same id, images that cannot be read (all are listed; with ``on_error`` "skip"
-            they are left out), settings that do not fit the model, too little disk, a ``previous`` of other settings.
+            they are left out), settings that do not fit the model, too little disk, a ``previous`` of other settings;
+            an ``output`` that is something else already.
     """
-    if output.is_dir():
-        raise UserError(f"{output}: is a folder; after the folders of images comes the file to write")
-    if previous and not previous.is_file():
-        raise UserError(f"{previous}: no such file")
+    sharded = _is_sharded(output)
+    if previous and not previous.exists():
+        raise UserError(f"{previous}: no such file or folder")
     paths = list_photographs(folders, index)
     items = list(paths.items())[rank() :: world_size()]  # not a share of what is missing: that changes as others append
     survey = _survey(items)
@@ -99,28 +103,53 @@ def extract_grids(
     if on_error == "fail" or len(survey.failures) == len(paths):
         _refuse(survey.failures, len(paths))
     _tell(survey, paths)
-    ids = np.array([i for i in paths if i not in survey.failures], np.int64)
-    keys = [survey.digests[i] for i in ids.tolist()]
-    figures = _Figures()
-    with atomic_output(output) as temporary:
-        blocks = figures.watch(cache.get(keys[start : start + _BLOCK]) for start in range(0, len(keys), _BLOCK))
-        skipped = sorted(survey.failures)
+    ids, figures = np.array(list(paths), np.int64), _Figures()
+
+    def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
+        keys = [survey.digests[i] for i in ids.tolist()]
         names = [key.hex().encode() for key in keys]
-        write_store(temporary, ids, names, skipped, blocks, encoder.shape, attributes, params.keyed, params.compression)
-        size = temporary.stat().st_size
+        blocks = figures.watch(cache.get(keys[start : start + _BLOCK]) for start in range(0, len(keys), _BLOCK))
+        write_store(path, ids, names, skipped, blocks, encoder.shape, attributes, params.keyed, params.compression)
+
+    with atomic_output(output) as temporary:
+        if sharded:
+            ranges = shard_ranges(ids, _episodes(ids, index), params.shard_frames)
+            write_shards(temporary, ranges, survey.failures, write)
+        else:
+            sound = ids[~np.isin(ids, list(survey.failures))]
+            write(temporary, sound, sorted(survey.failures))
+        files = list(temporary.glob("*.hdf5")) if sharded else [temporary]
+        size = sum(path.stat().st_size for path in files)
+    images = len(paths) - len(survey.failures)
     if params.compression != "none":
-        saved = 1 - size / max(1, grid_bytes * len(ids))
+        saved = 1 - size / (grid_bytes * images)
         told = f"{output}: {params.compression} saves {saved:.1%}, keys included; plain files are read far faster"
         print(told, file=sys.stderr)
     return {
-        "images": len(ids),
-        "skipped": len(skipped),
+        "images": images,
+        "skipped": len(survey.failures),
         "changed": {name.replace(" ", "_"): count for name, count in sorted(survey.counted().items())},
         "patches": encoder.shape[0],
         "channels": encoder.shape[1],
+        "files": len(files),
         "bytes": size,
         "random_weights": int(encoder.tower.random),
     } | figures.result()
+
+
+def _is_sharded(output: Path) -> bool:
+    """Whether a folder of shards is to be written; a folder of anything else is never replaced."""
+    sharded = output.suffix not in (".hdf5", ".h5")
+    if output.is_dir() and not (sharded and (output / SHARD_LIST).is_file()):
+        raise UserError(f"{output}: is a folder of something else; after the folders of images comes what to write")
+    if sharded and output.is_file():
+        raise UserError(f"{output}: is a file; name one that ends in .hdf5, or another folder for the shards")
+    return sharded
+
+
+def _episodes(ids: np.ndarray, index: Path | None) -> np.ndarray:
+    """What shards are ranges of: the episode of each image, or the image itself."""
+    return ids if index is None else read_index(index).set_index("frame_id")["episode"].loc[ids].to_numpy()
 
 
 @dataclass

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sightline.clip.params import ClipParams
 from sightline.clip.photographs import list_photographs, prepare
-from sightline.clip.store import GridStore, MissingImageError
 from sightline.clip.tokens import GridEncoder
+from sightline.grid_store import GridStore, MissingImageError
 from sightline.training.processes import process_device
 
 

@@ -32,6 +32,7 @@ class ClipParams(PartOfSection):
     precision: Precision = Field(default="auto", description="bf16, fp32, or auto: bf16 where the hardware has it")
     batch_size: int = Field(default=64, ge=1, description="images encoded at a time on a GPU, and read at a time")
     keyed: bool = Field(default=True, description="also one key per image, <image_id>_grids, without a second copy")
+    shard_frames: int = Field(default=10_000, ge=1, description="images in a shard at most, where a folder is written")
     compression: Compression = Field(default="none", description="none, gzip, or blosc2 (zstd; needs hdf5plugin)")
 
     @field_validator("model")

@@ -30,7 +30,7 @@ from sightline.depth.evaluator import ModelEvaluator
 from sightline.depth.store import DepthStore
 from sightline.errors import UserError
 from sightline.files import rounded, write_json
-from sightline.hdf5 import open_hdf5
+from sightline.grid_store import GridRows, GridStore
 from sightline.params import Section
 from sightline.recording.frames import read_frames
 from sightline.training import probing
@@ -102,8 +102,8 @@ def evaluate_autoencoder(
         output: folder of the pictures.
         metrics_dir: None takes ``output``.
         frames: frames.parquet of the recording; with its joints and object positions, linear probes are run.
-        grids: HDF5 file with ``grids`` [N, P, C] and ``image_ids``, as the stage clip_grids writes it: what they are
-            good for is judged beside the codes, all of their P * C numbers.
+        grids: CLIP grids of the same frames, as the stage clip_grids writes them: what they are good for is judged
+            beside the codes, all of their P * C numbers.
 
     Raises:
         UserError: files of another kind, weights that were trained on other preprocessing, no held-out frames.
@@ -120,7 +120,7 @@ def evaluate_autoencoder(
             "millimetres; of a training on RGB images, metrics.json of the training tells the errors"
         )
     targets = _read_targets(frames, store, params.probe) if frames else {}
-    others = {CLIP_GRID: _read_grids(grids, store)} if grids else {}
+    others = {CLIP_GRID: GridRows(GridStore(grids), store.frame_id)} if grids else {}
     rows = _choose_rows(store, params)
     codes: dict[str, Code] = {AUTOENCODER: AutoencoderCode(evaluator)}
     for name in tqdm(params.baselines, desc="fit baselines", mininterval=0.5):
@@ -212,7 +212,7 @@ def _judge_embeddings(
     rows: Rows,
     codes: dict[str, Code],
     vectors: dict[str, np.ndarray],
-    others: dict[str, np.ndarray],
+    others: dict[str, GridRows],
     targets: dict[str, np.ndarray],
     params: EvaluateParams,
     device: torch.device,
@@ -251,18 +251,6 @@ def _read_targets(frames: Path, store: DepthStore, columns: tuple[str, ...]) -> 
         raise UserError(f"{frames}: lacks {len(missing)} frames of {store.path} (first {missing[0]})")
     known = [column for column in columns if column in table]
     return {column: np.array(table[column].loc[store.frame_id].tolist(), np.float64) for column in known}
-
-
-def _read_grids(path: Path, store: DepthStore) -> np.ndarray:
-    """Grids of every frame of the store, [N, P, C], a copy."""
-    with open_hdf5(path) as file:
-        grids = file.rows("grids")
-        ids = file["image_ids"][:] if "image_ids" in file else np.empty(0, np.int64)
-    missing = np.setdiff1d(store.frame_id, ids)
-    if len(missing):
-        raise UserError(f"{path}: lacks {len(missing)} frames of {store.path} (first {missing[0]})")
-    order = np.argsort(ids)
-    return np.asarray(grids[order[np.searchsorted(ids, store.frame_id, sorter=order)]])
 
 
 def _draw(

@@ -1,5 +1,6 @@
 """What a training step sees: views, joints, and the chunk of actions that follows, within the episode."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 from sightline.errors import UserError
 from sightline.fusion.advantage import Rewards
 from sightline.fusion.views import Views
+from sightline.grid_store import GridRows, GridStore
 from sightline.hdf5 import open_hdf5
 from sightline.training.order import Draw
 
@@ -38,7 +40,7 @@ class Chunks(Dataset[dict[str, Tensor]]):
         follow, ``continues``, and ``next_views``, ``next_joints`` and ``next_<extra>`` of them
 
     Args:
-        extras: precomputed features of every frame, [N, ...], by name; may be memory-mapped.
+        extras: precomputed features of every frame, [N, ...], by name, from `read_extras`.
         rewards: what a critic learns from.
         resident: the views on a GPU, where they are then taken from; from `resident_views`.
     """
@@ -48,7 +50,7 @@ class Chunks(Dataset[dict[str, Tensor]]):
         views: Views,
         steps: int,
         stride: int,
-        extras: dict[str, np.ndarray],
+        extras: Mapping[str, np.ndarray | GridRows],
         rewards: Rewards | None = None,
         resident: Tensor | None = None,
     ) -> None:
@@ -92,29 +94,36 @@ def resident_views(views: Views, device: torch.device) -> Tensor | None:
     return torch.from_numpy(np.array(views.images)).to(device)
 
 
-def read_extras(files: dict[str, Path], views: Views) -> dict[str, np.ndarray]:
-    """Precomputed features of every frame of ``views``: [N, D] of ``embeddings``, or [N, P, C] of ``grids``.
+def read_extras(files: dict[str, Path], views: Views) -> dict[str, np.ndarray | GridRows]:
+    """Precomputed features of every frame of ``views``: [N, D] of ``embeddings``, or CLIP grids [N, P, C].
 
     Args:
-        files: name -> HDF5 file with ``embeddings`` and ``frame_id``, or ``grids`` and ``image_ids``.
+        files: name -> HDF5 file with ``embeddings`` and ``frame_id``, or a store of grids.
 
     Raises:
         UserError: neither, or a frame that is missing.
     """
-    found = {}
-    for name, path in files.items():
-        with open_hdf5(path) as file:
-            kind = next(
-                (kind for kind in (("embeddings", "frame_id"), ("grids", "image_ids")) if set(kind) <= set(file)), None
-            )
-            if kind is None:
-                raise UserError(f"{path}: holds neither depth embeddings nor CLIP grids")
-            ids, values = file[kind[1]][:], file.rows(kind[0])
-        missing = np.setdiff1d(views.frame_id[views.sound], ids)
-        if len(missing):
-            raise UserError(f"{path}: lacks {len(missing)} frames of {views.path} (first {missing[0]})")
-        order = np.argsort(ids)
-        rows = order[np.searchsorted(ids, views.frame_id, sorter=order).clip(max=len(ids) - 1)]
-        same = len(ids) == len(rows) and (rows == np.arange(len(rows))).all()
-        found[name] = np.asarray(values if same else values[rows])
-    return found
+    return {name: _read_extra(path, views) for name, path in files.items()}
+
+
+def _read_extra(path: Path, views: Views) -> np.ndarray | GridRows:
+    if path.is_dir():
+        return _read_grids(path, views)
+    with open_hdf5(path) as file:
+        if "grids" in file:
+            return _read_grids(path, views)
+        if not {"embeddings", "frame_id"} <= set(file):
+            raise UserError(f"{path}: holds neither depth embeddings nor CLIP grids")
+        ids, values = file["frame_id"][:], file.rows("embeddings")
+    missing = np.setdiff1d(views.frame_id[views.sound], ids)
+    if len(missing):
+        raise UserError(f"{path}: lacks {len(missing)} frames of {views.path} (first {missing[0]})")
+    order = np.argsort(ids)
+    rows = order[np.searchsorted(ids, views.frame_id, sorter=order).clip(max=len(ids) - 1)]
+    same = len(ids) == len(rows) and (rows == np.arange(len(rows))).all()
+    return np.asarray(values if same else values[rows])
+
+
+def _read_grids(path: Path, views: Views) -> GridRows:
+    first = views.frame_id[views.sound][0]  # stands for frames that are never drawn, which may have no grid
+    return GridRows(GridStore(path), np.where(views.sound, views.frame_id, first))

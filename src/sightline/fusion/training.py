@@ -23,6 +23,7 @@ from sightline.fusion.linear import fit_linear
 from sightline.fusion.network import Conv1Init, Design, Norm
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, Target, save_policy
 from sightline.fusion.views import Views
+from sightline.grid_store import identifying_file
 from sightline.params import PartOfSection
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import EpochBatches, in_order
@@ -201,7 +202,7 @@ def train_fusion(
 
     Args:
         data: file of views.
-        extras: name -> HDF5 file of depth embeddings or CLIP grids of the same frames, as further inputs.
+        extras: name -> depth embeddings or CLIP grids of the same frames, as further inputs.
         output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
 
     Raises:
@@ -246,7 +247,8 @@ def train_fusion(
     module = FusionModule(policy, params, rewards)
     order = EpochBatches(train_rows, params.batch_size, seed, sum(module.chances), rank(), world_size())
     val_batches: Any = in_order(val_rows[rank() :: world_size()], params.batch_size)
-    inputs = [file_sha256(path) for path in (data, resume, *(extras or {}).values()) if path]
+    given = [identifying_file(path) for path in (extras or {}).values()]
+    inputs = [file_sha256(path) for path in (data, resume, *given) if path]
     result = fit(
         module,
         DataLoader(chunks, sampler=order, batch_size=None),

@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from sightline.errors import UserError
-from sightline.hdf5 import open_hdf5
+from sightline.grid_store import GridRows, GridStore
 from sightline.params import PartOfSection, Section
 from sightline.recording.frames import first_few, read_index
 from sightline.recording.images import image_files, list_images, read_depth, read_pixels
@@ -96,7 +96,7 @@ class SegmentationFrames:
         has_mask: bool [N].
         spacing: distance of rows and columns at ``image_size``, in the source's unit.
         void: class id that is ignored like 255.
-        grids: float [N, P, C], CLIP grid of each image.
+        grids: [N, P, C], CLIP grid of each image.
     """
 
     name: str
@@ -113,7 +113,7 @@ class SegmentationFrames:
     spacing: tuple[float, float] | None = None
     void: int | None = None
     read_depth: Read | None = field(default=None, repr=False)
-    grids: np.ndarray | None = field(default=None, repr=False)
+    grids: GridRows | None = field(default=None, repr=False)
 
     @classmethod
     def from_recording(
@@ -125,7 +125,7 @@ class SegmentationFrames:
             root: folder of the recording.
             index_dir: what stages/validate.py wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
             depth: folder of depth images of the same view, as a further input.
-            grids: HDF5 file of CLIP grids of the same images, as a further input.
+            grids: CLIP grids of the same images, as a further input.
 
         Raises:
             UserError: no such camera or index, no class names, depth that recording.json does not describe, grids that
@@ -157,7 +157,7 @@ class SegmentationFrames:
             has_mask, lambda row: read_pixels(of_image(row), ("RGB",)),
             lambda row: read_pixels(of_mask(row), ("L", "P")), lambda row: str(of_mask(row)), void=params.void,
             read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
-            grids=_read_grids(grids, ids) if grids else None,
+            grids=GridRows(GridStore(grids), ids) if grids else None,
         )  # fmt: skip
 
     @classmethod
@@ -443,16 +443,3 @@ def _depth_reader(folder: Path, info: DepthInfo, ids: np.ndarray) -> Read:
         return np.stack([np.where(valid, (2 * (raw - near) / (far - near) - 1).clip(-1, 1), 0), valid]).astype("f4")
 
     return read
-
-
-def _read_grids(path: Path, ids: np.ndarray) -> np.ndarray:
-    """CLIP grids of these frames [N, P, C], of a file that stages/clip_grids.py wrote."""
-    with open_hdf5(path) as file:
-        if not {"grids", "image_ids"} <= set(file):
-            raise UserError(f"{path}: holds no CLIP grids; write some with stages/clip_grids.py")
-        known, grids = file["image_ids"][:], file.rows("grids")
-    missing = np.setdiff1d(ids, known)
-    if len(missing):
-        raise UserError(f"{path}: lacks {len(missing)} frames (first {missing[0]})")
-    order = np.argsort(known)
-    return np.asarray(grids[order[np.searchsorted(known, ids, sorter=order)]])
