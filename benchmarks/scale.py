@@ -22,6 +22,7 @@ from large_store import SHAPE, index_bytes, million, store_table
 from running import put
 from torch.utils.flop_counter import FlopCounterMode
 
+from sightline.clip import ClipParams
 from sightline.clip.weights import load_image_tower
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.files import write_json
@@ -30,6 +31,7 @@ IMAGES = 100_000_000
 GPUS = (8, 64)
 # assumed, because nothing here could measure them
 GPU_FLOP_PER_S, CORES_PER_GPU, REMOTE_BYTES_PER_S, PHOTOGRAPH_BYTES = 200e12, 16, 1e9, 100_000
+SHARD = ClipParams().shard_frames
 GRID_BYTES, DEPTH_BYTES = 2 * SHAPE[0] * SHAPE[1], 128 * 128 * 5  # float16; float32 and a byte for each pixel
 # what a team would not put up with
 STATUS_S, PROCESS_BYTES, HOUR = 600, 16e9, 3600
@@ -49,7 +51,7 @@ def rates(cpu: dict[str, Any], growth: dict[str, Any]) -> dict[str, float]:
         "add": growth["dvc"]["add_ms_per_file"] / 1e3,
         "hash": GRID_BYTES / (1e6 * growth["dvc"]["md5_mb_per_s"]),
         "index": growth["index_bytes"]["paths"] + growth["index_bytes"]["digests"],
-        "store": growth["dvc"]["store_pushed"] / growth["dvc"]["store_bytes"],
+        "grid": growth["dvc"]["shards_bytes"] / growth["dvc"]["grids"],
     }
 
 
@@ -79,7 +81,7 @@ def costs_table(rate: dict[str, float]) -> str:
         lines.append(f"| {name} | {' | '.join(hours(IMAGES * each / n) for n in GPUS)} | {source} |")
     for name, each, source in (
         ("writing the store, by the first process", rate["copy"], "as reading in memory is measured"),
-        ("DVC: hashing the store", rate["hash"], "measured, one thread a file"),
+        ("DVC: hashing the shards", rate["hash"], "measured, one core"),
         ("DVC: adding the folder of photographs", rate["add"], "measured, a file at a time"),
         ("DVC: `dvc status`, nothing changed", rate["status"], "measured"),
     ):
@@ -95,7 +97,7 @@ def costs_table(rate: dict[str, float]) -> str:
         ("normalised depth", DEPTH_BYTES),
         ("depth embeddings", 4 * 768),
         ("remote traffic after 1 % of new images: photographs", 0.01 * PHOTOGRAPH_BYTES),
-        ("remote traffic after 1 % of new images: the store", rate["store"] * GRID_BYTES),
+        ("remote traffic after 1 % of new images: shards", rate["grid"] * (0.01 + SHARD / 2 / IMAGES)),
     ):
         lines.append(f"| {name} | {IMAGES * size / 1e12:.3g} TB |")
     return "\n".join(lines)
@@ -115,19 +117,14 @@ def limits_table(rate: dict[str, float]) -> str:
             "stages over ranges of episodes, each with its own index",
         ),
         (
-            HOUR * REMOTE_BYTES_PER_S / (rate["store"] * GRID_BYTES),
-            "1 % of new images pushes the whole store of a camera, in an hour",
-            "a store for each range of episodes, read as one",
-        ),
-        (
             HOUR / rate["copy"],
             "the first process writes the store of all, in an hour",
-            "a store for each process, or for each range",
+            "shards written by all processes",
         ),
         (
             HOUR / rate["hash"],
-            "DVC hashes a store with one thread, in an hour",
-            "several files, which it hashes at once",
+            "DVC hashes the shards of a camera, on one core, in an hour",
+            "more cores: it hashes several shards at once",
         ),
     ]
     lines = ["| images | what ends there | remedy |", "|---|---|---|"]
@@ -144,7 +141,7 @@ def measure(frames: int, images: int) -> dict[str, Any]:
         return {
             "index_bytes": index_bytes(),  # first, while memory is still in one piece
             "dvc": dvc_costs(room),
-            "store": million(room, images),
+            "stores": [million(room, images, shards) for shards in (1, images // SHARD)],
             "stages": stage_growth(room, frames),
         }
 
@@ -161,7 +158,7 @@ def main() -> None:
     if not args.computed:
         found = measure(args.frames, args.images)
         put(growth_table(found["stages"]), "growth of stages", page)
-        put(store_table(found["store"]), "a large store", page)
+        put(store_table(found["stores"]), "a large store", page)
         put(dvc_table(found["dvc"]), "pushed", page)
         if args.write:
             draw(found["stages"], args.write / "docs/growth.png")
