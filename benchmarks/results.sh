@@ -2,7 +2,7 @@
 # Runs what the tables of docs/results.md are made of and writes them there: `make results [RUNS=folder]`.
 # Hours on two cores. A run that is done is left as it is, one that was interrupted continues. Other recordings are
 # measured where they are named: KINECT (folder of depth images), LEROBOT (a bimanual LeRobot data set with the cameras
-# left, right and top), CAMVID (folder of train.npz, val.npz and test.npz), PHOTOS (folder of photographs).
+# left, right and top), CAMVID (folder of train.npz, val.npz and test.npz).
 set -euo pipefail
 runs=${1:?folder for the runs}
 page=docs/results.md
@@ -16,8 +16,6 @@ if [ -n "${KINECT:-}" ]; then
     done
     python benchmarks/depth_codes.py table "$runs/codes" --write $page
 fi
-
-[ -z "${PHOTOS:-}" ] || python benchmarks/clip_grids.py extract "$PHOTOS" --images 64
 
 dvc repro pack_views validate_images clip_grids
 fusion() { python benchmarks/fusion_designs.py run "$@"; }

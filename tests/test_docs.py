@@ -1,6 +1,7 @@
-"""The generated documents are those that their commands write."""
+"""The generated documents are those that their commands write, and what documents name is there."""
 
 import importlib.util
+import re
 from types import ModuleType
 
 from closure import ROOT
@@ -46,3 +47,18 @@ def test_a_changed_default_changes_the_page(tmp_path):
     changed = (ROOT / "params.yaml").read_text().replace("edge_mm: 50.0", "edge_mm: 51.0")
     (tmp_path / "params.yaml").write_text(changed)
     assert "| `evaluate.edge_mm` | `51.0` |" in parameters.write_page(tmp_path / "params.yaml")
+
+
+def test_every_script_and_page_that_is_named_is_there():
+    named, links = (
+        re.compile(r"\b((?:benchmarks|docs|examples|stages|tests)/[\w/]+\.(?:py|sh|md))\b"),
+        re.compile(r"\]\(([^)#:]+)[)#]"),
+    )
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.*"), ROOT / "Makefile"]
+    missing = set()
+    for page in pages:
+        text = page.read_text()
+        missing |= {(page.name, name) for name in named.findall(text) if not (ROOT / name).exists()}
+        if page.suffix == ".md":
+            missing |= {(page.name, name) for name in links.findall(text) if not (page.parent / name).exists()}
+    assert missing == set()
