@@ -153,7 +153,7 @@ def page(found: dict[str, Figures], processes: dict[str, dict[int, Figures]]) ->
         "| after | seconds | `.scratch` | temporary | `runs/` | `.dvc/tmp` | DVC's databases | `.git` | DVC's cache |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         *(
-            f"| {moment} | {figures.get('seconds', 0):.1f} | {_kb(figures)} |"
+            f"| {moment} | {figures.get('seconds', '')!s:.4} | {_kb(figures)} |"
             for moment, figures in found.items()
             if moment in kept or not moment.startswith("experiment")
         ),
@@ -183,14 +183,15 @@ def _kb(figures: Figures) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", type=int, default=50, help="and trainings of each kind (50)")
+    parser.add_argument("--experiments", type=int, default=50, help="in one workspace (50)")
+    parser.add_argument("--trainings", type=int, default=50, help="of each kind, in one process (50)")
     args = parser.parse_args()
     processes, faults = {}, []
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(Path(folder) / "world")
         os.environ["DVC_ROOT"] = "."
         for train in (fusion, segmentation):
-            processes[train.__name__], wrong = trainings(train, args.experiments, world, min(WARM, args.experiments))
+            processes[train.__name__], wrong = trainings(train, args.trainings, world, min(WARM, args.trainings))
             faults += wrong
             print(train.__name__, processes[train.__name__], flush=True)
         found, wrong = experiments(args.experiments, Path(folder) / "experiments")
