@@ -21,7 +21,7 @@ def main(args: Namespace, params: Params) -> None:
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("recording", type=Path, help="folder with recording.json, frames.parquet and folders of images")
 parser.add_argument("out_dir", type=Path, help="folder for frames.parquet, depth.parquet, rgb/<camera>.parquet ...")
-parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
+parser.add_argument("--metrics-dir", type=Path, help="for metrics, summary and drift .json (default: print metrics)")
 parser.add_argument("--reference", type=Path, help="summary.json of what models know, or a folder with copies of some")
 parser.add_argument("--only", metavar="frames|depth|masks|rgb/CAMERA", help="check one piece (default: all there is)")
 parser.add_argument("--processes", type=int, help="worker processes (default: one per core)")

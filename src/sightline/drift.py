@@ -55,10 +55,12 @@ def read_embeddings(path: Path) -> Embeddings:
             raise UserError(f"{path}: holds neither embeddings nor CLIP grids; write some with stages/embed.py")
         made_by = {"kind": kind} | {name: str(file.attrs.get(name)) for name in MADE_BY[kind]}
         if kind == "embeddings":
-            ids, values = file["frame_id"][:], file["embeddings"][:]
+            ids, values = file["frame_id"][:], file.rows("embeddings")
             require(path, {"embeddings": (values, "f", 2), "frame_id": (ids, "i", 1)})
             rows = _spaced(len(ids))
-            return Embeddings(ids[rows], values[rows], made_by)
+            ids, values = ids[rows], np.array(values[rows])
+            require(path, {"embeddings": (values, "f", 2)})
+            return Embeddings(ids, values, made_by)
     from sightline.clip.store import GridStore  # takes seconds
 
     with GridStore(path) as store:

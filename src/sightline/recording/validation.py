@@ -214,8 +214,7 @@ def check_images(
         "skipped": len(problems),
         "sound": len(sound),
     }
-    figures = pd.DataFrame.from_dict(tally.figures, orient="index").loc[sound["frame_id"]]
-    return sound, counts | _CONTENT[kind](tally, info), figures
+    return sound, counts | _CONTENT[kind](tally, info), pd.concat(tally.figures).loc[sound["frame_id"]]
 
 
 def _answer_problems(
@@ -240,7 +239,7 @@ class _Tally:
 
     problems: dict[int, str] = field(default_factory=dict)  # frame id -> what is wrong
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(_RAW_COUNTS, np.int64))  # per value, in sound images
-    figures: dict[int, dict[str, float]] = field(default_factory=dict)  # frame id -> of its sound image
+    figures: list[pd.DataFrame] = field(default_factory=list)  # of sound images, by frame id
 
 
 def _read_images(kind: str, info: RecordingInfo, images: dict[int, Path], title: str, processes: int | None) -> _Tally:
@@ -252,21 +251,23 @@ def _read_images(kind: str, info: RecordingInfo, images: dict[int, Path], title:
     ):
         total.problems |= tally.problems
         total.pixels += tally.pixels
-        total.figures |= tally.figures
+        total.figures += tally.figures
     return total
 
 
 def _read_chunk(job: tuple[str, RecordingInfo, list[tuple[int, Path]]]) -> _Tally:
     kind, info, images = job
-    tally = _Tally()
+    tally, figures = _Tally(), {}
     with warnings.catch_warnings(action="ignore"):  # Pillow's, on files that it reads all the same
         for frame_id, path in images:
             try:
-                pixels, tally.figures[frame_id] = _READ[kind](path, info)
+                pixels, figures[frame_id] = _READ[kind](path, info)
             except UserError as error:
                 tally.problems[frame_id] = str(error)
                 continue
             tally.pixels += pixels
+    if figures:
+        tally.figures.append(pd.DataFrame.from_dict(figures, orient="index"))
     return tally
 
 
@@ -294,7 +295,7 @@ def _read_rgb(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, fl
 
 def _depth_content(tally: _Tally, info: RecordingInfo) -> dict[str, Any]:
     assert info.depth is not None
-    share = np.array([tally.figures[i]["invalid_share"] for i in sorted(tally.figures)])
+    share = pd.concat(tally.figures).sort_index()["invalid_share"]
     valid = tally.pixels.copy()
     valid[list(info.depth.invalid)] = 0
     counts, up_to = np.flatnonzero(valid), np.cumsum(valid)
