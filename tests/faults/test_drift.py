@@ -156,6 +156,26 @@ def test_what_the_reference_lacks_is_held_against_train(place):
     assert drift["masks"]["frames"] == 16
 
 
+def test_a_reference_that_describes_nothing_is_none(place):
+    (place / "none").mkdir()
+    (place / "none/summary.json").write_text("{}\n")
+    said(place, reference="none")
+    assert {details["compared_with"] for details in written(place, "drift").values()} == {"train"}
+
+
+def test_single_frames_have_no_interval_and_joints_of_one_name_are_told_apart_by_number(place):
+    change_table(place, episode=lambda column: np.arange(16), step=lambda column: 0)
+    info = read_recording_info(place / "rec/recording.json").model_copy(update={"joints": ("lift", "lift")})
+    own(place / "rec/recording.json")
+    write_recording_info(place / "rec/recording.json", info)
+    said(place, reference=None, only="frames")
+    assert set(written(place, "summary")) == {"joints", "actions"}
+    assert set(written(place, "summary")["joints"]["figures"]) == {"0", "1"}
+    assert [line for line in said(place, only="frames")[0] if "interval_s" in line] == [
+        f"{place}/rec/frames.parquet: time: interval_s is in {place}/known/summary.json only"
+    ]
+
+
 def test_other_names_of_joints_are_said(place):
     info = read_recording_info(place / "rec/recording.json").model_copy(update={"joints": ("lift", "spin")})
     own(place / "rec/recording.json")

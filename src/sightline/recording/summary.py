@@ -80,7 +80,7 @@ def rgb_figures(pixels_HWC: np.ndarray) -> dict[str, float]:
     across = np.abs(np.diff(pixels_HWC[::4, :, 1].astype(np.int16), axis=1))  # the fourth of the rows tells enough
     return {
         "brightness": total / 3,
-        "contrast": pixels_HWC[:, :, 1].astype(np.float32).std(),
+        "contrast": pixels_HWC[:, :, 1].std(),
         "sharpness": across.mean() if across.size else 0.0,
         "red_share": red / total,
         "blue_share": blue / total,
@@ -99,7 +99,7 @@ def table_figures(frames: pd.DataFrame, info: RecordingInfo) -> dict[str, pd.Dat
     for name in ("joints", "actions"):
         if name in frames:
             values = np.stack(list(frames[name])).astype(np.float64)
-            named = info.joints if len(info.joints) == values.shape[1] else range(values.shape[1])
+            named = info.joints if len(set(info.joints)) == values.shape[1] else range(values.shape[1])
             figures[name] = pd.DataFrame(values, columns=[str(joint) for joint in named])
     return {name: values.set_axis(frames["frame_id"]) for name, values in figures.items()}
 
@@ -118,12 +118,17 @@ def read_reference(path: Path) -> dict[str, Reference]:
     """Modality -> its summary, from a ``summary.json``, or from all of them in a folder and below.
 
     Raises:
-        UserError: no such path, a file that is not a summary, or two of the same modality.
+        UserError: no such path, a folder without one, a file that is not a summary, or two of the same modality.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; name a summary.json, or a folder with copies of some")
+    files = sorted(path.rglob("summary.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(
+            f"{path}: no summary.json in it; copy those of a validation there, or write {{}} to one for none"
+        )
     found: dict[str, Reference] = {}
-    for file in sorted(path.rglob("summary.json")) if path.is_dir() else [path]:
+    for file in files:
         for name, summary in _read_summaries(file).items():
             if name in found:
                 raise UserError(f"{file}: {name} is also in {found[name].source}; keep one of them")
@@ -154,7 +159,7 @@ def compare(
         episode: of each frame, by frame_id.
         tolerance: by which the ranges are widened, as a share of their width.
     """
-    ranges = reference.summary.figures
+    ranges, figures = reference.summary.figures, figures.dropna(axis="columns", how="all")
     both = [name for name in figures if name in ranges]
     low, high = np.array([ranges[name].limits(tolerance) for name in both]).reshape(-1, 2).T
     beyond = np.maximum(low - figures[both], figures[both] - high).clip(lower=0)  # NaN: no figure
