@@ -43,7 +43,7 @@ class ValidateData(DataPart):
     """What the validation takes of the section ``data``."""
 
     drift_tolerance: float = Field(
-        default=0.5,
+        default=0.1,
         ge=0,
         description="how far a frame may leave the range of the training frames, as a share of its width",
     )
