@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_fusion_training
 import torch
 from conftest import ROOT, depth_folder, photo_folder
 from safetensors.torch import load_file
@@ -24,8 +25,10 @@ from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
 from sightline.fusion.training import FusionParams, train_fusion
 from sightline.recording.split import SplitParams
+from sightline.training.order import share_of
 
 ONE_HOST = ("--standalone", "--nproc-per-node=2")
+FOUR = ("--standalone", "--nproc-per-node=4")
 # runs a stage, but process 1 is killed when it calls a function for the second time
 KILLED = """
 import importlib, os, runpy, signal, sys
@@ -50,9 +53,9 @@ def launched(folder: Path, options: tuple[str, ...], *command: object) -> subpro
     return subprocess.Popen(words, cwd=folder, env=os.environ, stdout=-1, stderr=-1, text=True)
 
 
-def run(folder: Path, *command: object) -> tuple[int, str, str]:
-    """Exit status, output and errors of a command with two processes."""
-    process = launched(folder, ONE_HOST, *command)
+def run(folder: Path, *command: object, options: tuple[str, ...] = ONE_HOST) -> tuple[int, str, str]:
+    """Exit status, output and errors of a command with two processes, or as ``options`` say."""
+    process = launched(folder, options, *command)
     output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
@@ -150,9 +153,32 @@ def test_a_training_whose_process_is_killed_ends_without_output_and_goes_on(tmp_
     assert status != 0
     assert "Signal 9 (SIGKILL) received" in errors
     assert not (tmp_path / "two.safetensors").exists()
+    alone = [sys.executable, stage, *map(str, training(data, "alone", 4))]
+    said = subprocess.run(alone, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    assert "continuing" not in said  # one process does not go on from the state of two
     status, _, errors = run(tmp_path, stage, *training(data, "two", 4))
     assert status == 0, errors
     assert "train_fusion: continuing an interrupted run" in errors
     status, _, errors = run(tmp_path, stage, *training(data, "whole", 4))
     assert status == 0, errors
     assert (tmp_path / "two.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("frames", "processes"), [(1, 1), (3, 4), (4, 4), (9, 4)])
+def test_no_process_is_without_validation_frames(frames, processes):
+    shares = [share_of(np.arange(frames), rank, processes) for rank in range(processes)]
+    assert all(len(share) for share in shares)
+    assert np.bincount(np.concatenate(shares)).tolist() == [1 if frames >= processes else processes] * frames
+
+
+@pytest.mark.slow
+def test_processes_that_are_more_than_the_validation_frames_train_like_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(test_fusion_training, "STEPS", 3)  # frames of each episode, of which one is for validation
+    data = pack(write_recording(tmp_path / "recording"))
+    short = settings("fusion", {"chunk": 2})
+    status, _, errors = run(tmp_path, ROOT / "stages/train_fusion.py", *training(data, "four", 3), *short, options=FOUR)
+    assert status == 0, errors
+    params = FusionParams(**TRAINING | {"chunk": 2}, batch_size=12)
+    train_fusion(data, tmp_path / "one.safetensors", tmp_path / "one", params, 0, design="joints_only")
+    for row, other in zip(curves(tmp_path / "one"), curves(tmp_path / "four"), strict=True):
+        assert other == pytest.approx(row, rel=1e-4)

@@ -21,7 +21,7 @@ from sightline.depth.weights import Header, save_weights
 from sightline.errors import UserError
 from sightline.files import file_sha256, rounded, write_json
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
-from sightline.training.order import Draw, EpochBatches, in_order
+from sightline.training.order import Draw, EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size
 
 
@@ -214,7 +214,7 @@ def train_autoencoder(
     inputs = [file_sha256(path) if path else None for path in (data, resume, perceptual and perceptual_weights)]
     resident = resident_images(store, process_device())
     order = EpochBatches(train_rows, params.batch_size, seed, CHANCES, rank(), world_size())
-    val_batches: Any = in_order(val_rows[rank() :: world_size()], params.batch_size)
+    val_batches: Any = in_order(share_of(val_rows, rank(), world_size()), params.batch_size)
     result = fit(
         AutoencoderModule(network, params, store.preprocessing, perceptual),
         DataLoader(DepthImages(store, params.augment, resident), sampler=order, batch_size=None),

@@ -26,7 +26,7 @@ from sightline.fusion.views import Views
 from sightline.grid_store import identifying_file
 from sightline.params import PartOfSection
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
-from sightline.training.order import EpochBatches, in_order
+from sightline.training.order import EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size
 
 WARM_UP = 0.1  # share of the steps over which beta rises
@@ -246,7 +246,7 @@ def train_fusion(
         policy.start_from(base, joints, torch.from_numpy(after), torch.from_numpy(counts))
     module = FusionModule(policy, params, rewards)
     order = EpochBatches(train_rows, params.batch_size, seed, sum(module.chances), rank(), world_size())
-    val_batches: Any = in_order(val_rows[rank() :: world_size()], params.batch_size)
+    val_batches: Any = in_order(share_of(val_rows, rank(), world_size()), params.batch_size)
     given = [identifying_file(path) for path in (extras or {}).values()]
     inputs = [file_sha256(path) for path in (data, resume, *given) if path]
     result = fit(

@@ -131,6 +131,8 @@ def fit(
 ) -> FitResult:
     """Train ``module`` until ``params.epochs`` or early stopping, continuing an interrupted run of the same identity.
 
+    The number of processes belongs to it: with another one, a step takes other frames.
+
     Args:
         module: logs ``val_loss`` (and what else belongs in the curves) with ``on_epoch=True``.
         train, val: loaders; the batch sampler of ``train`` has ``set_epoch``.
@@ -151,7 +153,7 @@ def fit(
     if checkpoint_every < 1:
         raise UserError(f"checkpoint_every must be at least 1, not {checkpoint_every}")
     _quieten()
-    key = fingerprint(stage, identity, _code_identity())
+    key = fingerprint(stage, identity, _code_identity(), world_size())
     scratch = scratch_folder(stage, key)
     if rank() == 0:
         claim(scratch)

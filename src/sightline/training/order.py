@@ -59,3 +59,11 @@ def in_order(rows: np.ndarray, batch_size: int) -> list[Draw]:
     """Batches of ``rows`` as they come, without chance: for validation."""
     starts = range(0, len(rows), batch_size)
     return [Draw(part, np.empty((len(part), 0), np.float32)) for part in (rows[s : s + batch_size] for s in starts)]
+
+
+def share_of(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """What this process validates: every n-th of ``rows``; all, where one of the processes would have none.
+
+    A process without frames would have no loss to give to the mean of all, for which the others wait.
+    """
+    return rows[rank::world_size] if len(rows) >= world_size else rows
