@@ -88,6 +88,24 @@ def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     assert len(written) == 4  # three shards and their list
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+def test_four_processes_write_the_shards_of_one_though_a_folder_is_there(tmp_path):
+    small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 4}
+    photos = photo_folder(tmp_path / "photos", range(1, 11))
+    for output in ("one", "four"):
+        extract_grids([photos], tmp_path / output, ClipParams(**small))
+    photo_folder(photos, range(11, 15))
+    extract_grids([photos], tmp_path / "one", ClipParams(**small))
+    shutil.rmtree(tmp_path / ".scratch")
+    stage = (ROOT / "stages/clip_grids.py", "photos", "four", *settings("clip", small))
+    status, _, errors = run(tmp_path, *stage, options=FOUR)
+    assert status == 0, errors
+    one, four = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "four"))
+    assert one == four
+    assert len(one) == 5
+
+
 def test_an_embedding_whose_process_is_killed_ends_without_output_and_goes_on(tmp_path):
     depth_folder(tmp_path / "in", 11)
     params = NormalizeParams(height_range=(500, 1500))
