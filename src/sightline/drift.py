@@ -1,6 +1,6 @@
 """How far a recording's embeddings are from another's: ``python -m sightline.drift REFERENCE NEW --index TABLE``.
 
-Both are files of depth embeddings (``stages/embed.py``, ``sightline.predict embed``), or both of CLIP grids
+Both hold depth embeddings (``stages/embed.py``, ``sightline.predict embed``), or both CLIP grids, a file or a folder
 (``stages/clip_grids.py``; the mean over the patches counts), made by the same model. Two measures, each beside what the
 reference's own episodes give, because neighbouring frames are alike and tell little:
 
@@ -11,6 +11,7 @@ far_share   share of the new frames that are farther from the nearest frame of t
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from sightline.cli import report, run_stage
 from sightline.errors import UserError
 from sightline.files import rounded
+from sightline.grid_store import GridStore
 from sightline.hdf5 import open_hdf5, require
 from sightline.params import Section
 from sightline.recording.frames import first_few, read_index
@@ -44,31 +46,37 @@ class Embeddings:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read at most `LIMIT` rows of a file of embeddings or of CLIP grids, evenly spaced.
+    """Read at most `LIMIT` rows of embeddings or of CLIP grids, evenly spaced.
 
     Raises:
-        UserError: no such file, neither of the two, or values that are no numbers.
+        UserError: no such file or folder, neither of the two, or values that are no numbers.
     """
+    if path.is_dir():
+        return _read_grids(path)
     with open_hdf5(path) as file:
-        kind = next((name for name in MADE_BY if name in file), None)
-        if kind is None:
+        if "grids" in file:
+            return _read_grids(path)
+        if "embeddings" not in file:
             raise UserError(f"{path}: holds neither embeddings nor CLIP grids; write some with stages/embed.py")
-        made_by = {"kind": kind} | {name: str(file.attrs.get(name)) for name in MADE_BY[kind]}
-        if kind == "embeddings":
-            ids, values = file["frame_id"][:], file.rows("embeddings")
-            require(path, {"embeddings": (values, "f", 2), "frame_id": (ids, "i", 1)})
-            rows = _spaced(len(ids))
-            ids, values = ids[rows], np.array(values[rows])
-            require(path, {"embeddings": (values, "f", 2)})
-            return Embeddings(ids, values, made_by)
-    from sightline.clip.store import GridStore  # takes seconds
+        ids, values = file["frame_id"][:], file.rows("embeddings")
+        require(path, {"embeddings": (values, "f", 2), "frame_id": (ids, "i", 1)})
+        rows = _spaced(len(ids))
+        ids, values = ids[rows], np.array(values[rows])
+        require(path, {"embeddings": (values, "f", 2)})
+        return Embeddings(ids, values, _made_by("embeddings", file.attrs))
 
+
+def _read_grids(path: Path) -> Embeddings:
     with GridStore(path) as store:
         ids = store.image_ids[_spaced(len(store))]
         parts = [ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
         values = np.concatenate([store.read(part).astype(np.float32).mean(axis=1) for part in parts])
     require(path, {"grids": (values, "f", 2)})
-    return Embeddings(ids, values, made_by)
+    return Embeddings(ids, values, _made_by("grids", store.attributes))
+
+
+def _made_by(kind: str, attributes: Mapping[str, Any]) -> dict[str, str]:
+    return {"kind": kind} | {name: str(attributes.get(name)) for name in MADE_BY[kind]}
 
 
 def embedding_drift(reference: Path, new: Path, index: Path) -> dict[str, Any]:

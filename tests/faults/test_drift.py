@@ -310,7 +310,8 @@ def test_many_frames_are_thinned_evenly(tmp_path):
 
 
 def test_the_command_compares_embeddings_and_grids_of_a_pipeline(place):
-    for files, index in (("embeddings.hdf5 embeddings.hdf5", "depth"), ("clip.hdf5 clip.hdf5", "rgb/global")):
+    assert run_command(place, "clip_grids", "rec/rgb/global shards --index index/rgb/global.parquet").code == 0
+    for files, index in (("embeddings.hdf5 embeddings.hdf5", "depth"), ("clip.hdf5 shards", "rgb/global")):
         answer = run_command(place, "drift", f"{files} --index index/{index}.parquet --metrics-dir out/{index}")
         assert answer.code == 0, answer.stderr
         figures = json.loads((place / "out" / index / "metrics.json").read_text())
