@@ -4,10 +4,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sightline.cache import DIGEST_BYTES, ArrayCache, digest
+from sightline.cache import DIGEST_BYTES, ArrayCache
 from sightline.clip.params import ClipParams
-from sightline.clip.photographs import Preparation, inspect, list_photographs, prepare, read_file
+from sightline.clip.photographs import Preparation, list_photographs, prepare
 from sightline.clip.store import shard_ranges, write_shards, write_store
+from sightline.clip.survey import merged, refuse, survey_photographs, tell
 from sightline.clip.tokens import GridEncoder
 from sightline.errors import UserError
 from sightline.files import atomic_output, fingerprint, scratch_folder
@@ -66,9 +64,9 @@ def extract_grids(
         raise UserError(f"{previous}: no such file or folder")
     paths = list_photographs(folders, index)
     items = list(paths.items())[rank() :: world_size()]  # not a share of what is missing: that changes as others append
-    survey = _survey(items)
+    survey = survey_photographs(items)
     if on_error == "fail":
-        _refuse(survey.failures, len(items))
+        refuse(survey.failures, len(items))
     device = process_device()
     encoder = GridEncoder(params, device)
     if encoder.tower.random and rank() == 0:
@@ -99,10 +97,10 @@ def extract_grids(
     surveys = gather(survey)
     if surveys is None:
         return None
-    survey = _merged(surveys)
+    survey = merged(surveys)
     if on_error == "fail" or len(survey.failures) == len(paths):
-        _refuse(survey.failures, len(paths))
-    _tell(survey, paths)
+        refuse(survey.failures, len(paths))
+    tell(survey, paths)
     ids, figures = np.array(list(paths), np.int64), _Figures()
 
     def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
@@ -150,70 +148,6 @@ def _is_sharded(output: Path) -> bool:
 def _episodes(ids: np.ndarray, index: Path | None) -> np.ndarray:
     """What shards are ranges of: the episode of each image, or the image itself."""
     return ids if index is None else read_index(index).set_index("frame_id")["episode"].loc[ids].to_numpy()
-
-
-@dataclass
-class _Survey:
-    """What reading the files told, by image id."""
-
-    digests: dict[int, bytes] = field(default_factory=dict)
-    changes: dict[int, str] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-
-    def counted(self) -> Counter[str]:
-        return Counter(self.changes[i] for i in self.changes if i not in self.failures)
-
-
-def _survey(items: list[tuple[int, Path]]) -> _Survey:
-    """Hash every file and read its header, so that most faults show before hours of work."""
-    survey = _Survey()
-    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        found = pool.map(_look, items)
-        for (i, _), (key, change, fault) in zip(
-            items, tqdm(found, desc="hash images", total=len(items), unit="img", mininterval=0.5), strict=True
-        ):
-            if fault is not None:
-                survey.failures[i] = fault
-                continue
-            survey.digests[i] = key
-            if change:
-                survey.changes[i] = change
-    return survey
-
-
-def _look(item: tuple[int, Path]) -> tuple[bytes, str | None, str | None]:
-    try:
-        data = read_file(item[1])
-        return digest(data), inspect(item[1], data), None
-    except UserError as error:
-        return b"", None, str(error)
-
-
-def _merged(surveys: list[_Survey]) -> _Survey:
-    merged = _Survey()
-    for survey in surveys:
-        merged.digests |= survey.digests
-        merged.changes |= survey.changes
-        merged.failures |= survey.failures
-    return merged
-
-
-def _refuse(failures: dict[int, str], total: int) -> None:
-    if failures:
-        remedy = "mend them, or set data.on_error=skip to leave them out" if len(failures) < total else "none is left"
-        lines = [failures[i] for i in sorted(failures)]
-        raise UserError("\n  ".join([f"{len(failures)} of {total} images cannot be read; {remedy}", *lines]))
-
-
-def _tell(survey: _Survey, paths: dict[int, Path]) -> None:
-    """Say once what the user may want to change."""
-    if survey.failures:
-        first = min(survey.failures)
-        warnings.warn(f"{len(survey.failures)} of {len(paths)} images left out; {survey.failures[first]}", stacklevel=3)
-    for change, count in sorted(survey.counted().items()):
-        example = paths[min(i for i in survey.changes if survey.changes[i] == change)]
-        how = "turned as it says" if change.startswith("EXIF") else "made RGB"
-        warnings.warn(f"{count} of {len(paths)} images have {change}: {how} ({example.name})", stacklevel=3)
 
 
 def _take_over(previous: Path, cache: ArrayCache, attributes: dict[str, Any], wanted: set[bytes]) -> None:
