@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, float]] = {
     "other episodes": OTHER,
     "half the light": OTHER | {"demo.render.lamp": 0.5},
     "camera 10 cm aside": OTHER | {"demo.render.camera_shift_m": 0.1},
+    "camera 40 cm aside": OTHER | {"demo.render.camera_shift_m": 0.4, "demo.simulate.episodes": 6},
 }
 MODALITIES = ("joints", "rgb/global", "rgb/left_wrist", "rgb/right_wrist", "depth", "masks")
 CLIP = "--model ViT-S-32 --set clip.pretrained=random"  # small, for two cores
