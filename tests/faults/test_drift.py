@@ -139,11 +139,10 @@ def test_without_a_reference_val_and_test_are_held_against_train(place):
     frames = [int(i) for i in index.index[index["episode"] == val]]
     change_images(place / "rec/rgb/global", lambda pixels: pixels // 16, range(frames[0], frames[-1] + 1))
     heard, metrics = said(place, reference=None)
-    (line,) = (line for line in heard if "rgb/global" in line)
-    assert f"of train; 4 of 8 frames leave a range, of episodes {val}" in line
+    assert heard == []  # with few episodes it is usual
     assert metrics["rgb/global"]["outside_range"] == 4
-    change_images(place / "rec/rgb/global", lambda pixels: pixels, range(1))
-    assert said(place, ALL_TRAIN, reference=None)[0] == []  # nothing is left to hold against train
+    said(place, ALL_TRAIN, reference=None)
+    assert written(place, "drift") == {}  # nothing is left to hold against train
 
 
 def test_what_the_reference_lacks_is_held_against_train(place):

@@ -3,7 +3,7 @@
 The table becomes the frame index with the split, ``<out_dir>/frames.parquet``. Each folder of images becomes an index
 of the frames whose image is sound, ``<out_dir>/depth.parquet``, ``<out_dir>/rgb_<camera>.parquet``: that is what a
 stage which reads the folder goes by. All problems of all folders are reported at once. What is sound but unlike the
-training frames, or unlike those of another recording, is warned of (`sightline.recording.summary`).
+training frames is counted, and what is unlike those of another recording warned of (`sightline.recording.summary`).
 """
 
 import warnings
@@ -24,6 +24,7 @@ from sightline.recording.images import list_images, read_depth, read_pixels
 from sightline.recording.layout import RecordingInfo, read_recording_info
 from sightline.recording.split import PARTS, DataPart, SplitParams, split_episodes
 from sightline.recording.summary import (
+    TRAIN,
     Reference,
     compare,
     depth_figures,
@@ -130,7 +131,7 @@ def _guard_drift(
             if summary:
                 summaries[name] = summary.model_dump()
             others = values if name in known else values[~is_train]
-            reference = known.get(name) or (Reference("train", summary) if summary else None)
+            reference = known.get(name) or (Reference(TRAIN, summary) if summary else None)
             if reference and len(others):
                 place = recording / ("frames.parquet" if piece == "frames" else piece)
                 drift[name] = compare(name, place, others, index["episode"], reference, guard.tolerance)
