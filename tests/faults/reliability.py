@@ -23,6 +23,7 @@ FILES = {  # of tests -> what they show
     "test_damage": "readers and commands on damaged files, each with many examples",
     "test_refusals": "disk full, files too large, no permission, no open files, no memory, a worker killed",
     "test_numbers": "gradients and losses that are no numbers, or diverge",
+    "test_drift": "frames and embeddings unlike those that models know",
     "test_concurrency": "two processes at the same work",
     "test_kill": "a sample of the kills below, and weights killed in the middle of writing",
     "test_soak": "a sample of [many experiments in a row](soak.md)",
