@@ -116,6 +116,15 @@ def test_a_page_needs_nothing_else_and_escapes_what_data_name(tmp_path, metrics)
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
 
 
+def test_figures_of_several_files_tell_their_file(tmp_path, metrics):
+    write_part(tmp_path / "one.html", "A part", [metrics])
+    (metrics / "more.json").write_text('{"frames": 3}')
+    write_part(tmp_path / "two.html", "A part", [metrics])
+    one, two = ((tmp_path / name).read_text() for name in ("one.html", "two.html"))
+    assert "more.json" in two
+    assert "more.json" not in one
+
+
 def test_the_same_metrics_give_the_same_bytes(tmp_path, metrics):
     assert written(tmp_path, [metrics]) == written(tmp_path, [metrics])
 

@@ -25,6 +25,8 @@ def write_part(output: Path, title: str, folders: Sequence[Path]) -> None:
         if len(folders) > 1:
             parts.append(page.paragraph(folder.as_posix(), "note"))
         for path in kinds[".json"]:
+            if len(kinds[".json"]) > 1:
+                parts.append(page.paragraph(path.name, "note"))
             figures = read_json(path)
             parts += [page.paragraph(page.RANDOM_CLIP, "banner")] if figures.get("random_weights") else []
             parts.append(page.tables(tables(figures)))
