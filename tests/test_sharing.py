@@ -1,6 +1,7 @@
 """A team of clones: what is pushed, pulled, run again, caught and shown, through real remotes and real stages."""
 
 import getpass
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-import yaml
 from closure import ROOT
 from dvc.utils.hydra import apply_overrides
 from test_definition import unread_parameters
@@ -26,8 +26,9 @@ from sightline.params import parse_yaml
 
 SMALLER = {"data.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "fusion.designs": "[joints_only]",
            "data.masks": "[]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
+GRIDS, EMBEDDINGS = "data/clip/global/000000-000001.hdf5", "data/embeddings/depth.hdf5"
 SHARED = [
-    "data/clip/global/shards.json", "data/embeddings/depth.hdf5",
+    GRIDS, "data/clip/global/shards.json", EMBEDDINGS,
     "metrics/clip_grids/global/metrics.json", "metrics/embed/depth/metrics.json",
 ]  # fmt: skip
 FUSION = ["train_fusion@actions-joints_only", "evaluate_fusion@actions-joints_only"]
@@ -117,10 +118,9 @@ def test_an_experiment_of_a_teammate_pulls_direct_inputs_only(member):
     assert [name for name in member.data() if name.startswith("data/index")] == ["data/index/frames.parquet"]
 
 
-def _stored(owner: Owner, stage: str, path: str, cache: Path) -> Path:
-    """The file of ``cache`` that holds an output as the owner's lock file names it."""
-    outs = yaml.safe_load((owner.root / "dvc.lock").read_text())["stages"][stage]["outs"]
-    (md5,) = (out["md5"] for out in outs if out["path"] == path)
+def _stored(owner: Owner, path: str, cache: Path) -> Path:
+    """The file of ``cache`` that holds a file of the owner's workspace."""
+    md5 = hashlib.md5((owner.root / path).read_bytes()).hexdigest()
     return cache / "files/md5" / md5[:2] / md5[2:]
 
 
@@ -134,12 +134,12 @@ def _damage(path: Path) -> None:
 
 
 def test_a_file_damaged_in_the_remote_is_refused_and_comes_again_once_pushed_again(owner, member):
-    stored = _stored(owner, "embed@depth", SHARED[1], owner.root / "../sightline-storage")
+    stored = _stored(owner, EMBEDDINGS, owner.root / "../sightline-storage")
     _damage(stored)
     result = member.run("dvc", "pull", "embed", ok=False)
     assert "Checkout failed" in result.stderr
-    assert SHARED[1] in result.stderr
-    assert SHARED[1] not in member.data()
+    assert EMBEDDINGS in result.stderr
+    assert EMBEDDINGS not in member.data()
     owner.run("dvc", "push", "embed")
     member.run("dvc", "pull", "embed", ok=False)  # DVC takes a read-only file of a folder for whole
     stored.chmod(0o644)
@@ -147,22 +147,22 @@ def test_a_file_damaged_in_the_remote_is_refused_and_comes_again_once_pushed_aga
     assert not stored.exists(), "what can be written is hashed, and deleted where it is damaged"
     owner.run("dvc", "push", "embed")
     member.run("dvc", "pull", "embed")
-    assert (member.root / SHARED[1]).read_bytes() == (owner.root / SHARED[1]).read_bytes()
+    assert (member.root / EMBEDDINGS).read_bytes() == (owner.root / EMBEDDINGS).read_bytes()
 
 
 def test_a_file_damaged_in_the_cache_is_found_named_and_fetched_again(owner, member):
     member.run("dvc", "pull", "clip_grids", "embed")
     verify = (sys.executable, "-m", "sightline.verify_cache")
-    assert member.run(*verify).stdout == "6 files in the cache, all whole\n"
-    whole = (owner.root / SHARED[0]).read_bytes()
-    _damage(_stored(owner, "clip_grids@global", SHARED[0], member.root / ".dvc/cache"))
-    assert (member.root / SHARED[0]).read_bytes() != whole, "the cache is linked into the workspace"
+    assert member.run(*verify).stdout == "8 files in the cache, all whole\n"
+    whole = (owner.root / GRIDS).read_bytes()
+    _damage(_stored(owner, GRIDS, member.root / ".dvc/cache"))
+    assert (member.root / GRIDS).read_bytes() != whole, "the cache is linked into the workspace"
     member.run("dvc", "pull", "--force", "clip_grids")
-    assert (member.root / SHARED[0]).read_bytes() != whole, "DVC does not look: that is why we do"
+    assert (member.root / GRIDS).read_bytes() != whole, "DVC does not look: that is why we do"
     message = member.run(*verify, ok=False).stderr
-    assert re.fullmatch(rf"verify_cache: error: .*1 file.* removed; now: dvc pull --force {SHARED[0]}\n", message)
-    member.run("dvc", "pull", "--force", SHARED[0])
-    assert (member.root / SHARED[0]).read_bytes() == whole
+    assert re.fullmatch(r"verify_cache: error: .*1 file.* removed; now: dvc pull --force data/clip/global\n", message)
+    member.run("dvc", "pull", "--force", "data/clip/global")
+    assert (member.root / GRIDS).read_bytes() == whole
 
 
 @pytest.mark.slow
