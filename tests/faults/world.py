@@ -191,9 +191,10 @@ def run_command(world: Path, name: str, arguments: str | None = None) -> Said:
     program, *rest = command_line(name, arguments)
     if program == "-m":
         module, *rest = rest
-    said, shown = io.StringIO(), warnings.showwarning
+    said = io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with _arguments([program if program != "-m" else module, *rest]), contextlib.chdir(world):
+    words = [program if program != "-m" else module, *rest]
+    with _arguments(words), contextlib.chdir(world), warnings.catch_warnings(action="default"):
         os.environ["DVC_ROOT"] = "."
         try:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -205,7 +206,6 @@ def run_command(world: Path, name: str, arguments: str | None = None) -> Said:
         except SystemExit as end:
             return Said(end.code if isinstance(end.code, int) else 1, said.getvalue())
         finally:
-            warnings.showwarning = shown
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
