@@ -50,16 +50,23 @@ fi
 
 segmentation() { python benchmarks/segmentation.py run "$@"; }
 demo="--recording data/demo --index data/index"
-segmentation "$runs/masks" $demo --labelled 1 --seeds 0 2 3 --methods supervised bcp unimatch semiseg ss_net
-segmentation "$runs/masks" $demo --labelled 2 4 --seeds 0 2 3 --methods supervised bcp
-segmentation "$runs/masks" $demo --labelled all --seeds 0 --methods supervised
-segmentation "$runs/masks" $demo --labelled 1 --seeds 0 2 3 \
-    --variant bcp_bank segmentation.method=bcp segmentation.contrastive.weight=0.1 \
-    --variant bcp_clip segmentation.method=bcp clip --clip-grids data/clip/global
+long="--set segmentation.steps_per_epoch=200"
+segmentation "$runs/masks" $demo --labelled 1 --seeds 0 2 3 --methods supervised bcp $long
+segmentation "$runs/masks" $demo --labelled 2 4 --seeds 0 --methods supervised bcp $long
 python benchmarks/segmentation.py table "$runs/masks" --name "segmentation of the demo" --write $page
 
+small="--set segmentation.image_size=[64,64] --set segmentation.crop=null --set segmentation.epochs=8"
+segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 --methods supervised bcp unimatch semiseg ss_net $small
+segmentation "$runs/short" $demo --labelled 2 4 --seeds 0 --methods supervised bcp unimatch $small
+segmentation "$runs/short" $demo --labelled all --seeds 0 --methods supervised $small
+segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 \
+    --variant supervised_bank segmentation.method=supervised segmentation.contrastive.weight=0.1 \
+    --variant bcp_bank segmentation.method=bcp segmentation.contrastive.weight=0.1 \
+    --variant supervised_clip segmentation.method=supervised clip --clip-grids data/clip/global $small
+python benchmarks/segmentation.py table "$runs/short" --name "short trainings of segmentation" --write $page
+
 if [ -n "${CAMVID:-}" ]; then
-    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 0.125 --seeds 0 1 2 --methods supervised bcp \
+    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 --seeds 0 --methods supervised bcp $long \
         --set segmentation.void=11 --set segmentation.has_background=false --set segmentation.hue=0.05 \
         --set 'segmentation.image_size=[120,160]' --set 'segmentation.crop=[64,96]'
     python benchmarks/segmentation.py table "$runs/camvid" --name "segmentation of road scenes" --write $page
