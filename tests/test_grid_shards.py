@@ -19,7 +19,7 @@ from sightline.clip import ClipParams, GridStore
 from sightline.clip import extraction as extraction_module
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import VerifyParams
-from sightline.clip.store import shard_ranges
+from sightline.clip.store import shard_ranges, write_shards
 from sightline.clip.verification import verify_grids
 from sightline.errors import UserError
 from sightline.recording.frames import write_index
@@ -108,6 +108,23 @@ def test_episodes_that_take_turns_with_the_ids_are_found(tmp_path):
     assert store.image_ids.tolist() == list(range(8))
     assert (store.read([6, 1, 0]) == file.read([6, 1, 0])).all()
     assert (store.content_hash == file.content_hash).all()
+
+
+def test_a_shard_tells_of_its_own_images_that_were_skipped(tmp_path):
+    """Also where the ids do not rise from shard to shard; of one without any sound image, the shard before it."""
+    ranges = shard_ranges(np.arange(8), np.array([1, 0, 1, 0, 2, 2, 3, 3]), 2)
+    written = {}
+
+    def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
+        write_grids(path, ids, random_grids(len(ids)))
+        written[path.name] = (ids.tolist(), skipped)
+
+    write_shards(tmp_path / "grids", ranges, {0, 3, 4, 5}, write)
+    assert written == {
+        "000000-000000.hdf5": ([1], [3]),
+        "000001-000001.hdf5": ([2], [0, 4, 5]),
+        "000003-000003.hdf5": ([6, 7], []),
+    }
 
 
 def test_a_store_of_many_shards_holds_few_files_open(tmp_path, monkeypatch):

@@ -119,7 +119,8 @@ def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_w
 def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     ran = clone.ran("exp", "run", "-S", "demo.render.rgb_noise=2.0")
     assert ran[0] == "demo/dvc.yaml:render"
-    checked = {f"validate_images@rgb/{camera}" for camera in ("left_wrist", "right_wrist", "global")}
+    cameras = ("left_wrist", "right_wrist", "global")
+    checked = {f"{stage}_images@rgb/{camera}" for stage in ("validate", "report") for camera in cameras}
     followed = {f"{stage}@global" for stage in ("clip_grids", "verify_clip_grids", "report_clip")}
     same = {f"{stage}_fusion@actions-joints_only" for stage in ("report", "model_card")}  # its model sees no colours
     assert set(ran[1:]) == {*checked, *followed, *FUSION, *SEGMENTATION} - same

@@ -49,13 +49,18 @@ def write_shards(
         write: writes one file of grids: path, image ids, skipped ids.
     """
     folder.mkdir()
-    skipped = np.array(sorted(failed), np.int64)
-    parts = {name: ids[~np.isin(ids, skipped)] for name, ids in ranges.items()}
-    parts = {name: ids for name, ids in parts.items() if len(ids)}
-    holders = np.searchsorted([ids[0] for ids in parts.values()][1:], skipped, side="right")
+    unread, parts, early = np.array(sorted(failed), np.int64), list[tuple[str, np.ndarray, list[int]]](), list[int]()
+    for name, ids in ranges.items():
+        is_skipped = np.isin(ids, unread)
+        sound, skipped = ids[~is_skipped], ids[is_skipped].tolist()
+        if len(sound):
+            parts.append((name, sound, early + skipped))
+            early = []
+        else:  # the shard before it, or the first one, tells of them
+            (parts[-1][2] if parts else early).extend(skipped)
     listed = {}
-    for i, (name, ids) in enumerate(parts.items()):
-        write(folder / name, ids, skipped[holders == i].tolist())
+    for name, ids, skipped in parts:
+        write(folder / name, ids, sorted(skipped))
         shard = GridFile(folder / name)
         key = content_key(shard.image_ids, shard.content_hash, shard.skipped_ids, shard.attributes)
         listed[name] = {"images": len(ids), "key": key}

@@ -1,8 +1,9 @@
 """What the images and joints of a recording are like, and which frames are unlike those that models were trained on.
 
 A few figures of each frame (brightness, distances, joint angles ...) are reduced to their range over the training
-frames: ``summary.json``. Frames whose figures leave the range of a summary are counted and named. The summary is the
-recording's own, so that val and test are held against train; or that of another recording, the reference.
+frames: ``summary.json``. Frames whose figures leave the range of a summary are counted. The summary is the recording's
+own, so that val and test are held against train; or that of another recording, the reference: then a warning names the
+frames.
 
 summary.json    modality -> frames (int), figures: name -> low, median, high over the training frames
 drift.json      modality -> compared_with, frames, outside, figures: name -> outside, lowest, highest, low, high
