@@ -32,7 +32,7 @@ def rows(bench: Bench) -> list[Row]:
 
 def _extraction(bench: Bench) -> list[Row]:
     params, device = TINY if bench.quick else ClipParams(), process_device()
-    many, some, few = (32, 8, 4) if device.type == "cpu" else (8192, 2048, 512)
+    many, some, few = (96, 16, 8) if device.type == "cpu" else (8192, 2048, 512)
     many, some, few = bench.size(many, 4), bench.size(some, 2), bench.size(few, 2)
     folder = bench.photograph_folder("extracted", many)
     paths, encoder = sorted(folder.iterdir()), GridEncoder(params, device)

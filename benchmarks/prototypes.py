@@ -37,7 +37,7 @@ def rows(bench: Bench) -> list[Row]:
         losses: dict[str, float] = {}
 
         def step(name: str, loss_of: Callable[[Tensor], Tensor], losses: dict[str, float] = losses) -> None:
-            x = features.clone().requires_grad_()
+            x = features.detach().requires_grad_()
             loss = loss_of(x)
             loss.backward()
             losses[name] = loss.item()
@@ -49,7 +49,7 @@ def rows(bench: Bench) -> list[Row]:
             return prototype_loop.step(reference, x, logits, labels)
 
         ways = {"ours": lambda f=ours: step("ours", f), "plain": lambda f=plain: step("plain", f)}
-        seconds = in_turn(ways | {"copy": features.clone}, bench.size(3, 1))
+        seconds = in_turn(ways | {"copy": features.clone}, bench.size(5, 1))
         if abs(losses["ours"] - losses["plain"]) > 1e-4 * abs(losses["plain"]):
             raise SystemExit(f"the losses differ, {losses}: the two ways do not do the same")
         work = f"memory bank and its loss, {pixels:,} x {dim}, {'learned' if learned else 'no'} selectors"

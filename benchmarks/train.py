@@ -56,7 +56,7 @@ def step_flop(network: nn.Module, *inputs: Tensor) -> int:
 def rows(bench: Bench) -> list[Row]:
     """One row: a training step."""
     device, batch = process_device(), bench.size(16, 2)
-    steps = bench.size(1 if device.type == "cpu" else 20, 1)
+    steps = bench.size(2 if device.type == "cpu" else 20, 1)
     folder = bench.depth_folder("trained", bench.size(128, 24))
     with scratch_in(bench.room):
         params = NormalizeParams(height_range=(500, 4500), invalid=(0, 65535))
@@ -69,7 +69,7 @@ def rows(bench: Bench) -> list[Row]:
     plain = autoencoder_loop.train(Autoencoder(NetworkConfig()), plain_batches, device)
     multiply = Multiplication(bench, torch.bfloat16 if use_bf16("auto") else torch.float32)
     ways = {"ours": lambda: list(islice(ours, steps)), "plain": lambda: list(islice(plain, steps)), "bound": multiply}
-    seconds = in_turn(ways, bench.size(3, 1))
+    seconds = in_turn(ways, bench.size(5, 1))
     flop = batch * step_flop(Autoencoder(NetworkConfig()), torch.zeros(2, 1, 128, 128)) / 2
     work, between = f"autoencoder step, batch {batch}", "convolutions of few channels, norms, the optimizer"
     bound = multiply.least_ms(seconds["bound"], flop)
