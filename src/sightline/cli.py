@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from sightline.errors import UserError, lacks_memory, refusal
@@ -116,6 +118,20 @@ def report(figures: dict[str, Any], metrics_dir: Path | None) -> None:
         write_json(metrics_dir / "metrics.json", figures)
     else:
         print(json.dumps(figures, indent=2))
+
+
+def _end_loading(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python does with an error that nobody caught; of Ctrl-C one line, and the end that a shell expects."""
+    found = any(isinstance(cause, KeyboardInterrupt) for cause in _chain(error))
+    if not found and "KeyboardInterrupt" not in str(error):  # pydantic has it in its text alone
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"{Path(sys.argv[0]).name}: interrupted while loading, before it began; run it again", file=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+sys.excepthook = _end_loading  # scripts import this module first; torch and its like take seconds after it
 
 
 def _print_warning(message: Warning | str, category: type[Warning], *where: object) -> None:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -24,7 +25,10 @@ from pathlib import Path
 import lightning  # noqa: F401
 import open_clip  # noqa: F401
 import torch
+from tqdm import tqdm
 from world import STAGES, copy_world, make_world, run_command
+
+import sightline.cli  # noqa: F401
 
 torch.set_num_threads(1)  # a forked process would wait for threads that only its parent has
 
@@ -62,13 +66,13 @@ def start(world: Path, command: str) -> int:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        tqdm.set_lock(threading.RLock())  # not the parent's, which a killed process would never give back
         said = run_command(world, command)
         (world / "said.txt").write_text(said.stderr)
         code = said.code
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException:
+    except BaseException as error:
         (world / "said.txt").write_text(traceback.format_exc())
+        sys.excepthook(type(error), error, error.__traceback__)  # as in a script: Ctrl-C ends it
     finally:
         os._exit(code)
 

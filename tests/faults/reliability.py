@@ -36,8 +36,8 @@ TEXT = """
   (`.<name>.<host>.<process>.tmp`) is removed by the next run that writes the same output on that machine.
 - SIGTERM and Ctrl-C end a command within seconds, with status 143 and 130 and a last line that says what is kept. A
   training is kept by whole epochs: what it has learnt since the last one is learnt again.
-- Ctrl-C while a script is still loading what it needs may end with Python's own traceback; nothing has begun then. A
-  kill that met such a moment counts as not survived.
+- Ctrl-C while a script is still loading libraries ends it with one line, too, but for the first tenths of a second,
+  while Python itself starts: then with Python's own traceback. Nothing has begun then.
 - Nothing here was tried against a loss of power: files are not flushed to the disk before they are renamed.
 - Bytes that flip in an HDF5 file of this project, or in an uncompressed picture, look like other numbers: neither has
   checksums. DVC notices it (`make verify-cache`).

@@ -31,6 +31,25 @@ def test_a_few_kills_lose_nothing(world):
     assert [line.split(" | ")[1] for line in done.stdout.splitlines()] == ["3 / 3"]
 
 
+@pytest.mark.parametrize("becomes", ["", "except KeyboardInterrupt as error: raise ImportError from error"])
+def test_ctrl_c_while_libraries_are_loaded_is_one_line(becomes, world, tmp_path):
+    """Also where a library makes another error of it."""
+    (tmp_path / "h5py.py").write_text(
+        f"import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT)\n{becomes or 'finally: pass'}\n"
+    )
+    command = [sys.executable, ROOT / "stages/normalize.py", world / "recording/depth", tmp_path / "depth.hdf5"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stderr=-1, text=True, preexec_fn=_heed_ctrl_c)
+    _, errors = process.communicate(timeout=60)
+    assert errors == "normalize.py: interrupted while loading, before it began; run it again\n"
+    assert process.returncode == -signal.SIGINT
+    assert not (tmp_path / "depth.hdf5").exists()
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
+
+
 @pytest.mark.parametrize("kind", SAVES)
 def test_what_is_left_of_weights_that_were_being_written_goes_with_the_next(kind, world, tmp_path):
     path = tmp_path / "model.safetensors"
