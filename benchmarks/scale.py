@@ -30,7 +30,8 @@ from sightline.files import write_json
 IMAGES = 100_000_000
 GPUS = (8, 64)
 # assumed, because nothing here could measure them
-GPU_FLOP_PER_S, CORES_PER_GPU, REMOTE_BYTES_PER_S, PHOTOGRAPH_BYTES = 200e12, 16, 1e9, 100_000
+GPU_FLOP_PER_S, CORES_PER_GPU, PHOTOGRAPH_BYTES = 200e12, 16, 100_000
+REMOTE_BYTES_PER_S = WRITTEN_BYTES_PER_S = 1e9  # the remote, and a shared file system as one process writes to it
 SHARD = ClipParams().shard_frames
 GRID_BYTES, DEPTH_BYTES = 2 * SHAPE[0] * SHAPE[1], 128 * 128 * 5  # float16; float32 and a byte for each pixel
 # what a team would not put up with
@@ -46,7 +47,6 @@ def rates(cpu: dict[str, Any], growth: dict[str, Any]) -> dict[str, float]:
 
     return {
         "decode": seconds("decode and resize a photograph"),
-        "copy": seconds("shuffled batch of 150") / 150,
         "status": growth["dvc"]["status_ms_per_file"] / 1e3,
         "add": growth["dvc"]["add_ms_per_file"] / 1e3,
         "hash": GRID_BYTES / (1e6 * growth["dvc"]["md5_mb_per_s"]),
@@ -79,8 +79,9 @@ def costs_table(rate: dict[str, float]) -> str:
         ("decoding the photographs", rate["decode"] / CORES_PER_GPU, f"measured, {CORES_PER_GPU} cores a GPU assumed"),
     ):
         lines.append(f"| {name} | {' | '.join(hours(IMAGES * each / n) for n in GPUS)} | {source} |")
+    written = f"{WRITTEN_BYTES_PER_S / 1e9:.0f} GB/s assumed"
     for name, each, source in (
-        ("writing the store, by the first process", rate["copy"], "as reading in memory is measured"),
+        ("writing the store, by the first process", GRID_BYTES / WRITTEN_BYTES_PER_S, written),
         ("DVC: hashing the shards", rate["hash"], "measured, one core"),
         ("DVC: adding the folder of photographs", rate["add"], "measured, a file at a time"),
         ("DVC: `dvc status`, nothing changed", rate["status"], "measured"),
@@ -117,7 +118,7 @@ def limits_table(rate: dict[str, float]) -> str:
             "stages over ranges of episodes, each with its own index",
         ),
         (
-            HOUR / rate["copy"],
+            HOUR * WRITTEN_BYTES_PER_S / GRID_BYTES,
             "the first process writes the store of all, in an hour",
             "shards written by all processes",
         ),

@@ -10,7 +10,7 @@ from closure import ROOT
 from sightline.recording.split import DataPart, SplitParams
 from sightline.recording.validation import validate_recording
 
-RATES = {"decode": 0.01, "copy": 2e-5, "status": 1e-4, "add": 1e-3, "hash": 1.5e-4, "index": 400.0, "grid": 75794.5}
+RATES = {"decode": 0.01, "status": 1e-4, "add": 1e-3, "hash": 1.5e-4, "index": 400.0, "grid": 75794.5}
 MAPPING = "import mmap; f = open('file'); m = mmap.mmap(f.fileno(), 0, access=1); sum(m[::4096])"
 WAIT = "import time; time.sleep(0.5)"
 HOLDING = "x = b'x' * (40 * 2**20)"
