@@ -182,6 +182,62 @@ def test_a_training_whose_process_is_killed_ends_without_output_and_goes_on(tmp_
     assert (tmp_path / "two.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces joined by a cable, each with an address of its own: names and addresses."""
+    names = [f"sightline-{os.getpid()}-{number}" for number in (1, 2)]
+    addresses = ["10.77.0.1", "10.77.0.2"]
+    commands = [f"netns add {name}" for name in names]
+    commands.append(f"link add cable netns {names[0]} type veth peer name cable netns {names[1]}")
+    for name, address in zip(names, addresses, strict=True):
+        commands += [f"-n {name} addr add {address}/24 dev cable", f"-n {name} link set cable up"]
+        commands.append(f"-n {name} link set lo up")
+    try:
+        for words in commands:
+            if not shutil.which("ip") or subprocess.run(["ip", *words.split()], capture_output=True).returncode:
+                pytest.skip("needs the command ip, and the right to make network namespaces")
+        yield list(zip(names, addresses, strict=True))
+    finally:
+        for name in names if shutil.which("ip") else ():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_a_training_on_two_hosts_ends_with_the_process_of_one_and_goes_on(two_hosts, tmp_path):
+    data = pack(write_recording(tmp_path / "recording"))
+    (tmp_path / "killed.py").write_text(KILLED)
+    stage = ROOT / "stages/train_fusion.py"
+
+    def on_both(*command: object) -> tuple[list[int], str]:
+        started = []
+        for number, (name, address) in enumerate(two_hosts):
+            options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=1"]
+            options += [f"--rdzv-endpoint={two_hosts[0][1]}:29500", f"--local-addr={address}"]
+            options += [f"--rdzv-conf=is_host={number == 0}"]  # the name of this machine is not that of the host
+            words = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *options]
+            environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable"}
+            started.append(
+                subprocess.Popen(
+                    [*words, *map(str, command)], cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True
+                )
+            )
+        said = [process.communicate(timeout=300)[1] for process in started]
+        return [process.returncode for process in started], "".join(said)
+
+    killing = ("killed.py", stage, "sightline.training.fitting", "_Keeper", "on_train_epoch_end")
+    statuses, errors = on_both(*killing, *training(data, "two", 4))
+    assert 0 not in statuses, errors
+    assert "Signal 9 (SIGKILL) received" in errors
+    assert "train_fusion.py: error: another process of this run has ended" in errors
+    assert not (tmp_path / "two.safetensors").exists()
+    statuses, errors = on_both(stage, *training(data, "two", 4))
+    assert statuses == [0, 0], errors
+    assert "train_fusion: continuing an interrupted run" in errors
+    statuses, errors = on_both(stage, *training(data, "whole", 4))
+    assert statuses == [0, 0], errors
+    assert (tmp_path / "two.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(("frames", "processes"), [(1, 1), (3, 4), (4, 4), (9, 4)])
 def test_no_process_is_without_validation_frames(frames, processes):
     shares = [share_of(np.arange(frames), rank, processes) for rank in range(processes)]

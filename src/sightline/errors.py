@@ -21,6 +21,7 @@ _WORDS = (  # how libraries say the same without an error number
     (r"Permission denied|os error 13\b", errno.EACCES),
     (r"Too many open files|os error 24\b", errno.EMFILE),
 )
+_LOST = r"gloo/transport"  # how torch says on a CPU that another process no longer answers
 _MEMORY = r"out of memory|can't allocate memory|Cannot allocate memory|Unable to allocate|os error 12\b"
 
 
@@ -37,11 +38,14 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def refusal(error: BaseException) -> str | None:
-    """What to tell the user where the machine refused something (disk full, no permission); None for other errors."""
+    """What to tell the user where the machine refused something (disk full, no permission), or another process of a
+    distributed run is gone; None for other errors.
+    """
     number = error.errno if isinstance(error, OSError) and error.errno in _REFUSALS else None
     if number is None:
         number = next((number for words, number in _WORDS if re.search(words, str(error))), None)
     if number is None:
-        return None
+        lost = re.search(_LOST, str(error))
+        return "another process of this run has ended, and says why; run it again to continue" if lost else None
     where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     return where + _REFUSALS[number]
