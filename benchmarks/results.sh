@@ -51,8 +51,9 @@ fi
 segmentation() { python benchmarks/segmentation.py run "$@"; }
 demo="--recording data/demo --index data/index"
 long="--set segmentation.steps_per_epoch=200"
-segmentation "$runs/masks" $demo --labelled 1 --seeds 0 2 3 --methods supervised bcp $long
-segmentation "$runs/masks" $demo --labelled 2 4 --seeds 0 --methods supervised bcp $long
+segmentation "$runs/masks" $demo --labelled 1 2 4 --seeds 0 2 3 --methods supervised bcp $long
+segmentation "$runs/masks" $demo --labelled 1 --seeds 0 --methods unimatch semiseg ss_net $long
+segmentation "$runs/masks" $demo --labelled all --seeds 0 --methods supervised $long
 python benchmarks/segmentation.py table "$runs/masks" --name "segmentation of the demo" --write $page
 
 small="--set segmentation.image_size=[64,64] --set segmentation.crop=null --set segmentation.epochs=8"
@@ -65,8 +66,14 @@ segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 \
     --variant supervised_clip segmentation.method=supervised clip --clip-grids data/clip/global $small
 python benchmarks/segmentation.py table "$runs/short" --name "short trainings of segmentation" --write $page
 
+python benchmarks/phantom.py "$runs/hearts"
+segmentation "$runs/patients" --arrays "$runs/hearts" --labelled 3 --seeds 0 \
+    --methods supervised bcp unimatch semiseg ss_net --set 'segmentation.image_size=[64,64]' \
+    --set segmentation.crop=null --set segmentation.epochs=30
+python benchmarks/segmentation.py table "$runs/patients" --name "segmentation of hearts" --write $page
+
 if [ -n "${CAMVID:-}" ]; then
-    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 --seeds 0 --methods supervised bcp $long \
+    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 0.2 --seeds 0 --methods supervised bcp $long \
         --set segmentation.void=11 --set segmentation.has_background=false --set segmentation.hue=0.05 \
         --set 'segmentation.image_size=[120,160]' --set 'segmentation.crop=[64,96]'
     python benchmarks/segmentation.py table "$runs/camvid" --name "segmentation of road scenes" --write $page

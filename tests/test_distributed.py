@@ -88,6 +88,38 @@ def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     assert len(written) == 4  # three shards and their list
 
 
+@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+def test_tasks_of_srun_write_the_grids_of_one_process(tmp_path):
+    small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 3}
+    photos = photo_folder(tmp_path / "photos", range(1, 8))
+    command = [sys.executable, ROOT / "stages/clip_grids.py", "photos", "two", *settings("clip", small)]
+    tasks = [started_by_srun(tmp_path, command, task, per_node="1(x2)") for task in (0, 1)]
+    said = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert sum(output.count('"images": 7') for output, _ in said) == 1
+    shutil.rmtree(tmp_path / ".scratch")
+    extract_grids([photos], tmp_path / "one", ClipParams(**small))
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two
+
+
+def test_machines_with_different_numbers_of_tasks_are_refused(tmp_path):
+    command = [sys.executable, ROOT / "stages/clip_grids.py", "photos", "two"]
+    _, errors = started_by_srun(tmp_path, command, 0, per_node="2,1").communicate(timeout=60)
+    assert errors == ("clip_grids.py: error: srun: 2,1 tasks on the machines; give each as many, --ntasks-per-node\n")
+
+
+def started_by_srun(folder: Path, command: list[object], task: int, per_node: str) -> subprocess.Popen:
+    """Start a command with what srun of SLURM 22.05 sets for a task of two, on two nodes of one task each."""
+    told = {
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "3", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": per_node, "SLURM_STEP_NODELIST": "localhost,gpu[03-05]",
+        "SLURM_PROCID": str(task), "SLURM_LOCALID": "0", "SLURM_NODEID": str(task),
+    }  # fmt: skip
+    words = list(map(str, command))
+    return subprocess.Popen(words, cwd=folder, env=os.environ | told, stdout=-1, stderr=-1, text=True)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:clip.pretrained is random")
 def test_four_processes_write_the_shards_of_one_though_a_folder_is_there(tmp_path):

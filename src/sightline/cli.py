@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -59,6 +60,7 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
     stopped = _stop_on_signals()
     chosen: Section | None = None
     try:
+        _heed_srun()
         chosen = load_params(params, args.params, args.set)
         main(args, chosen)
     except BaseException as error:
@@ -76,6 +78,26 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
             raise
         print(f"{parser.prog}: error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _heed_srun() -> None:
+    """Where SLURM's srun started several of this command, set the variables that torchrun would have set."""
+    found = os.environ
+    if "RANK" in found or int(found.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return
+    each = re.fullmatch(r"(\d+)(\(x\d+\))?", found["SLURM_STEP_TASKS_PER_NODE"])  # "4(x2)": four on each of two
+    if not each:
+        raise UserError(
+            f"srun: {found['SLURM_STEP_TASKS_PER_NODE']} tasks on the machines; give each as many, --ntasks-per-node"
+        )
+    nodes = found["SLURM_STEP_NODELIST"]  # "gpu[03-05,9],other"
+    first = re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^[]*\])", nodes)[0])
+    job, step = int(found["SLURM_JOB_ID"]), int(found["SLURM_STEP_ID"])
+    found |= {
+        "RANK": found["SLURM_PROCID"], "WORLD_SIZE": found["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": found["SLURM_LOCALID"], "LOCAL_WORLD_SIZE": each[1], "GROUP_RANK": found["SLURM_NODEID"],
+        "MASTER_ADDR": first, "MASTER_PORT": str(15000 + (16 * job + step) % 10000),
+    }  # fmt: skip
 
 
 def _stop_on_signals() -> list[int]:

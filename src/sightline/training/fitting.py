@@ -22,6 +22,7 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -178,7 +179,8 @@ def fit(
         logger=TensorBoardLogger(output_dir, name="tensorboard", version="")
         if output_dir
         else TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
-        plugins=[_AtomicCheckpoints()],
+        # said, because Lightning takes any job of SLURM for one whose processes SLURM has started
+        plugins=[_AtomicCheckpoints(), TorchElasticEnvironment() if world_size() > 1 else LightningEnvironment()],
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
