@@ -105,6 +105,7 @@ def test_a_second_repro_runs_nothing_and_leaves_git_clean(clone):
     assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_workspace(clone):
     ran = clone.ran("exp", "run", "-S", "train.lr=3e-4")
     assert sorted(ran) == sorted([*DEPTH_CHAIN, *DEPTH_PAGES])
@@ -149,9 +150,9 @@ def test_new_recordings_are_held_against_a_committed_reference(clone):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("train.epochs=many", r"params.yaml .*train.epochs: .*integer, got 'many'"),
+        pytest.param("train.epochs=many", r"params.yaml .*train.epochs: .*integer, got 'many'", marks=pytest.mark.slow),
         ("train.lr=-1", r"train.lr: .*greater than 0, got -1"),
-        ("+train.epoch=1", r"train.epoch: unknown key; known here: epochs, "),
+        pytest.param("+train.epoch=1", r"train.epoch: unknown key; known here: epochs, ", marks=pytest.mark.slow),
         ("trian.lr=1", r"Key 'trian' is not in struct"),
     ],
 )

@@ -28,6 +28,7 @@ def photographs(tmp_path) -> np.ndarray:
     return pictures.transpose(0, 3, 1, 2)
 
 
+@pytest.mark.slow
 def test_rgb_images_train_and_encode(photographs, stage, tmp_path):
     told = False
     for arguments in (

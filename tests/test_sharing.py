@@ -108,6 +108,7 @@ def test_a_teammate_gets_exactly_what_is_asked_for_and_then_runs_nothing(member)
     assert member.run("git", "status", "--porcelain").stdout == ""
 
 
+@pytest.mark.slow
 def test_an_experiment_of_a_teammate_pulls_direct_inputs_only(member):
     ran = member.ran("exp", "run", "--pull", "--allow-missing", "-S", "fusion.lr=2e-3")
     assert [stage for stage in ran if stage in FUSION] == FUSION

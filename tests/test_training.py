@@ -224,6 +224,7 @@ def test_other_ways_of_training_run(data, stage, tmp_path):
     assert load_weights(tmp_path / "a.safetensors", "autoencoder").header.network.head == "flat"
 
 
+@pytest.mark.slow
 def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, stage, tmp_path):
     flags = ["--num_epochs", 2, "--batch-size", 4, "--latent_dim", 64, "--no-augment", "--learning_rate", "1e-3"]
     first = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "a", *flags, "--output_dir", "out",
