@@ -21,7 +21,7 @@ _WORDS = (  # how libraries say the same without an error number
     (r"Permission denied|os error 13\b", errno.EACCES),
     (r"Too many open files|os error 24\b", errno.EMFILE),
 )
-_LOST = r"gloo/transport"  # how torch says on a CPU that another process no longer answers
+_LOST = r"gloo/transport.* by peer"  # how torch says on a CPU that the connection to another process is closed
 _MEMORY = r"out of memory|can't allocate memory|Cannot allocate memory|Unable to allocate|os error 12\b"
 
 
