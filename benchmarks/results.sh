@@ -58,7 +58,7 @@ python benchmarks/segmentation.py table "$runs/masks" --name "segmentation of th
 
 small="--set segmentation.image_size=[64,64] --set segmentation.crop=null --set segmentation.epochs=8"
 segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 --methods supervised bcp unimatch semiseg ss_net $small
-segmentation "$runs/short" $demo --labelled 2 4 --seeds 0 --methods supervised bcp unimatch $small
+segmentation "$runs/short" $demo --labelled 2 4 --seeds 0 --methods supervised bcp unimatch semiseg ss_net $small
 segmentation "$runs/short" $demo --labelled all --seeds 0 --methods supervised $small
 segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 \
     --variant supervised_bank segmentation.method=supervised segmentation.contrastive.weight=0.1 \
