@@ -68,6 +68,8 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
+    if folder.is_file():
+        parser.error(f"{folder}: is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     first = 0
     for part, count in PATIENTS.items():
