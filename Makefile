@@ -37,7 +37,7 @@ test: dev  ## run the tests
 test-slow: dev  ## run the tests that take minutes each
 	$(RUN) OMP_NUM_THREADS=1 pytest -m slow
 
-test-faults: dev  ## kill every stage at random moments, damage every file: half an hour; writes docs/reliability.md
+test-faults: dev  ## kill every stage at random moments, damage every file: ten minutes or more; writes docs/reliability.md
 	$(RUN) FAULTS=many OMP_NUM_THREADS=1 python tests/faults/reliability.py
 
 soak: dev  ## run many experiments in a row, and see what grows: a quarter of an hour; writes docs/soak.md

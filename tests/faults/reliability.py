@@ -124,7 +124,7 @@ def main() -> int:
             tallies.append(kill_and_repeat(command, world, args.kills, args.seed))
             print(row(tallies[-1]), *tallies[-1].faults, sep="\n", flush=True)
             PAGE.write_text(page(outcomes, tallies, spread), encoding="utf-8")
-    return int(bool(failed) or any(tally.faults for tally in tallies))
+    return int(bool(failed) or any(tally.faults or tally.kills < args.kills for tally in tallies))
 
 
 if __name__ == "__main__":
