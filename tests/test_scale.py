@@ -4,9 +4,12 @@ import importlib
 import re
 import sys
 
+import pandas as pd
 import pytest
 from closure import ROOT
 
+from sightline.recording.importers.episodes import import_hdf5
+from sightline.recording.importers.lerobot import import_lerobot
 from sightline.recording.split import DataPart, SplitParams
 from sightline.recording.validation import validate_recording
 
@@ -45,7 +48,15 @@ def test_the_limits_are_sorted_and_computed_from_the_rates(load):
 
 
 def test_the_generated_recording_is_sound(load, tmp_path):
-    load("growth").write_recording(tmp_path / "recording", 32)
+    load("generated").write_recording(tmp_path / "recording", 32)
     data = DataPart(split=SplitParams(val=0.25, test=0.25))
     found = validate_recording(tmp_path / "recording", tmp_path / "index", data, processes=1)
     assert [found["frames"][part]["episodes"] for part in ("train", "val", "test")] == [4, 2, 2]
+
+
+@pytest.mark.parametrize(("write", "read"), [("write_aloha", import_hdf5), ("write_lerobot", import_lerobot)])
+def test_generated_demonstrations_are_imported_whole(load, tmp_path, write, read):
+    read(load("generated").__dict__[write](tmp_path / "source", 8), tmp_path / "recording", processes=1)
+    frames = pd.read_parquet(tmp_path / "recording/frames.parquet")
+    assert frames["episode"].tolist() == [0] * 4 + [1] * 4
+    assert len(list((tmp_path / "recording/rgb").glob("*/*.*"))) == 8
