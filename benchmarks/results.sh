@@ -50,7 +50,7 @@ fi
 
 segmentation() { python benchmarks/segmentation.py run "$@"; }
 demo="--recording data/demo --index data/index"
-long="--set segmentation.steps_per_epoch=200"
+long="--set segmentation.steps_per_epoch=200 --set evaluate_segmentation.windows=false"
 segmentation "$runs/masks" $demo --labelled 1 2 4 --seeds 0 2 3 --methods supervised bcp $long
 segmentation "$runs/masks" $demo --labelled 1 --seeds 0 --methods unimatch semiseg ss_net $long
 segmentation "$runs/masks" $demo --labelled all --seeds 0 --methods supervised $long
@@ -71,9 +71,14 @@ segmentation "$runs/patients" --arrays "$runs/hearts" --labelled 3 --seeds 0 \
     --methods supervised bcp unimatch semiseg ss_net --set 'segmentation.image_size=[64,64]' \
     --set segmentation.crop=null --set segmentation.epochs=30
 python benchmarks/segmentation.py table "$runs/patients" --name "segmentation of hearts" --write $page
+hearts="--arrays $runs/hearts --labelled 3 --seeds 0 --methods supervised bcp --set segmentation.steps_per_epoch=100"
+segmentation "$runs/hearts_whole" $hearts --set segmentation.crop=null
+segmentation "$runs/hearts_parts" $hearts
+for how in whole parts; do python benchmarks/segmentation.py table "$runs/hearts_$how"; done
 
 if [ -n "${CAMVID:-}" ]; then
-    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 0.2 --seeds 0 --methods supervised bcp $long \
+    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 0.2 --seeds 0 $long \
+        --methods supervised bcp semiseg unimatch ss_net \
         --set segmentation.void=11 --set segmentation.has_background=false --set segmentation.hue=0.05 \
         --set 'segmentation.image_size=[120,160]' --set 'segmentation.crop=[64,96]'
     python benchmarks/segmentation.py table "$runs/camvid" --name "segmentation of road scenes" --write $page

@@ -46,6 +46,34 @@ def test_logits_have_the_size_of_the_image_whatever_it_is(norm, size):
         torch.testing.assert_close(model(images.float() / 255), output.logits)
 
 
+@pytest.mark.parametrize("images", [torch.rand(2, 3, 32, 40), torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)])
+def test_a_model_of_parts_is_asked_for_the_whole_and_for_windows_of_that_size(images):
+    model = model_of(window=(16, 24)).eval()
+    whole, windows, times = model(images).softmax(dim=1), torch.zeros(2, 3, 32, 40), torch.zeros(32, 40)
+    for top in (0, 8, 16):
+        for left in (0, 12, 16):
+            part = model(images[:, :, top : top + 16, left : left + 24]).softmax(dim=1)
+            windows[:, :, top : top + 16, left : left + 24] += part
+            times[top : top + 16, left : left + 24] += 1
+    torch.testing.assert_close(model.probabilities(images), (whole + windows / times) / 2)
+    torch.testing.assert_close(model.probabilities(images, windows=False), whole)
+
+
+@pytest.mark.parametrize("window", [None, (32, 48), (40, 16)])
+def test_a_model_of_whole_images_or_of_larger_parts_is_asked_for_the_whole(window):
+    model, images = model_of(window=window).eval(), torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(model.probabilities(images), model(images).softmax(dim=1))
+
+
+def test_windows_cut_further_inputs_too():
+    model = model_of(window=(16, 16), extras={"depth": (2, 32, 32), "clip": (9, 5)}).eval()
+    images, extras = torch.rand(1, 3, 32, 32), {"depth": torch.rand(1, 2, 32, 32), "clip": torch.rand(1, 9, 5)}
+    found = model.probabilities(images, extras)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(1, 32, 32))
+    extras["depth"] = torch.rand(1, 2, 32, 32)
+    assert not torch.equal(model.probabilities(images, extras), found)
+
+
 def test_volumes_are_segmented_and_learnt_from():
     model = model_of(spatial_dims=3, image_channels=1)
     volumes, labels = torch.rand(2, 1, 18, 33, 16), torch.randint(0, 3, (2, 18, 33, 16))
@@ -71,7 +99,7 @@ def test_further_inputs_change_the_result_and_may_be_missing():
 
 
 def test_a_model_travels_in_a_file(tmp_path):
-    model = model_of(norm="instance", void=7, labeled_groups=("3",))
+    model = model_of(norm="instance", void=7, labeled_groups=("3",), window=(8, 16))
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     model.fit_normalisation(images)
     values = images.double() / 255
@@ -81,9 +109,11 @@ def test_a_model_travels_in_a_file(tmp_path):
     loaded = load_model(tmp_path / "m.safetensors")
     assert (loaded.config, loaded.training) == (model.config, False)
     assert torch.equal(loaded(images), model.eval()(images))
-    (tmp_path / "other.safetensors").write_bytes(b"else")
-    with pytest.raises(UserError, match=r"other.safetensors: not a segmentation model; write one with"):
-        load_model(tmp_path / "other.safetensors")
+    whole = (tmp_path / "m.safetensors").read_bytes()
+    for other in (b"else", whole.replace(b"[8, 16]", b"[0, 16]")):
+        (tmp_path / "other.safetensors").write_bytes(other)
+        with pytest.raises(UserError, match=r"other.safetensors: not a segmentation model; write one with"):
+            load_model(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"none.safetensors: no such file"):
         load_model(tmp_path / "none.safetensors")
 

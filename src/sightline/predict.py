@@ -159,8 +159,9 @@ def segment(model_file: Path, images: Path, output: Path) -> int:
             whole = Image.fromarray(read_pixels(path, ("L",) if config.image_channels == 1 else ("RGB",)))
             small = resized(whole, (height, width)).reshape(height, width, -1).copy()
             pixels = torch.from_numpy(small).permute(2, 0, 1)
-            found = model(pixels[None].to(process_device())).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
-            Image.fromarray(found).resize(whole.size, Image.Resampling.NEAREST).save(temporary / f"{name}.png")
+            ids = model.probabilities(pixels[None].to(process_device())).argmax(dim=1)[0]
+            mask = Image.fromarray(ids.to(torch.uint8).cpu().numpy())
+            mask.resize(whole.size, Image.Resampling.NEAREST).save(temporary / f"{name}.png")
     return len(paths)
 
 

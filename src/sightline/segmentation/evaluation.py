@@ -45,6 +45,10 @@ class EvaluateSegmentationParams(Section):
 
     part: Literal["val", "test"] = Field(default="test", description="part of the split to evaluate on")
     batch_size: int = Field(default=16, ge=1, description="frames at a time")
+    windows: bool = Field(
+        default=True,
+        description="of a model trained on parts: mean of whole image and windows of that size; False: whole image",
+    )
     seed: int = Field(default=0, ge=0, description="of the bootstrap")
 
 
@@ -63,7 +67,7 @@ def evaluate_segmentation(
     """
     model = load_model(weights)
     rows = _held_out(weights, model, frames, params.part)
-    run = _Run(model.to(process_device()), frames, params.batch_size)
+    run = _Run(model.to(process_device()), frames, params)
     counts, surfaces, bins = run.measure(rows)
     group, names, first = frames.group[rows], model.config.classes, model.config.first_class
     of_interest = {name: found[:, :, first:] for name, found in counts.items()}
@@ -115,22 +119,24 @@ Baseline = Callable[[np.ndarray], np.ndarray]  # images uint8 [n, channels, H, W
 class _Run:
     """A model on frames."""
 
-    def __init__(self, model: SegmentationModel, frames: SegmentationFrames, batch_size: int) -> None:
-        self.model, self.frames, self.batch_size = model, frames, batch_size
+    def __init__(
+        self, model: SegmentationModel, frames: SegmentationFrames, params: EvaluateSegmentationParams
+    ) -> None:
+        self.model, self.frames, self.params = model, frames, params
         self.device, self.classes = next(model.parameters()).device, len(model.config.classes)
 
     def batches(self, rows: np.ndarray, title: str) -> Iterator[np.ndarray]:
-        starts = range(0, len(rows), self.batch_size)
+        starts = range(0, len(rows), self.params.batch_size)
         for start in tqdm(starts, desc=title, unit="batch", mininterval=0.5, leave=False):
-            yield rows[start : start + self.batch_size]
+            yield rows[start : start + self.params.batch_size]
 
     @torch.inference_mode()
     def predict(self, rows: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids uint8 [n, H, W] and their probabilities float32 [n, H, W], of these rows and their images."""
-        found = self.frames.extras(rows)
-        extras = {name: torch.from_numpy(found[name]).to(self.device) for name in self.model.config.extras}
-        logits = self.model(torch.from_numpy(images).to(self.device), extras).float()
-        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        given = self.frames.extras(rows)
+        extras = {name: torch.from_numpy(given[name]).to(self.device) for name in self.model.config.extras}
+        found_BCHW = self.model.probabilities(torch.from_numpy(images).to(self.device), extras, self.params.windows)
+        confidence, predicted = found_BCHW.max(dim=1)
         return predicted.cpu().numpy().astype(np.uint8), confidence.cpu().numpy()
 
     def measure(self, rows: np.ndarray) -> tuple[Counts, np.ndarray, np.ndarray]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from sightline.errors import UserError
 from sightline.files import atomic_output
+from sightline.segmentation.augmentation import Inputs, Window
 from sightline.segmentation.frames import FrameParams
 from sightline.segmentation.network import Norm, Output, SegmentationNetwork
 
@@ -31,6 +32,8 @@ class SegmentationConfig(FrameParams):
     norm: Norm = "batch"
     feature_stride: int = 1
     extras: dict[str, tuple[int, ...]] = Field(default={})  # further inputs: depth (2, H, W), clip (P, C)
+    # rows and columns of the parts that it was trained on; None: whole images
+    window: tuple[PositiveInt, PositiveInt] | None = None
     method: str = "supervised"
     train_groups: tuple[str, ...] = ()  # whose images it has seen, so that an evaluation can refuse to test on them
     labeled_groups: tuple[str, ...] = ()  # those of them whose masks it has seen
@@ -110,6 +113,38 @@ class SegmentationModel(nn.Module):
     def decode(self, levels: list[Tensor], size: torch.Size | tuple[int, ...]) -> Output:
         """Maps of `encode` -> logits of ``size`` [B, C, ...], and features [B, F, ...] at the feature stride."""
         return self.network.decode(levels, size)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, extras: Inputs | None = None, windows: bool = True) -> Tensor:
+        """The same images -> probabilities of the classes [B, C, H, W].
+
+        The norms of a model that was trained on parts take other means over a whole image than it knows, and a part
+        alone lacks what is around it. So it is asked for both, and their mean counts: the whole image, and windows as
+        large as the parts, half a window apart (sliding windows alone: nnU-Net, Isensee et al., 2021).
+
+        Args:
+            windows: False: of the whole image alone.
+        """
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        found = self(images, extras).float().softmax(dim=1)
+        size, whole = self.config.window, (images.shape[2], images.shape[3])
+        if not windows or size is None or any(part > side for part, side in zip(size, whole, strict=True)):
+            return found
+        inputs = {"image": images, **(extras or {})}
+        summed, times = torch.zeros_like(found), found.new_zeros(whole)
+        for top in _starts(whole[0], size[0]):
+            for left in _starts(whole[1], size[1]):
+                part = Window(torch.tensor([[top, left]], device=images.device).expand(len(images), 2), size)
+                cut = part.of_inputs(inputs)
+                place = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+                summed[place] += self(cut.pop("image"), cut).float().softmax(dim=1)
+                times[place] += 1
+        return (found + summed / times) / 2
+
+
+def _starts(side: int, part: int) -> list[int]:
+    """Where parts begin, half a part from one to the next, so that all of the side is in one."""
+    return sorted({*range(0, side - part + 1, max(part // 2, 1)), side - part})
 
 
 def save_model(path: Path, model: SegmentationModel) -> None:

@@ -275,7 +275,8 @@ def train_segmentation(
         camera=params.camera, image_size=frames.image_size, classes=frames.classes, void=params.void,
         has_background=params.has_background,
         image_channels=frames.channels, channels=params.channels, norm=params.norm,
-        feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), method=params.method,
+        feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), window=params.crop,
+        method=params.method,
         train_groups=_names(frames.group[train]), labeled_groups=_names(frames.group[labelled]), seed=seed,
     )  # fmt: skip
     model = SegmentationModel(config)
