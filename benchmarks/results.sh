@@ -67,9 +67,10 @@ segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 \
 python benchmarks/segmentation.py table "$runs/short" --name "short trainings of segmentation" --write $page
 
 python benchmarks/phantom.py "$runs/hearts"
-segmentation "$runs/patients" --arrays "$runs/hearts" --labelled 3 --seeds 0 \
-    --methods supervised bcp unimatch semiseg ss_net --set 'segmentation.image_size=[64,64]' \
-    --set segmentation.crop=null --set segmentation.epochs=30
+slices="--set segmentation.image_size=[64,64] --set segmentation.crop=null --set segmentation.epochs=30"
+patients="--arrays $runs/hearts --labelled 3 $slices"
+segmentation "$runs/patients" $patients --seeds 0 1 2 --methods supervised bcp
+segmentation "$runs/patients" $patients --seeds 0 --methods unimatch semiseg ss_net
 python benchmarks/segmentation.py table "$runs/patients" --name "segmentation of hearts" --write $page
 hearts="--arrays $runs/hearts --labelled 3 --seeds 0 --methods supervised bcp --set segmentation.steps_per_epoch=100"
 segmentation "$runs/hearts_whole" $hearts --set segmentation.crop=null
