@@ -118,14 +118,23 @@ def _draw_photograph(rng: np.random.Generator, size: tuple[int, int]) -> Image.I
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def in_turn(ways: dict[str, Callable[[], object]], rounds: int, warm: bool = True) -> dict[str, list[float]]:
-    """Seconds of each of ``ways``, ``rounds`` times one after the other, so that a busy minute hits all of them."""
+def in_turn(
+    ways: dict[str, Callable[[], object]], rounds: int, warm: bool = True, settle: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each of ``ways``, ``rounds`` times one after the other, so that a busy minute hits all of them.
+
+    Args:
+        warm: each once before the first round.
+        settle: each once before it is timed, in every round: memory that the others have freed costs it nothing.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     if warm:
         for way in ways.values():
             way()
     for _ in range(rounds):
         for name, way in ways.items():
+            if settle:
+                way()
             seconds[name].append(timed(way))
     return seconds
 

@@ -21,8 +21,9 @@ from sightline.depth.augmentation import CHANCES
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.store import DepthStore
-from sightline.depth.training import DepthImages, resident_images
+from sightline.depth.training import DepthImages, mean_errors, resident_images
 from sightline.recording.split import SplitParams
+from sightline.training.fitting import clip_gradients
 from sightline.training.order import EpochBatches
 from sightline.training.precision import use_bf16
 from sightline.training.processes import process_device
@@ -36,11 +37,11 @@ def _train(batches: Iterator[dict[str, Tensor]], device: torch.device) -> Iterat
     for batch in batches:
         depth, valid = batch["depth"].to(device).contiguous(memory_format=layout), batch["valid"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16("auto")):
-            error = (network(depth)[0] - depth)[valid]
-            loss = error.square().mean() + 0.1 * error.abs().mean()
+            mse, l1 = mean_errors(network(depth)[0] - depth, valid)
+            loss = mse + 0.1 * l1
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        clip_gradients(network.parameters(), 1.0)
         optimizer.step()
         yield
 
@@ -69,7 +70,7 @@ def rows(bench: Bench) -> list[Row]:
     plain = autoencoder_loop.train(Autoencoder(NetworkConfig()), plain_batches, device)
     multiply = Multiplication(bench, torch.bfloat16 if use_bf16("auto") else torch.float32)
     ways = {"ours": lambda: list(islice(ours, steps)), "plain": lambda: list(islice(plain, steps)), "bound": multiply}
-    seconds = in_turn(ways, bench.size(5, 1))
+    seconds = in_turn(ways, bench.size(7, 1), settle=True)
     flop = batch * step_flop(Autoencoder(NetworkConfig()), torch.zeros(2, 1, 128, 128)) / 2
     work, between = f"autoencoder step, batch {batch}", "convolutions of few channels, norms, the optimizer"
     bound = multiply.least_ms(seconds["bound"], flop)

@@ -72,6 +72,7 @@ def files_in(folder: Path) -> set[str]:
 def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 3}
     photos = photo_folder(tmp_path / "photos", range(1, 8))
+    (photos / "notes.txt").touch()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
@@ -81,7 +82,9 @@ def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     said = [host.communicate(timeout=300) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert sum(output.count('"images": 7') for output, _ in said) == 1  # one process reports
+    assert sum(errors.count("passed over, not images: photos/notes.txt") for _, errors in said) == 1
     shutil.rmtree(tmp_path / ".scratch")
+    (photos / "notes.txt").unlink()
     extract_grids([photos], tmp_path / "one", ClipParams(**small))
     written = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()} == written

@@ -234,6 +234,17 @@ def test_what_cannot_be_learnt_is_said_once_and_training_goes_on(recording):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.parametrize(("crop", "warned"), [((8, 8), 1), (SIZE, 0), (None, 0)])
+def test_parts_of_grey_slices_are_warned_of(tmp_path, crop, warned):
+    grey = np.stack([scene(i)[0][..., 0] for i in range(24)])
+    params = changed(crop=crop, classes=CLASSES, epochs=1, steps_per_epoch=1)
+    frames = SegmentationFrames.from_arrays(write_arrays(tmp_path / "s.npz", image=grey), params, SplitParams())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_segmentation(frames, tmp_path / "m.safetensors", tmp_path / "m", params, seed=0)
+    assert sum("set segmentation.crop=null" in str(one.message) for one in caught) == warned
+
+
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [

@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional
 from sightline.errors import UserError
 from sightline.recording.frames import first_few, read_index
 from sightline.recording.images import MAX_PIXELS, list_images
+from sightline.training.processes import rank
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _ORIENTATION, _TURNED = 0x0112, "EXIF orientation"  # the tag, and what we call it
@@ -54,7 +55,7 @@ def list_photographs(folders: Sequence[Path], index: Path | None = None) -> dict
     images = list_images(*folders, suffixes=SUFFIXES, called="image id")
     others = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() not in SUFFIXES]
     others = [path for path in others if path.is_file() and path.name[0] != "."]
-    if others:
+    if others and rank() == 0:
         warnings.warn(f"passed over, not images: {first_few(list(map(str, others)))}", stacklevel=2)
     if index is None:
         return images

@@ -134,9 +134,7 @@ class AutoencoderModule(lightning.LightningModule):
         run = self.network.forward_patches if only_patches else self.network
         prediction = run(depth.contiguous(memory_format=torch.channels_last))[0]
         error = prediction - depth
-        pixels = (valid.sum() * depth.shape[1]).clamp(min=1)  # a crop may lie in a hole
-        squared, absolute = (torch.where(valid, e, 0).sum() for e in (error.square(), error.abs()))
-        mse, l1 = squared / pixels, absolute / pixels
+        mse, l1 = mean_errors(error, valid)
         loss = mse + self.params_.l1_weight * l1
         if self.params_.gradient_weight:
             loss = loss + self.params_.gradient_weight * gradient_difference(error, valid)
@@ -154,6 +152,17 @@ class AutoencoderModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         steps, params = int(self.trainer.estimated_stepping_batches), self.params_
         return configure_optimizer(self.parameters(), params, steps, restart=params.patch_epochs / params.epochs)
+
+
+def mean_errors(error: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared and mean absolute error of the valid pixels together; 0 where none is.
+
+    Args:
+        error: prediction - target [B, C, S, S]; valid: bool [B, 1, S, S].
+    """
+    pixels = (valid.sum() * error.shape[1]).clamp(min=1)  # a crop may lie in a hole
+    squared, absolute = (torch.where(valid, e, 0).sum() for e in (error.square(), error.abs()))
+    return squared / pixels, absolute / pixels
 
 
 def gradient_difference(error: Tensor, valid: Tensor) -> Tensor:

@@ -287,11 +287,12 @@ def _with_signal(params: FusionParams, views: Views) -> FusionParams:
     reward = views.reward[views.split == "train"]
     if reward.min() < reward.max():
         return params
-    warnings.warn(
-        f"{views.path}: the reward is {reward[0]:g} in every training frame: no signal, every sample counts alike; set "
-        "fusion.weights to none",
-        stacklevel=3,
-    )
+    if rank() == 0:
+        warnings.warn(
+            f"{views.path}: the reward is {reward[0]:g} in every training frame: no signal, every sample counts alike; "
+            "set fusion.weights to none",
+            stacklevel=3,
+        )
     return params.model_copy(update={"weights": "none"})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.inferers import sliding_window_inference
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -131,20 +132,14 @@ class SegmentationModel(nn.Module):
         if not windows or size is None or any(part > side for part, side in zip(size, whole, strict=True)):
             return found
         inputs = {"image": images, **(extras or {})}
-        summed, times = torch.zeros_like(found), found.new_zeros(whole)
-        for top in _starts(whole[0], size[0]):
-            for left in _starts(whole[1], size[1]):
-                part = Window(torch.tensor([[top, left]], device=images.device).expand(len(images), 2), size)
-                cut = part.of_inputs(inputs)
-                place = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-                summed[place] += self(cut.pop("image"), cut).float().softmax(dim=1)
-                times[place] += 1
-        return (found + summed / times) / 2
 
+        def of_parts(_: Tensor, places: list[list[slice]]) -> Tensor:
+            first = torch.tensor([[axis.start or 0 for axis in place] for place in places], device=images.device)
+            parts = Window(first[:, 2:], size).of_inputs({name: all_[first[:, 0]] for name, all_ in inputs.items()})
+            return self(parts.pop("image"), parts).float().softmax(dim=1)
 
-def _starts(side: int, part: int) -> list[int]:
-    """Where parts begin, half a part from one to the next, so that all of the side is in one."""
-    return sorted({*range(0, side - part + 1, max(part // 2, 1)), side - part})
+        of_windows = sliding_window_inference(images, size, len(images), of_parts, overlap=0.5, with_coord=True)
+        return (found + of_windows) / 2
 
 
 def save_model(path: Path, model: SegmentationModel) -> None:

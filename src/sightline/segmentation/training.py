@@ -357,11 +357,20 @@ def _check_classes(
         raise UserError(f"{frames.name}: the {len(of_val)} masks of part val hold no class but {frames.classes[0]}")
     if not of_labelled.any():
         raise UserError(f"{frames.name}: every pixel of the {len(of_labelled)} labelled masks is ignored")
+    if rank() != 0:
+        return
     absent = [name for name, there in zip(frames.classes, of_labelled.sum(axis=0).tolist(), strict=True) if not there]
     if absent:
         warnings.warn(
             f"{frames.name}: {', '.join(absent)} in none of the {len(of_labelled)} labelled masks: cannot be learnt; "
             "label more groups",
+            stacklevel=3,
+        )
+    if frames.channels == 1 and params.crop and params.crop != frames.image_size:
+        warnings.warn(
+            f"{frames.name}: trained on parts, segmentation.crop={list(params.crop)}, of grey images of "
+            f"{list(frames.image_size)}; where the place tells the class, as in slices of a body, set "
+            "segmentation.crop=null",
             stacklevel=3,
         )
     if not unlabelled and params.method != "supervised":

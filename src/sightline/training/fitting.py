@@ -90,6 +90,18 @@ def configure_optimizer(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
+    """Scale gradients whose norm is above ``largest`` -> their norm before.
+
+    As `torch.nn.utils.clip_grad_norm_`, which also on a processor multiplies all of them where that changes nothing.
+    """
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm.device.type != "cpu" or norm > largest:  # looking at a GPU's would wait for it
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
+
+
 @dataclass(frozen=True)
 class FitResult:
     """What a fit leaves behind."""
@@ -277,7 +289,7 @@ class _Gradients(Callback):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         assert self.unsound is not None
-        norm = nn.utils.clip_grad_norm_(module.parameters(), self.largest or math.inf)
+        norm = clip_gradients(module.parameters(), self.largest or math.inf)
         module.log("gradient_norm", norm, on_step=False, on_epoch=True, batch_size=1)
         is_first = ~norm.isfinite() & (self.unsound < 0)
         self.unsound = torch.where(is_first, self.batch, self.unsound)
