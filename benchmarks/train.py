@@ -58,7 +58,9 @@ def rows(bench: Bench) -> list[Row]:
     """One row: a training step."""
     device, batch = process_device(), bench.size(16, 2)
     steps = bench.size(2 if device.type == "cpu" else 20, 1)
-    folder = bench.depth_folder("trained", bench.size(128, 24))
+    # images enough for one epoch: a loader that starts its processes anew makes all memory slow for a while
+    rounds = bench.size(7, 1)
+    folder = bench.depth_folder("trained", bench.size(batch * steps * 2 * (rounds + 1), 24))
     with scratch_in(bench.room):
         params = NormalizeParams(height_range=(500, 4500), invalid=(0, 65535))
         normalize_depth(folder, bench.room / "trained.hdf5", params, split=SplitParams(guard=0), processes=1)
@@ -70,7 +72,7 @@ def rows(bench: Bench) -> list[Row]:
     plain = autoencoder_loop.train(Autoencoder(NetworkConfig()), plain_batches, device)
     multiply = Multiplication(bench, torch.bfloat16 if use_bf16("auto") else torch.float32)
     ways = {"ours": lambda: list(islice(ours, steps)), "plain": lambda: list(islice(plain, steps)), "bound": multiply}
-    seconds = in_turn(ways, bench.size(7, 1), settle=True)
+    seconds = in_turn(ways, rounds, settle=True)
     flop = batch * step_flop(Autoencoder(NetworkConfig()), torch.zeros(2, 1, 128, 128)) / 2
     work, between = f"autoencoder step, batch {batch}", "convolutions of few channels, norms, the optimizer"
     bound = multiply.least_ms(seconds["bound"], flop)

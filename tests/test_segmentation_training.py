@@ -23,7 +23,7 @@ from sightline.segmentation import SegmentationFrames, SegmentationModel, load_m
 from sightline.segmentation.augmentation import Window
 from sightline.segmentation.batches import StepBatches
 from sightline.segmentation.frames import IGNORE
-from sightline.segmentation.methods import SEMI_SUPERVISED, BcpParams, Unlabelled, _predicted
+from sightline.segmentation.methods import SEMI_SUPERVISED, BcpParams, Unlabelled, _predicted, largest_parts
 from sightline.segmentation.training import ContrastiveParams, SegmentationParams, train_segmentation
 
 SMALL = SegmentationParams(
@@ -82,6 +82,26 @@ def test_every_method_trains_with_and_without_a_memory_bank(recording, method, b
     pairs = zip(model.parameters(), SegmentationModel(model.config).parameters(), strict=True)
     moved = [not torch.allclose(a, b) for a, b in pairs]
     assert np.mean(moved) > 0.9
+
+
+def test_of_each_class_the_largest_part_is_kept():
+    labels = torch.tensor([
+        [[1, 1, 0, 2, 0], [0, 0, 1, 0, 2], [1, 0, 0, 0, 255], [0, 1, 0, 2, 2], [255, 0, 0, 2, 2]],
+        [[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [2, 0, 0, 0, 0]],
+    ])  # fmt: skip
+    expected = labels.clone()
+    expected[0, 0, 3] = expected[0, 1, 4] = 0  # of two pixels, beside one of four
+    expected[0, 2, 0] = expected[0, 3, 1] = 0  # of two pixels, beside one of three; corners connect
+    assert torch.equal(largest_parts(labels, 3), expected)
+    assert torch.equal(largest_parts(expected, 3), expected)
+
+
+def test_copy_paste_of_organs_learns_other_labels(recording):
+    of_all, of_largest = (
+        train(recording, str(part), changed(method="bcp", bcp=BcpParams(pretrain=0, largest_part=part)))
+        for part in (False, True)
+    )
+    assert not torch.equal(*(next(load_model(path).parameters()) for path in (of_all, of_largest)))
 
 
 def test_a_teacher_is_given_whole_images_and_its_labels_are_cut(recording):
@@ -252,6 +272,7 @@ def test_parts_of_grey_slices_are_warned_of(tmp_path, crop, warned):
         (["channels=[4, 4]"], r"segmentation.channels: channels must be six numbers above 0, not \[4, 4\]"),
         (["labeled_fraction=0.5", "labeled_groups=1"], "labeled_groups and labeled_fraction: set one of the two"),
         (["method=bcp", "ema=0.0"], "ema must be above 0 for bcp, whose teacher is the average"),
+        (["has_background=false", "bcp.largest_part=true"], "which must be the background"),
         (["norm=group", "channels=[6, 4, 4, 4, 4, 4]"], "channels must be multiples of 4 for norm group"),
         (["image_size=[4, 4]"], r"image_size must be 8..4096 rows and columns, not \[4, 4\]"),
         (["crop=[0, 8]"], r"segmentation.crop: crop must be two numbers above 0, not \[0, 8\]"),

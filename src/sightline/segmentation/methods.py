@@ -10,8 +10,8 @@
                 weak view are labels for two strong views with pasted rectangles, and for features that drop out; the
                 predictions are the model's own or, as in UniMatch V2 (TPAMI 2025), those of its average
     bcp         Bai et al., "Bidirectional Copy-Paste" (CVPR 2023): labelled rectangles in unlabelled images and the
-                reverse, with labels mixed alike, those of unlabelled images from a teacher. Without its choice of the
-                largest connected part of each class, which holds for an organ, not for several objects of a class
+                reverse, with labels mixed alike, those of unlabelled images from a teacher. Its choice of the largest
+                connected part of each class is an option: it holds for an organ, not for several objects of a class
 
 The two with a memory bank of class features have it in `sightline.segmentation.training`, where any method may.
 """
@@ -21,8 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,6 +82,9 @@ class BcpParams(Section):
     weight: float = Field(default=0.5, ge=0, description="weight of unlabelled pixels beside labelled ones")
     pretrain: float = Field(
         default=0.3, ge=0, lt=1, description="share of the steps, the first, on labelled images alone"
+    )
+    largest_part: bool = Field(
+        default=False, description="of each class, label only the largest connected part (organs: one of a class)"
     )
 
 
@@ -248,6 +253,8 @@ def bcp(step: Step, more: Unlabelled) -> Learnt:
         return Learnt({"labelled": loss, "pseudo": torch.zeros_like(loss)}, [(output, mixed, True)])
     known, unknown = {name: values[:count] for name, values in step.labelled.items()}, more.first(count)
     _, pseudo = _predicted(step.teacher, unknown)
+    if step.params.bcp.largest_part:
+        pseudo = largest_parts(pseudo, len(step.model.config.classes))
     inward, outward = pasted(known, unknown.inputs, box), pasted(unknown.inputs, known, box)
     output = _run(step.model, _joined(inward, outward))
     is_known = torch.cat([~box[:, 0], box[:, 0]])
@@ -258,6 +265,24 @@ def bcp(step: Step, more: Unlabelled) -> Learnt:
         "pseudo": step.params.bcp.weight * dice_cross_entropy(output.logits, guessed),
     }
     return Learnt(losses, [(output, true, True), (output, guessed, False)])
+
+
+def largest_parts(labels: Tensor, classes: int) -> Tensor:
+    """Of each class but 0, in each image, the largest connected part; the others become 0. Found on the CPU, by SciPy.
+
+    Args:
+        labels: class ids, int64 [B, H, W], 255 = ignore. Corners connect, as in the code of Bai et al.
+    """
+    ids, neighbours = labels.cpu().numpy(), np.zeros((3, 3, 3), bool)
+    neighbours[1] = True  # within an image
+    kept = np.where(ids == IGNORE, IGNORE, 0)
+    for c in range(1, classes):
+        parts, _ = ndimage.label(ids == c, neighbours)
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0
+        size = sizes[parts]
+        kept[(size > 0) & (size == size.max(axis=(1, 2), keepdims=True))] = c
+    return torch.from_numpy(kept).to(labels.device)
 
 
 SEMI_SUPERVISED: dict[str, Callable[[Step, Unlabelled], Learnt]] = {

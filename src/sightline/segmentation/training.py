@@ -102,6 +102,8 @@ class SegmentationParams(TrainerParams, FrameParams, MethodParams):
             raise ValueError(f"ema must be above 0 for {self.method}, whose teacher is the average")
         if self.norm == "group" and any(width % 4 for width in self.channels):
             raise ValueError(f"channels must be multiples of 4 for norm group, not {list(self.channels)}")
+        if self.bcp.largest_part and not self.has_background:
+            raise ValueError("bcp.largest_part makes what is not kept class 0, which must be the background")
         return self
 
     @property
