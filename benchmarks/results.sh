@@ -52,7 +52,7 @@ segmentation() { python benchmarks/segmentation.py run "$@"; }
 demo="--recording data/demo --index data/index"
 long="--set segmentation.steps_per_epoch=200 --set evaluate_segmentation.windows=false"
 segmentation "$runs/masks" $demo --labelled 1 2 4 --seeds 0 2 3 --methods supervised bcp $long
-segmentation "$runs/masks" $demo --labelled 1 --seeds 0 --methods unimatch semiseg ss_net $long
+segmentation "$runs/masks" $demo --labelled 1 2 4 --seeds 0 --methods unimatch semiseg ss_net $long
 segmentation "$runs/masks" $demo --labelled all --seeds 0 --methods supervised $long
 python benchmarks/segmentation.py table "$runs/masks" --name "segmentation of the demo" --write $page
 
@@ -71,6 +71,8 @@ slices="--set segmentation.image_size=[64,64] --set segmentation.crop=null --set
 patients="--arrays $runs/hearts --labelled 3 $slices"
 segmentation "$runs/patients" $patients --seeds 0 1 2 --methods supervised bcp
 segmentation "$runs/patients" $patients --seeds 0 --methods unimatch semiseg ss_net
+segmentation "$runs/patients" $patients --seeds 0 1 2 \
+    --variant bcp_largest segmentation.method=bcp segmentation.bcp.largest_part=true
 python benchmarks/segmentation.py table "$runs/patients" --name "segmentation of hearts" --write $page
 hearts="--arrays $runs/hearts --labelled 3 --seeds 0 --methods supervised bcp --set segmentation.steps_per_epoch=100"
 segmentation "$runs/hearts_whole" $hearts --set segmentation.crop=null
