@@ -23,7 +23,7 @@ from sightline.depth.store import DepthStore
 from sightline.depth.training import DepthImages, TrainParams, gradient_difference
 from sightline.depth.weights import load_weights
 from sightline.recording.split import SplitParams
-from sightline.training.fitting import configure_optimizer
+from sightline.training.fitting import clip_gradients, configure_optimizer
 from sightline.training.order import Draw, EpochBatches
 
 SCRIPT = ROOT / "stages/train_autoencoder.py"
@@ -351,3 +351,24 @@ def test_a_training_in_two_parts_lets_the_learning_rate_rise_once_more_but_less(
     expected = once["lr_scheduler"]["scheduler"].lr_lambdas[0]
     assert [factor(step) for step in range(100)] == [expected(step) for step in range(100)]
     assert [factor(step) for step in range(100, 200)] == pytest.approx([0.3 * expected(step) for step in range(100)])
+
+
+@pytest.mark.parametrize("largest", [0.5, 5.0, 100.0, float("inf")])
+def test_gradients_are_clipped_as_torch_does(largest):
+    ours, theirs = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    ours.grad, theirs.grad = torch.tensor([3.0, 4.0, 0.0]), torch.tensor([3.0, 4.0, 0.0])
+    without = torch.nn.Parameter(torch.zeros(2))
+    assert clip_gradients(iter([ours, without]), largest) == torch.nn.utils.clip_grad_norm_([theirs], largest) == 5
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    ours.grad[0] = float("nan")
+    assert clip_gradients([ours], largest).isnan()
+
+
+def test_in_bfloat16_the_patch_path_keeps_its_precision():
+    torch.manual_seed(0)
+    network, images = Autoencoder(NetworkConfig(latent_dim=64)), torch.rand(2, 1, 128, 128) - 0.5
+    plain = network(images)[0].detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = network(images)[0]
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, plain, rtol=0, atol=1e-5)  # the network's ends are zero at first
