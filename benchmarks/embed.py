@@ -1,6 +1,8 @@
 """The embed stage, against a loop of one image at a time and against the bare encoder on images in memory.
 
-python benchmarks/embed.py [--quick]
+    python benchmarks/embed.py [--quick]
+
+The process keeps freed memory, as the stage does: for the loop and the bare encoder too.
 """
 
 import numpy as np
@@ -13,6 +15,7 @@ from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import create_depth_store, open_depth_rows
 from sightline.depth.weights import Header, save_weights
+from sightline.memory import keep_freed_memory
 from sightline.training.processes import process_device
 
 BATCH = 64
@@ -26,6 +29,7 @@ def _encode(encoder: Encoder, images: torch.Tensor) -> None:
 
 def rows(bench: Bench) -> list[Row]:
     """One row: an image embedded."""
+    keep_freed_memory()
     device = process_device()
     many = bench.size(128 if device.type == "cpu" else 16384, 4)
     few, data, weights = bench.size(32, 2), bench.room / "embedded.hdf5", bench.room / "encoder.safetensors"

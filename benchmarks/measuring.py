@@ -1,6 +1,7 @@
 """What the benchmarks of speed share: rows of one table, timings in turn, generated images, and a command line."""
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -8,9 +9,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import cycle, islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +154,40 @@ def timed(function: Callable[[], object]) -> float:
 def per(seconds: list[float], count: float) -> list[float]:
     """Milliseconds for one of ``count``."""
     return [1e3 * value / count for value in seconds]
+
+
+class Elsewhere:
+    """Steps in a process of their own, so that nothing which ours sets for its process helps or harms them.
+
+    Args:
+        begin: ``begin(*args)`` gives an iterator, of which every next is a step.
+    """
+
+    def __init__(self, begin: Callable[..., Iterator[None]], *args: object) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit what is set
+        self.here, self.there = context.Pipe()
+        self.process = context.Process(target=_take_steps, args=(self.there, begin, *args))
+
+    def __enter__(self) -> "Elsewhere":
+        self.process.start()
+        self.there.close()  # the process has the only one: if it dies, `recv` says so
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.here.close()
+        self.process.join()
+
+    def __call__(self, count: int) -> None:
+        """Take ``count`` steps, and return when they are done."""
+        self.here.send(count)
+        self.here.recv()
+
+
+def _take_steps(there: Connection, begin: Callable[..., Iterator[None]], *args: object) -> None:
+    steps = begin(*args)
+    with suppress(EOFError):
+        while True:
+            there.send(timed(partial(list, islice(steps, there.recv()))))
 
 
 class Multiplication:

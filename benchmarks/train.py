@@ -3,15 +3,16 @@
     python benchmarks/train.py [--quick] [--depth FOLDER]
 
 Ours reads normalised depth (from the GPU's memory where there is one and it fits) and trains in bfloat16 where the
-hardware has it, with channels-last memory and a fused optimizer. The bound is the arithmetic of the convolutions,
-forward and backward, at the rate of a product of large matrices in the same precision.
+hardware has it, with channels-last memory and a fused optimizer, in a process that keeps freed memory, as the stage
+does. The plain loop has a process of its own, which gives it back, as a script's does. The bound is the arithmetic of
+the convolutions, forward and backward, at the rate of a product of large matrices in the same precision.
 """
 
 from collections.abc import Iterator
 from itertools import cycle, islice
 
 import torch
-from measuring import Bench, Multiplication, Row, command, in_turn, per, scratch_in
+from measuring import Bench, Elsewhere, Multiplication, Row, command, in_turn, per, scratch_in
 from peers import autoencoder_loop
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,6 +23,7 @@ from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.store import DepthStore
 from sightline.depth.training import DepthImages, mean_errors, resident_images
+from sightline.memory import keep_freed_memory
 from sightline.recording.split import SplitParams
 from sightline.training.fitting import clip_gradients
 from sightline.training.order import EpochBatches
@@ -56,6 +58,7 @@ def step_flop(network: nn.Module, *inputs: Tensor) -> int:
 
 def rows(bench: Bench) -> list[Row]:
     """One row: a training step."""
+    keep_freed_memory()
     device, batch = process_device(), bench.size(16, 2)
     steps = bench.size(2 if device.type == "cpu" else 20, 1)
     # images enough for one epoch: a loader that starts its processes anew makes all memory slow for a while
@@ -68,11 +71,10 @@ def rows(bench: Bench) -> list[Row]:
     order = EpochBatches(store.rows("train", "val", "test", "guard"), batch, seed=0, chances=CHANCES)
     loader = DataLoader(DepthImages(store, "full", resident_images(store, device)), sampler=order, batch_size=None)
     ours = _train((found for loaders in cycle([loader]) for found in loaders), device)
-    plain_batches = autoencoder_loop.batches(folder, store.preprocessing, batch)
-    plain = autoencoder_loop.train(Autoencoder(NetworkConfig()), plain_batches, device)
     multiply = Multiplication(bench, torch.bfloat16 if use_bf16("auto") else torch.float32)
-    ways = {"ours": lambda: list(islice(ours, steps)), "plain": lambda: list(islice(plain, steps)), "bound": multiply}
-    seconds = in_turn(ways, rounds, settle=True)
+    with Elsewhere(autoencoder_loop.steps, folder, store.preprocessing, batch) as plain:
+        ways = {"ours": lambda: list(islice(ours, steps)), "plain": lambda: plain(steps), "bound": multiply}
+        seconds = in_turn(ways, rounds, settle=True)
     flop = batch * step_flop(Autoencoder(NetworkConfig()), torch.zeros(2, 1, 128, 128)) / 2
     work, between = f"autoencoder step, batch {batch}", "convolutions of few channels, norms, the optimizer"
     bound = multiply.least_ms(seconds["bound"], flop)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sightline.cli import report, run_stage
 from sightline.depth.embedding import EmbedParams, embed_depth
+from sightline.memory import keep_freed_memory
 from sightline.params import Section
 
 
@@ -13,6 +14,7 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
+    keep_freed_memory()
     figures = embed_depth(args.encoder, args.data, args.output, params.embed)
     if figures:  # of several processes, the first one reports
         report(figures, args.metrics_dir)

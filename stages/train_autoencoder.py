@@ -5,15 +5,14 @@ from pathlib import Path
 
 from sightline.cli import add_shorthands, run_stage
 from sightline.depth.training import TrainParams, train_autoencoder
+from sightline.memory import keep_freed_memory
 from sightline.params import Section
 
 SHORTHANDS = {
     "num_epochs": "train.epochs", "learning_rate": "train.lr", "augment": "train.augment=full",
     "no_augment": "train.augment=none", "use_perceptual_loss": "train.perceptual_weight=0.1",
-} | {
-    name: f"train.{name}"
-    for name in ("batch_size", "latent_dim", "optimizer", "scheduler", "gradient_clip", "weight_decay", "patience")
-}  # fmt: skip
+} | {key: f"train.{key}" for key in (
+    "batch_size", "latent_dim", "optimizer", "scheduler", "gradient_clip", "weight_decay", "patience")}  # fmt: skip
 
 
 class Params(Section):
@@ -22,6 +21,7 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
+    keep_freed_memory()
     by_hand = {name: getattr(args, name) for name in ("output_dir", "checkpoint_every", "resume", "perceptual_weights")}
     train_autoencoder(args.data, args.weights, args.metrics_dir, params.train, params.seed, **by_hand)
 

@@ -1,5 +1,6 @@
 """Training the autoencoder: a killed run ends as one never killed, the order of data, bad input, and what it learns."""
 
+import ctypes
 import json
 import os
 import re
@@ -372,3 +373,22 @@ def test_in_bfloat16_the_patch_path_keeps_its_precision():
         mixed = network(images)[0]
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, plain, rtol=0, atol=1e-5)  # the network's ends are zero at first
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not GNU's")
+def test_a_process_that_keeps_freed_memory_gets_it_back_without_new_pages():
+    code = (
+        "import resource, sys\n"
+        "import numpy as np\n"
+        "from sightline.memory import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    np.ones(2**27, np.uint8)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "first = faults(), faults()\n"
+        "keep_freed_memory()\n"
+        "print(*first, faults(), faults())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    anew, again, kept, reused = map(int, done.stdout.split())
+    assert min(anew, again, kept) > 100 > reused

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing, preprocess
 from sightline.recording.images import list_images, read_depth
 
@@ -39,11 +40,12 @@ def batches(folder: Path, preprocessing: Preprocessing, batch_size: int) -> Iter
         yield from loader
 
 
-def train(network: nn.Module, data: Iterator[dict[str, Tensor]], device: torch.device) -> Iterator[None]:
-    """One step for each time that the next is asked for."""
-    network = network.to(device)
+def steps(folder: Path, preprocessing: Preprocessing, batch_size: int) -> Iterator[None]:
+    """Train the autoencoder, one step for each time that the next is asked for."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = Autoencoder(NetworkConfig()).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
-    for batch in data:
+    for batch in batches(folder, preprocessing, batch_size):
         depth, valid = batch["depth"].to(device), batch["valid"].to(device)
         error = (network(depth)[0] - depth)[valid]
         loss = error.square().mean() + 0.1 * error.abs().mean()
