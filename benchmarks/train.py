@@ -62,7 +62,7 @@ def rows(bench: Bench) -> list[Row]:
     device, batch = process_device(), bench.size(16, 2)
     steps = bench.size(2 if device.type == "cpu" else 20, 1)
     # images enough for one epoch: a loader that starts its processes anew makes all memory slow for a while
-    rounds = bench.size(7, 1)
+    rounds = bench.size(9, 1)
     folder = bench.depth_folder("trained", bench.size(batch * steps * 2 * (rounds + 1), 24))
     with scratch_in(bench.room):
         params = NormalizeParams(height_range=(500, 4500), invalid=(0, 65535))
