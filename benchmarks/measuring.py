@@ -185,8 +185,9 @@ class Elsewhere:
 
 def _take_steps(there: Connection, begin: Callable[..., Iterator[None]], *args: object) -> None:
     steps = begin(*args)
-    with suppress(EOFError):
+    with suppress(EOFError):  # the other end is closed
         while True:
+            # `timed`, because it waits for the device
             there.send(timed(partial(list, islice(steps, there.recv()))))
 
 

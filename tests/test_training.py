@@ -378,12 +378,11 @@ def test_in_bfloat16_the_patch_path_keeps_its_precision():
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not GNU's")
 def test_a_process_that_keeps_freed_memory_gets_it_back_without_new_pages():
     code = (
-        "import resource, sys\n"
-        "import numpy as np\n"
+        "import resource\n"
         "from sightline.memory import keep_freed_memory\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    np.ones(2**27, np.uint8)\n"
+        "    b'x' * 2**27\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "first = faults(), faults()\n"
         "keep_freed_memory()\n"
@@ -391,4 +390,4 @@ def test_a_process_that_keeps_freed_memory_gets_it_back_without_new_pages():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     anew, again, kept, reused = map(int, done.stdout.split())
-    assert min(anew, again, kept) > 100 > reused
+    assert min(anew, again, kept) > 4 * max(reused, 1)  # a page may have 2 MiB, and then there are 64
