@@ -3,15 +3,20 @@
 python benchmarks/clip_reading.py [--quick] [--photographs FOLDER]
 """
 
+import math
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
-from measuring import Bench, Row, command, in_turn, per, scratch_in
+from measuring import Bench, Row, command, in_turn, per, scratch_in, timed
 from peers import gzip_grids
 from torch import Tensor, nn
 
 from sightline.clip import ClipParams, GridStore, LiveGrids
 from sightline.clip.extraction import extract_grids
 from sightline.clip.store import write_store
+from sightline.hdf5 import open_rows
 from sightline.training.precision import use_bf16
 from sightline.training.processes import process_device
 
@@ -21,32 +26,78 @@ ATTRIBUTES = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 7, "dtype": "flo
 
 def rows(bench: Bench) -> list[Row]:
     """Rows of reading and of a training step."""
-    return [_reading(bench), _training(bench)]
+    return [_in_memory(bench), _on_disk(bench), _training(bench)]
 
 
-def _reading(bench: Bench) -> Row:
+def _in_memory(bench: Bench) -> Row:
     count, rng = bench.size(5000, 200), np.random.default_rng(0)
-    ids = np.arange(count) * 3 + 1
-    grids = rng.normal(size=(count, *SHAPE)).astype(np.float16)
-    write_store(bench.room / "read.hdf5", ids, [b"0" * 32] * count, [], iter([grids]), SHAPE, ATTRIBUTES, True, "none")
+    ids, grids = np.arange(count) * 3 + 1, _random_grids(rng, count)
+    _write(bench.room / "read.hdf5", ids, [grids])
     np.save(bench.room / "read.npy", grids)
     gzip_grids.write(bench.room / "gzip.hdf5", ids, grids)
     batches = [rng.permutation(count)[:BATCH] for _ in range(bench.size(40, 2))]
     few = batches[: bench.size(4, 1)]
-    mapped = np.load(bench.room / "read.npy", mmap_mode="r")
+    mapped = np.asarray(np.load(bench.room / "read.npy", mmap_mode="r"))
     with GridStore(bench.room / "read.hdf5") as store:
         seconds = in_turn(
             {
-                "store": lambda: [store.read(ids[chosen]) for chosen in batches],
-                "gzip": lambda: [gzip_grids.read(bench.room / "gzip.hdf5", ids[chosen]) for chosen in few],
-                "map": lambda: [np.asarray(mapped)[chosen] for chosen in batches],
+                "store": lambda: [store.read(ids[chosen]).size for chosen in batches],  # as a loop, it keeps no batch
+                "gzip": lambda: [gzip_grids.read(bench.room / "gzip.hdf5", ids[chosen]).size for chosen in few],
+                "map": lambda: [mapped[chosen].size for chosen in batches],
             },
-            bench.size(5, 1),
+            bench.size(15, 1),
         )
     ours, gzip, bare = per(seconds["store"], len(batches)), per(seconds["gzip"], len(few)), seconds["map"]
-    work, bound = f"shuffled batch of {BATCH} of {count} grids, warm", "a memory-mapped array"
-    between = "looking the ids up, a call for each row"
+    work, bound = f"shuffled batch of {BATCH} of {count} grids, in memory", "a memory-mapped array"
+    between = "looking the ids up, and whether the file is whole and in memory"
     return Row(work, "ms", ours, gzip, "gzip data set per image", per(bare, len(batches)), bound, between)
+
+
+def _on_disk(bench: Bench) -> Row:
+    """Of a store that is much larger than what is read of it, as one that is larger than memory."""
+    count, rng, path = bench.size(20_000, 200), np.random.default_rng(1), bench.room / "large.hdf5"
+    ids = np.arange(count)
+    _write(path, ids, [_random_grids(rng, count // 4)] * 4)
+    batches = rng.permutation(count)[: bench.size(20, 1) * BATCH].reshape(-1, BATCH)
+
+    def store() -> None:
+        with GridStore(path) as store:
+            for chosen in batches:
+                store.read(ids[chosen])
+
+    def memory_map() -> None:
+        grids = open_rows(path, "grids")
+        for chosen in batches:
+            grids.take(chosen, axis=0)
+
+    def in_order() -> None:
+        with open(path, "rb", buffering=0) as file:
+            for _ in batches:
+                file.read(BATCH * 2 * math.prod(SHAPE))
+
+    seconds: dict[str, list[float]] = {"store": [], "map": [], "order": []}
+    for _ in range(bench.size(7, 1)):
+        for name, way in {"store": store, "map": memory_map, "order": in_order}.items():
+            _forget(path)
+            seconds[name].append(timed(way))
+    ours, peer, bound = (per(seconds[name], len(batches)) for name in ("store", "map", "order"))
+    work, between = f"shuffled batch of {BATCH} of {count} grids, on disk", "a request for each row"
+    return Row(work, "ms", ours, peer, "a memory-mapped array", bound, "as many bytes in their order", between)
+
+
+def _random_grids(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.normal(size=(count, *SHAPE)).astype(np.float16)
+
+
+def _write(path: Path, ids: np.ndarray, blocks: list[np.ndarray]) -> None:
+    write_store(path, ids, [b"0" * 32] * len(ids), [], iter(blocks), SHAPE, ATTRIBUTES, True, "none")
+
+
+def _forget(path: Path) -> None:
+    """Take a file out of the system's memory, where no process has it mapped."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Captioner(nn.Module):

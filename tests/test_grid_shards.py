@@ -127,7 +127,9 @@ def test_a_shard_tells_of_its_own_images_that_were_skipped(tmp_path):
     }
 
 
-def test_a_store_of_many_shards_holds_few_files_open(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_store_of_many_shards_holds_few_files_open(tmp_path, monkeypatch, mapped):
+    monkeypatch.setattr(grid_store, "_MOST_MAPPED", 2**30 if mapped else 0)
     monkeypatch.setattr(grid_store, "_MOST_OPEN", 3)
     grids = random_grids(40)
     write_grids(tmp_path / "s", range(40), grids, most=2)
@@ -135,7 +137,7 @@ def test_a_store_of_many_shards_holds_few_files_open(tmp_path, monkeypatch):
     with GridStore(tmp_path / "s") as store:
         for ids in (np.arange(40), np.random.default_rng(0).permutation(40)):
             assert (store.read(ids) == grids[ids]).all()
-            assert len(os.listdir("/dev/fd")) - before == 3
+            assert len(os.listdir("/dev/fd")) - before == (6 if mapped else 3)
     assert len(os.listdir("/dev/fd")) == before
 
 

@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import pickle
+from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from sightline import grid_store
 from sightline.clip import GridStore
 from sightline.clip.store import write_store
 from sightline.errors import UserError
@@ -37,19 +40,23 @@ def store_of(path: Path, ids, keyed=True, compression="none", dtype="float16", s
     order=st.randoms(),
     compression=st.sampled_from(["none", "gzip", "blosc2"]),
     dtype=st.sampled_from(["float16", "float32"]),
+    most_mapped=st.sampled_from([0, 2**30]),
 )
-def test_every_way_of_reading_gives_the_row_of_the_id(tmp_path_factory, ids, order, compression, dtype):
+def test_every_way_of_reading_gives_the_row_of_the_id(tmp_path_factory, ids, order, compression, dtype, most_mapped):
     path = tmp_path_factory.mktemp("store") / "grids.hdf5"
     grids = store_of(path, ids, compression=compression, dtype=dtype)
     wanted = [order.choice(ids) for _ in range(20)]
     expected = np.stack([grids[ids.index(i)] for i in wanted])
-    with GridStore(path) as store:
+    with patch.object(grid_store, "_MOST_MAPPED", most_mapped), GridStore(path) as store:
         assert (store.read(wanted) == expected).all()
         assert all((store[i] == e).all() for i, e in zip(wanted, expected, strict=True))
         assert (store.read_tensor(wanted).numpy() == expected).all()
         assert (len(store), store.image_ids.tolist(), store.dtype) == (len(ids), ids, dtype)
         assert (np.concatenate(list(store.blocks(5))) == grids).all()
         assert ids[0] in store
+        for row in (-1, len(ids)):
+            with pytest.raises(IndexError, match=f"grids.hdf5: row {row} "):
+                store.take(np.array([row]))
 
 
 def test_captioning_codes_read_it_by_key_and_the_data_are_not_there_twice(tmp_path):
@@ -136,14 +143,41 @@ def test_files_that_are_no_stores_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path):
+@pytest.mark.parametrize("most_mapped", [0, 2**30])
+def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path, monkeypatch, most_mapped):
+    monkeypatch.setattr(grid_store, "_MOST_MAPPED", most_mapped)
     path = tmp_path / "s.hdf5"
     store_of(path, [3, 5], keyed=False, shape=(49, 768))
     with GridStore(path) as store:
         store.read([3, 5])
         os.truncate(path, path.stat().st_size - 60_000)
-        with pytest.raises(UserError, match=r"s.hdf5: ends before its last grid"):
+        with pytest.raises(UserError, match=r"s.hdf5: ends before its last row"):
             store.read([3, 5])
+
+
+def _forget(path: Path) -> None:
+    """Take a file out of the system's memory."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system does not tell what is in memory")
+@pytest.mark.parametrize("most_mapped", [0, 2**30])
+def test_rows_that_are_not_in_memory_are_asked_for_at_once(tmp_path, monkeypatch, most_mapped):
+    monkeypatch.setattr(grid_store, "_MOST_MAPPED", most_mapped)
+    grids, asked = store_of(tmp_path / "s.hdf5", range(40), shape=(49, 768)), []
+    _forget(tmp_path / "s.hdf5")
+    ask = os.posix_fadvise
+    monkeypatch.setattr(os, "posix_fadvise", lambda *what: asked.append(what[1:3]) or ask(*what))
+    with GridStore(tmp_path / "s.hdf5") as store:
+        assert (store.read([30, 2, 17]) == grids[[30, 2, 17]]).all()
+        if not asked:
+            pytest.skip("the file system keeps its files in memory")
+        assert [end - start for (start, _), (end, _) in pairwise(asked)] == [-28 * 75_264, 15 * 75_264]
+        assert {size for _, size in asked} == {75_264}
+        assert (store.read([17, 30]) == grids[[17, 30]]).all()
+        assert len(asked) == 3
 
 
 def _hold_open(path: Path, ready, done) -> None:

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,16 @@ import numpy as np
 
 from sightline.errors import UserError
 from sightline.hdf5 import DataFile, open_hdf5, require
+from sightline.row_reader import RowReader
 
 
 class GridFile:
     """One file of grid features, opened for reading.
 
-    Rows are read one by one where they lie, so that its size does not matter (a memory map is as fast on rows that are
-    in memory, and many times as slow on others); a compressed file is read through HDF5.
+    Rows are read where they lie, so that its size does not matter; a compressed file is read through HDF5.
+
+    Args:
+        path: the file.
 
     Raises:
         UserError: no such file, or not a file of grids.
@@ -50,7 +52,7 @@ class GridFile:
             self.shape: tuple[int, int, int] = file["grids"].shape
             self.dtype: np.dtype = file["grids"].dtype
             self.compressed = file["grids"].chunks is not None
-            self._rows_at: tuple[FileIO, int] | None = None if self.compressed else _rows_of(file)
+            self._rows: RowReader | None = None if self.compressed else RowReader(file, "grids")
             self._identity = _identity(file)
             if not (len(self.shape) == 3 and len(self.image_ids) == len(self.content_hash) == self.shape[0]):
                 raise UserError(f"{path}: its data sets have different numbers of rows; write it again")
@@ -59,33 +61,32 @@ class GridFile:
         require(path, {"image_ids": (self.image_ids, "i", 1), "content_hash": (self.content_hash, "S", 1)})
         self._file: tuple[int, h5py.File] | None = None  # with the process that opened it
 
-    def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """Put the grids of ``rows`` [B] into ``out`` [.., P, C] at ``places`` [B]."""
+    def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray, mapped: bool = False) -> None:
+        """Put the grids of ``rows`` [B] into ``out`` [.., P, C] at ``places`` [B], which ascend.
+
+        Args:
+            mapped: whether through a memory map, see `sightline.row_reader`; a compressed file never is.
+        """
         if self.compressed:
             grids = self._through_hdf5()["grids"]
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 grids.read_direct(out, np.s_[row], np.s_[place])  # HDF5's own selection of rows is 40 times slower
             return
-        if self._rows_at is None:
+        if self._rows is None:
             with self._opened_again() as file:
-                self._rows_at = _rows_of(file)
-        raw, start = self._rows_at
-        content, size = out.reshape(-1).view(np.uint8).data, out[:1].nbytes
-        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-            into = content[place * size : (place + 1) * size]
-            if os.preadv(raw.fileno(), [into], start + row * size) != size:
-                raise UserError(f"{self.path}: ends before its last grid; copy it again, or extract the grids again")
+                self._rows = RowReader(file, "grids")
+        self._rows.read(rows, out, places, mapped)
 
     def close(self) -> None:
         """Let go of the file; the next use opens it again."""
         if self._file is not None:
             self._file[1].close()
-        if self._rows_at is not None:
-            self._rows_at[0].close()
-        self._rows_at = self._file = None
+        if self._rows is not None:
+            self._rows.close()
+        self._rows = self._file = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows_at": None, "_file": None}
+        return {**self.__dict__, "_rows": None, "_file": None}
 
     def _through_hdf5(self) -> h5py.File:
         if self._file is None or self._file[0] != os.getpid():
@@ -121,11 +122,6 @@ def _identity(file: DataFile) -> tuple[int, int, int]:
     """Tells one file from another that takes its name."""
     about = os.fstat(file.id.get_vfd_handle())
     return about.st_dev, about.st_ino, about.st_mtime_ns
-
-
-def _rows_of(file: DataFile) -> tuple[FileIO, int]:
-    """The very file that HDF5 has open, to be read row by row, and where its grids begin."""
-    return FileIO(f"/dev/fd/{file.id.get_vfd_handle()}"), file.rows("grids").offset
 
 
 def _plain(value: Any) -> Any:

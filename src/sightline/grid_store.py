@@ -8,6 +8,7 @@ pushes only what is new. The list tells where one is missing, or was made from o
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sightline.grid_file import GridFile, content_key
 
 SHARD_LIST = "shards.json"
 GPU_SHARE = 0.5  # of the free memory of a GPU that a store may take
+_MOST_MAPPED = 2**30  # bytes of grids that are read through memory maps, and count as memory of the process
 _MOST_OPEN = 256  # files of a store that are held open at a time
 
 
@@ -68,6 +70,7 @@ class GridStore:
             raise UserError(f"{path}: image {twice[0]} lies in two of its shards; extract the grids again")
         self.skipped_ids: np.ndarray = np.sort(_joined([file.skipped_ids for file in self._files]))
         self.shape: tuple[int, int, int] = (len(ids), *first.shape[1:])
+        self._mapped = math.prod(self.shape) * self.dtype.itemsize <= _MOST_MAPPED
 
     def _opened(self) -> Iterator[GridFile]:
         """The file itself, or the shards of the folder, each checked to be the one that the list names."""
@@ -131,7 +134,7 @@ class GridStore:
         device, rows = torch.device(device), self.rows(image_ids)
         if device.type == "cuda" and self._resident is None:
             free, _ = torch.cuda.mem_get_info(device)
-            fits = int(np.prod(self.shape)) * self.dtype.itemsize <= GPU_SHARE * free
+            fits = math.prod(self.shape) * self.dtype.itemsize <= GPU_SHARE * free
             self._resident = self._load(device) if fits else False
         if isinstance(self._resident, Tensor) and self._resident.device.type == device.type:
             return self._resident[torch.from_numpy(rows).to(device)]
@@ -153,11 +156,16 @@ class GridStore:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Grids of the row numbers that `rows` gives, [B, P, C]."""
         rows = np.asarray(rows) if self._order is None else self._order[rows]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"{self.path}: row {rows.min()} to {rows.max()} of {len(self)}")
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        if len(self._files) == 1:
+            self._use(0).read(rows, out, np.arange(len(rows)), self._mapped)
+            return out
         holders = np.searchsorted(self._starts, rows, side="right") - 1
         for holder in np.unique(holders).tolist():
             places = np.flatnonzero(holders == holder)
-            self._use(holder).read(rows[places] - self._starts[holder], out, places)
+            self._use(holder).read(rows[places] - self._starts[holder], out, places, self._mapped)
         return out
 
     def blocks(self, size: int = 1024) -> Iterator[np.ndarray]:
