@@ -61,7 +61,7 @@ class GridFile:
         require(path, {"image_ids": (self.image_ids, "i", 1), "content_hash": (self.content_hash, "S", 1)})
         self._file: tuple[int, h5py.File] | None = None  # with the process that opened it
 
-    def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray, mapped: bool = False) -> None:
+    def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray, mapped: bool) -> None:
         """Put the grids of ``rows`` [B] into ``out`` [.., P, C] at ``places`` [B], which ascend.
 
         Args:
