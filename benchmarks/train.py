@@ -22,7 +22,7 @@ from sightline.depth.augmentation import CHANCES
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.store import DepthStore
-from sightline.depth.training import DepthImages, mean_errors, resident_images
+from sightline.depth.training import DepthImages, TrainParams, mean_errors, resident_images
 from sightline.memory import keep_freed_memory
 from sightline.recording.split import SplitParams
 from sightline.training.fitting import clip_gradients
@@ -57,17 +57,22 @@ def step_flop(network: nn.Module, *inputs: Tensor) -> int:
 
 
 def rows(bench: Bench) -> list[Row]:
-    """One row: a training step."""
+    """A training step with the batch that is the default, and with the demo's."""
     keep_freed_memory()
-    device, batch = process_device(), bench.size(16, 2)
-    steps = bench.size(2 if device.type == "cpu" else 20, 1)
+    return [_step(bench, TrainParams().batch_size, "the default"), _step(bench, 8, "the demo's")]
+
+
+def _step(bench: Bench, batch: int, which: str) -> Row:
+    device, shown = process_device(), batch
+    batch = bench.size(batch, 2)
+    steps = bench.size(max(1, 16 // batch) if device.type == "cpu" else 20, 1)
     # images enough for one epoch: a loader that starts its processes anew makes all memory slow for a while
     rounds = bench.size(9, 1)
-    folder = bench.depth_folder("trained", bench.size(batch * steps * 2 * (rounds + 1), 24))
+    folder = bench.depth_folder(f"trained_{shown}", bench.size(batch * steps * 2 * (rounds + 1), 24))
     with scratch_in(bench.room):
         params = NormalizeParams(height_range=(500, 4500), invalid=(0, 65535))
-        normalize_depth(folder, bench.room / "trained.hdf5", params, split=SplitParams(guard=0), processes=1)
-    store = DepthStore.open(bench.room / "trained.hdf5")
+        normalize_depth(folder, folder.with_suffix(".hdf5"), params, split=SplitParams(guard=0), processes=1)
+    store = DepthStore.open(folder.with_suffix(".hdf5"))
     order = EpochBatches(store.rows("train", "val", "test", "guard"), batch, seed=0, chances=CHANCES)
     loader = DataLoader(DepthImages(store, "full", resident_images(store, device)), sampler=order, batch_size=None)
     ours = _train((found for loaders in cycle([loader]) for found in loaders), device)
@@ -76,10 +81,10 @@ def rows(bench: Bench) -> list[Row]:
         ways = {"ours": lambda: list(islice(ours, steps)), "plain": lambda: plain(steps), "bound": multiply}
         seconds = in_turn(ways, rounds, settle=True)
     flop = batch * step_flop(Autoencoder(NetworkConfig()), torch.zeros(2, 1, 128, 128)) / 2
-    work, between = f"autoencoder step, batch {batch}", "convolutions of few channels, norms, the optimizer"
+    work, between = f"autoencoder step, batch {shown} ({which})", "convolutions of few channels, norms, the optimizer"
     bound = multiply.least_ms(seconds["bound"], flop)
     costs = per(seconds["ours"], steps), per(seconds["plain"], steps)
-    return [Row(work, "ms", *costs, "plain fp32 loop, PNG files", bound, "peak arithmetic", between)]
+    return Row(work, "ms", *costs, "plain fp32 loop, PNG files", bound, "peak arithmetic", between)
 
 
 if __name__ == "__main__":
