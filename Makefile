@@ -4,7 +4,7 @@ RUN := . $(VENV)/bin/activate &&
 
 RUNS ?= runs/results
 
-.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults soak bench scale check licences clean-scratch
+.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults soak bench scale check clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,10 +26,10 @@ share: setup  ## push outputs and the run cache to the default remote
 	$(RUN) dvc push --run-cache
 
 leaderboard: setup  ## experiments, what was changed in them, and the figures that matter
-	$(RUN) python -m sightline.leaderboard
+	$(RUN) python tools/leaderboard.py
 
 verify-cache: setup  ## find files of DVC's cache that were changed behind its back
-	$(RUN) python -m sightline.verify_cache
+	$(RUN) python tools/verify_cache.py
 
 test: dev  ## run the tests
 	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
@@ -42,9 +42,6 @@ test-faults: dev  ## kill every stage at random moments, damage every file: ten 
 
 soak: dev  ## run many experiments in a row, and see what grows: a quarter of an hour; writes docs/soak.md
 	$(RUN) OMP_NUM_THREADS=1 python tests/faults/soak.py
-
-licences: dev  ## list the licences of what is installed: docs/licences.md
-	$(RUN) python docs/licences.py
 
 bench: setup  ## measure speed against other ways and bounds, and write docs/benchmarks.md
 	$(RUN) python benchmarks/bench.py --write .

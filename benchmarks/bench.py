@@ -18,7 +18,7 @@ import torch
 from measuring import Row, opened, parser, table
 from running import put
 
-from sightline.files import write_json
+from sightline.core.files import write_json
 
 # prototypes first: what others leave free in memory decides what its large arrays cost; train and embed keep it
 MODULES = (

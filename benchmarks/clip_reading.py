@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sightline.clip import ClipParams, GridStore, LiveGrids
 from sightline.clip.extraction import extract_grids
 from sightline.clip.store import write_store
-from sightline.hdf5 import open_rows
+from sightline.core.hdf5 import open_rows
 from sightline.training.precision import use_bf16
 from sightline.training.processes import process_device
 

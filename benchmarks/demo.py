@@ -10,17 +10,17 @@ import numpy as np
 from measuring import Bench, Row, command, in_turn, per, scratch_in
 from peers import ray_loop
 
-from sightline.recording.demo.appearance import draw_look
-from sightline.recording.demo.camera import Pinhole, Pose, World
-from sightline.recording.demo.render import (
+from sightline.demo.appearance import draw_look
+from sightline.demo.camera import Pinhole, Pose, World
+from sightline.demo.render import (
     GLOBAL_FIELD_OF_VIEW_DEG,
     WRIST_FIELD_OF_VIEW_DEG,
     WRIST_POSE,
     RenderParams,
     render_demo,
 )
-from sightline.recording.demo.simulate import SimulateParams, simulate_demo
-from sightline.recording.demo.states import StatesFile
+from sightline.demo.simulate import SimulateParams, simulate_demo
+from sightline.demo.states import StatesFile
 
 
 def rows(bench: Bench) -> list[Row]:

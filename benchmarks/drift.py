@@ -59,10 +59,10 @@ def features(recording: Path, folder: Path) -> None:
 
 
 def drift(kind: str, folder: Path) -> dict[str, Any]:
-    """Figures of ``sightline.drift``."""
+    """Figures of ``sightline.validation.drift``."""
     index = "data/index/frames.parquet"
     files = (PLACE / f"known/{kind}.hdf5", folder / f"{kind}.hdf5")
-    run("-m", "sightline.drift", *files, "--index", index, "--metrics-dir", folder / kind)
+    run("-m", "sightline.validation.drift", *files, "--index", index, "--metrics-dir", folder / kind)
     return json.loads((folder / kind / "metrics.json").read_text())
 
 

@@ -10,12 +10,12 @@ import torch
 from measuring import Bench, Row, command, in_turn, per, scratch_in
 from peers import embedding_loop
 
+from sightline.core.memory import keep_freed_memory
 from sightline.depth.embedding import EmbedParams, embed_depth
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import create_depth_store, open_depth_rows
 from sightline.depth.weights import Header, save_weights
-from sightline.memory import keep_freed_memory
 from sightline.training.processes import process_device
 
 BATCH = 64

@@ -13,9 +13,9 @@ from unittest.mock import patch
 import numpy as np
 from costs import anonymous_mib, measured
 
-from sightline.cache import digest
 from sightline.clip.store import shard_ranges, write_shards, write_store
-from sightline.grid_store import GridStore
+from sightline.core.cache import digest
+from sightline.grids.store import GridStore
 
 SHAPE, BATCH = (49, 768), 150
 ATTRIBUTES = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 7, "dtype": "float16"}

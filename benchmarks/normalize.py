@@ -8,8 +8,8 @@ from pathlib import Path
 from measuring import Bench, Row, command, in_turn, per, scratch_in
 from peers import depth_loop
 
+from sightline.core.parallel import unordered_map
 from sightline.depth.normalize import BLOCK, NormalizeParams, normalize_depth
-from sightline.parallel import unordered_map
 from sightline.recording.images import list_images, read_depth
 from sightline.recording.split import SplitParams
 

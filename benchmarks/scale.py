@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sightline.clip import ClipParams
 from sightline.clip.weights import load_image_tower
+from sightline.core.files import write_json
 from sightline.depth.network import Encoder, NetworkConfig
-from sightline.files import write_json
 
 IMAGES = 100_000_000
 GPUS = (8, 64)

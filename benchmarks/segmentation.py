@@ -36,9 +36,9 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from running import ROOT, put
 
-from sightline.errors import UserError
-from sightline.files import atomic_output, write_json
-from sightline.params import Section, load_params
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, write_json
+from sightline.core.params import Section, load_params
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation
 from sightline.segmentation.frames import SegmentationFrames, SplitPart, open_frames
 from sightline.segmentation.model import load_model

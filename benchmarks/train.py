@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from sightline.core.memory import keep_freed_memory
 from sightline.depth.augmentation import CHANCES
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.store import DepthStore
 from sightline.depth.training import DepthImages, TrainParams, mean_errors, resident_images
-from sightline.memory import keep_freed_memory
 from sightline.recording.split import SplitParams
 from sightline.training.fitting import clip_gradients
 from sightline.training.order import EpochBatches

@@ -3,10 +3,10 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import add_shorthands, report, run_stage
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import ClipParams
-from sightline.params import Section
+from sightline.core.cli import add_shorthands, report, run_stage
+from sightline.core.params import Section
 from sightline.recording.split import OnErrorPart
 
 SHORTHANDS = {

@@ -3,10 +3,10 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import report, run_stage
+from sightline.core.cli import report, run_stage
+from sightline.core.memory import keep_freed_memory
+from sightline.core.params import Section
 from sightline.depth.embedding import EmbedParams, embed_depth
-from sightline.memory import keep_freed_memory
-from sightline.params import Section
 
 
 class Params(Section):

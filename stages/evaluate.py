@@ -3,10 +3,10 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import run_stage
+from sightline.core.cli import run_stage
+from sightline.core.params import Section
 from sightline.depth.accuracy import format_table
 from sightline.depth.evaluation import EvaluateParams, evaluate_autoencoder
-from sightline.params import Section
 
 
 class Params(Section):

@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import run_stage
+from sightline.core.cli import run_stage
+from sightline.core.params import Section
 from sightline.fusion.evaluation import EvaluateFusionParams, evaluate_fusion
-from sightline.params import Section
 
 
 class Params(Section):

@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import run_stage
-from sightline.params import Section
-from sightline.recording.importers.episodes import import_hdf5
+from sightline.core.cli import run_stage
+from sightline.core.params import Section
+from sightline.importers.episodes import import_hdf5
 
 
 class Params(Section):

@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import run_stage
-from sightline.params import Section
-from sightline.recording.importers.lerobot import import_lerobot
+from sightline.core.cli import run_stage
+from sightline.core.params import Section
+from sightline.importers.lerobot import import_lerobot
 
 
 class Params(Section):

@@ -3,8 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import run_stage
-from sightline.params import Section
+from sightline.core.cli import run_stage
+from sightline.core.params import Section
 from sightline.report.cards import write_card
 
 

@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import report, run_stage
+from sightline.core.cli import report, run_stage
+from sightline.core.params import Section
 from sightline.depth.normalize import NormalizeParams, normalize_depth
-from sightline.params import Section
 from sightline.recording.split import DataPart
 
 

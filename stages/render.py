@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from sightline.cli import run_stage
-from sightline.params import PartOfSection, Section
-from sightline.recording.demo.render import RenderParams, render_demo
+from sightline.core.cli import run_stage
+from sightline.core.params import PartOfSection, Section
+from sightline.demo.render import RenderParams, render_demo
 
 
 class DemoRender(PartOfSection):

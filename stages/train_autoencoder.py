@@ -3,10 +3,10 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import add_shorthands, run_stage
+from sightline.core.cli import add_shorthands, run_stage
+from sightline.core.memory import keep_freed_memory
+from sightline.core.params import Section
 from sightline.depth.training import TrainParams, train_autoencoder
-from sightline.memory import keep_freed_memory
-from sightline.params import Section
 
 SHORTHANDS = {
     "num_epochs": "train.epochs", "learning_rate": "train.lr", "augment": "train.augment=full",

@@ -4,10 +4,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import get_args
 
-from sightline.cli import run_stage
+from sightline.core.cli import run_stage
+from sightline.core.params import Section
 from sightline.fusion.network import Design
 from sightline.fusion.training import FusionParams, train_fusion
-from sightline.params import Section
 
 
 class Params(Section):

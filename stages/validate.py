@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import report, run_stage
-from sightline.params import Section
-from sightline.recording.validation import DriftGuard, ValidateData, validate_recording
+from sightline.core.cli import report, run_stage
+from sightline.core.params import Section
+from sightline.validation.validation import DriftGuard, ValidateData, validate_recording
 
 
 class Params(Section):

@@ -3,10 +3,10 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import report, run_stage
 from sightline.clip.params import VerifyParams
 from sightline.clip.verification import verify_grids
-from sightline.params import Section
+from sightline.core.cli import report, run_stage
+from sightline.core.params import Section
 
 
 class Params(Section):

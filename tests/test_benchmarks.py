@@ -80,10 +80,10 @@ def test_the_other_way_of_reading_grids_reads_the_same(load, tmp_path):
 
 
 def test_the_other_way_of_rendering_sees_the_same(load, tmp_path):
-    from sightline.recording.demo.appearance import draw_look
-    from sightline.recording.demo.camera import Pinhole, World
-    from sightline.recording.demo.simulate import SimulateParams, simulate_demo
-    from sightline.recording.demo.states import StatesFile
+    from sightline.demo.appearance import draw_look
+    from sightline.demo.camera import Pinhole, World
+    from sightline.demo.simulate import SimulateParams, simulate_demo
+    from sightline.demo.states import StatesFile
 
     states = tmp_path / "states.hdf5"
     simulate_demo(SimulateParams(episodes=1, steps=1), tmp_path / "frames.parquet", states, processes=1)

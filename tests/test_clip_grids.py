@@ -18,7 +18,7 @@ from sightline.clip.extraction import extract_grids
 from sightline.clip.photographs import Preparation, prepare
 from sightline.clip.tokens import GridEncoder, average_patches, grid_features
 from sightline.clip.weights import load_image_tower
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.recording.frames import write_index
 
 SMALL = {"model": "ViT-S-16", "image_size": 64, "grid": 2, "precision": "fp32"}

@@ -12,8 +12,8 @@ from sightline.clip.extraction import extract_grids
 from sightline.clip.params import VerifyParams
 from sightline.clip.verification import verify_grids
 from sightline.clip.weights import load_image_tower
-from sightline.errors import UserError
-from sightline.hdf5 import open_rows
+from sightline.core.errors import UserError
+from sightline.core.hdf5 import open_rows
 
 SMALL = {"model": "ViT-S-16", "image_size": 64, "grid": 2}
 pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")

@@ -12,7 +12,7 @@ from closure import ROOT, import_closure
 from dvc.utils.hydra import apply_overrides
 from pydantic import BaseModel
 
-from sightline.params import load_params, parse_yaml
+from sightline.core.params import load_params, parse_yaml
 
 PARAMS = parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml")
 
@@ -52,13 +52,27 @@ STAGES = _stages()
 SCRIPTS = {name: re.search(r"stages/\w+\.py", stage["cmd"])[0] for name, stage in STAGES.items()}
 OUTS = [out for stage in STAGES.values() for out in stage["outs"]]
 BY_HAND = ("stages/import_hdf5.py", "stages/import_lerobot.py")  # make recordings, which the pipeline then reads
-is_code = re.compile(r"(stages|src)/.*\.py").fullmatch
+is_code = re.compile(r"stages/\w+\.py|src/sightline/\w+").fullmatch
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_declared_code_is_the_import_closure(name):
+def test_declared_code_is_the_script_and_the_folders_that_its_imports_enter(name):
     declared = [dep for dep in STAGES[name]["deps"] if is_code(dep)]
-    assert sorted(declared) == sorted(import_closure(ROOT / SCRIPTS[name]))
+    imported = import_closure(ROOT / SCRIPTS[name]) - {"src/sightline/__init__.py"}  # a docstring
+    folders = {str(Path(*Path(path).parts[:3])) for path in imported if path.startswith("src/")}
+    assert sorted(declared) == sorted({SCRIPTS[name], *folders})
+
+
+@pytest.mark.parametrize("floor", ["core", "recording", "grids", "training"])
+def test_the_ground_and_the_floors_import_no_branch(floor):
+    """Arrows go down: the core imports nothing above it, and a floor no branch and no other floor but the recording."""
+    allowed = {"core", floor} | ({"recording"} if floor != "core" else set())
+    reached = set().union(*(import_closure(path) for path in (ROOT / "src/sightline" / floor).glob("*.py")))
+    assert {Path(path).parts[2] for path in reached} <= {*allowed, "__init__.py"}
+
+
+def test_loose_modules_are_the_top_commands_alone():
+    assert {path.name for path in (ROOT / "src/sightline").glob("*.py")} == {"__init__.py", "predict.py"}
 
 
 def _leaves(value: Any, prefix: str) -> set[str]:

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sightline.errors import UserError
-from sightline.recording.demo import render as render_module
-from sightline.recording.demo.camera import DepthSensor
-from sightline.recording.demo.control import solve
-from sightline.recording.demo.render import FOLDERS, RenderParams, render_demo
-from sightline.recording.demo.simulate import SimulateParams, simulate_demo, simulate_episode
-from sightline.recording.demo.states import StatesFile
+from sightline.core.errors import UserError
+from sightline.demo import render as render_module
+from sightline.demo.camera import DepthSensor
+from sightline.demo.control import solve
+from sightline.demo.render import FOLDERS, RenderParams, render_demo
+from sightline.demo.simulate import SimulateParams, simulate_demo, simulate_episode
+from sightline.demo.states import StatesFile
 from sightline.recording.images import list_images, read_depth, read_pixels
 from sightline.recording.layout import read_recording_info
 
@@ -269,7 +269,7 @@ def test_mistakes_in_the_library_name_their_file(demo, tmp_path):
 
 def test_workers_need_neither_torch_nor_opengl():
     code = (
-        "import sys, sightline.recording.demo.render, sightline.recording.demo.simulate;"
+        "import sys, sightline.demo.render, sightline.demo.simulate;"
         "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'lightning', 'OpenGL', 'glfw')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

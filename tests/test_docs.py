@@ -6,11 +6,11 @@ from types import ModuleType
 
 from closure import ROOT
 
-from sightline.params import parse_yaml
+from sightline.core.params import parse_yaml
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -20,12 +20,12 @@ parameters, pipeline = script("parameters"), script("pipeline")
 
 
 def test_the_list_of_parameters_is_up_to_date():
-    """Else run python docs/parameters.py."""
+    """Else run python tools/parameters.py."""
     assert (ROOT / "docs/parameters.md").read_text() == parameters.write_page()
 
 
 def test_the_page_of_the_pipeline_is_up_to_date():
-    """Else run python docs/pipeline.py."""
+    """Else run python tools/pipeline.py."""
     page = (ROOT / "docs/pipeline.md").read_text()
     assert page == pipeline.write_page()
     assert "- reads: `models/<depth>/encoder.safetensors`, `data/normalized/<depth>.hdf5`\n" in page

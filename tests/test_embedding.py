@@ -6,15 +6,15 @@ import pytest
 import torch
 from conftest import depth_folder
 
-from sightline.cache import ArrayCache, digest
+from sightline.core.cache import ArrayCache, digest
+from sightline.core.errors import UserError
+from sightline.core.files import file_sha256
 from sightline.depth import embedding
 from sightline.depth.embedding import EmbedParams, embed_depth
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, extract_encoder, load_weights, save_weights
-from sightline.errors import UserError
-from sightline.files import file_sha256
 from sightline.recording.split import SplitParams
 
 

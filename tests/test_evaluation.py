@@ -11,6 +11,7 @@ from conftest import depth_folder, write_grids
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from sightline.core.errors import UserError
 from sightline.depth.accuracy import Accuracy, format_table, near_edges, ssim
 from sightline.depth.baselines import Dct, Grid, MeanImage, NearestTrainFrame, Pca
 from sightline.depth.evaluation import EvaluateParams, evaluate_autoencoder
@@ -20,7 +21,6 @@ from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore, create_depth_store, open_depth_rows
 from sightline.depth.weights import Header, save_weights
-from sightline.errors import UserError
 from sightline.recording.split import SplitParams
 from sightline.training import probing
 

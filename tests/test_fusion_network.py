@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.fusion import ImageJointEncoder, ResNet18Encoder
 from sightline.fusion.augmentation import CHANCES, augment_views
 from sightline.fusion.heads import ChunkHead, CvaeHead, elementwise, kl_divergence

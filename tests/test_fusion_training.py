@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, only_error_line, write_grids
 from PIL import Image
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.fusion import FusionPolicy, load_policy
 from sightline.fusion import views as views_module
 from sightline.fusion.advantage import LapoCritic, chunk_rewards, discounted_returns
@@ -26,8 +26,8 @@ from sightline.fusion.training import FusionParams, train_fusion
 from sightline.fusion.views import ViewParams, Views, pack_views
 from sightline.recording.layout import RecordingInfo, write_recording_info
 from sightline.recording.split import DataPart, SplitParams
-from sightline.recording.validation import validate_recording
 from sightline.training.order import Draw
+from sightline.validation.validation import validate_recording
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
 SMALL = FusionParams(chunk=4, epochs=2, batch_size=8, lr=1e-3, trunk_lr=1e-3, precision="fp32", shift=2)

@@ -14,14 +14,14 @@ from conftest import photo_folder, write_grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline import grid_store
 from sightline.clip import ClipParams, GridStore
 from sightline.clip import extraction as extraction_module
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import VerifyParams
 from sightline.clip.store import shard_ranges, write_shards
 from sightline.clip.verification import verify_grids
-from sightline.errors import UserError
+from sightline.core.errors import UserError
+from sightline.grids import store as grid_store
 from sightline.recording.frames import write_index
 
 SMALL = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 4}

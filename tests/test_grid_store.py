@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from sightline import grid_store
 from sightline.clip import GridStore
 from sightline.clip.store import write_store
-from sightline.errors import UserError
-from sightline.grid_store import MissingImageError
+from sightline.core.errors import UserError
+from sightline.grids import store as grid_store
+from sightline.grids.store import MissingImageError
 
 ATTRIBUTES = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 2, "dtype": "float16"}
 

@@ -22,13 +22,13 @@ import pytest
 from conftest import ROOT, only_error_line
 from PIL import Image
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
+from sightline.importers.episodes import import_hdf5
+from sightline.importers.lerobot import VideoClip, import_lerobot
 from sightline.recording.frames import read_frames
-from sightline.recording.importers.episodes import import_hdf5
-from sightline.recording.importers.lerobot import VideoClip, import_lerobot
 from sightline.recording.layout import RecordingInfo, read_recording_info
 from sightline.recording.split import DataPart, SplitParams
-from sightline.recording.validation import validate_recording
+from sightline.validation.validation import validate_recording
 
 REAL_SET = ROOT.parent / "shared/data/robot_so101"
 FPS, STEPS, EPISODES, HEIGHT, WIDTH = 10, 6, 2, 48, 64
@@ -475,7 +475,7 @@ def test_other_settings_and_other_files_do_not_take_what_was_left(v2, tmp_path):
 def test_a_killed_import_leaves_nothing_that_looks_complete(v2, tmp_path):
     """Killed at the worst time, while the recording is put together."""
     script = (
-        "import os, signal, sys; from pathlib import Path; from sightline.recording.importers import lerobot\n"
+        "import os, signal, sys; from pathlib import Path; from sightline.importers import lerobot\n"
         "link, calls = os.link, []\n"
         "def count(*paths):\n"
         "    calls.append(link(*paths))\n"

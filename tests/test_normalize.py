@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sightline.core.errors import UserError
 from sightline.depth import normalize
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.preprocessing import Preprocessing, decode, fill_holes, normalize_counts, preprocess, resize_depth
 from sightline.depth.store import DepthStore
-from sightline.errors import UserError
 from sightline.recording.images import read_depth
 from sightline.recording.split import SplitParams
 

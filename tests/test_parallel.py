@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline.errors import UserError
-from sightline.parallel import unordered_map
+from sightline.core.errors import UserError
+from sightline.core.parallel import unordered_map
 
 
 def square(number: int) -> int:
@@ -43,7 +43,8 @@ def test_a_worker_that_dies_is_an_error_and_so_is_no_worker():
 def test_the_workers_of_a_killed_command_end_too(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path\nfrom test_parallel import wait_long\nfrom sightline.parallel import unordered_map\n"
+        "from pathlib import Path\nfrom test_parallel import wait_long\n"
+        "from sightline.core.parallel import unordered_map\n"
         "if __name__ == '__main__':\n"
         f"    jobs = [(Path({str(tmp_path)!r}), 1)] * 2\n"
         "    list(unordered_map(wait_long, jobs, total=2, unit='n', title='t', processes=2))\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from sightline.errors import UserError
-from sightline.params import PartOfSection, Section, load_params
+from sightline.core.errors import UserError
+from sightline.core.params import PartOfSection, Section, load_params
 
 
 class Train(Section):

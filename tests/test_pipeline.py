@@ -14,7 +14,7 @@ import yaml
 from closure import ROOT
 from dvc.utils.hydra import apply_overrides
 
-from sightline.files import file_sha256
+from sightline.core.files import file_sha256
 
 SMALL = {
     "demo.simulate.episodes": 2, "demo.simulate.steps": 4, "demo.render.global_size": 48, "demo.render.wrist_size": 24,

@@ -15,12 +15,12 @@ import torch
 from conftest import depth_folder, photo_folder, save_depth
 from PIL import Image
 
+from sightline.core.errors import UserError
 from sightline.depth.export import export_encoder
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.semantic_encoder import create_semantic_encoder
 from sightline.depth.weights import Header, save_weights
-from sightline.errors import UserError
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, load_policy, save_policy
 from sightline.fusion.views import ViewParams, Views, pack_views
 from sightline.predict import act, embed, segment

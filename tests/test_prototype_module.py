@@ -9,7 +9,7 @@ import torch
 from prototype_loops import draw, fill, logits_of, make
 from torch import nn
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.segmentation import ContrastivePrototypeManager
 
 

@@ -16,7 +16,7 @@ from conftest import only_error_line
 from PIL import Image
 from safetensors.numpy import save_file
 
-from sightline.params import parse_yaml
+from sightline.core.params import parse_yaml
 from sightline.report.__main__ import join_pages
 from sightline.report.cards import write_card
 from sightline.report.figures import comparison, direction, format_cell, tables

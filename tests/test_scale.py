@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from closure import ROOT
 
-from sightline.recording.importers.episodes import import_hdf5
-from sightline.recording.importers.lerobot import import_lerobot
+from sightline.importers.episodes import import_hdf5
+from sightline.importers.lerobot import import_lerobot
 from sightline.recording.split import DataPart, SplitParams
-from sightline.recording.validation import validate_recording
+from sightline.validation.validation import validate_recording
 
 RATES = {"decode": 0.01, "status": 1e-4, "add": 1e-3, "hash": 1.5e-4, "index": 400.0, "grid": 75794.5}
 MAPPING = "import mmap; f = open('file'); m = mmap.mmap(f.fileno(), 0, access=1); sum(m[::4096])"

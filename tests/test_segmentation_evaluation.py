@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.recording.layout import RecordingInfo, write_recording_info
 from sightline.recording.split import DataPart, SplitParams
-from sightline.recording.validation import validate_recording
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation, table
 from sightline.segmentation.frames import FrameParams, SegmentationFrames
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, load_model, save_model
 from sightline.segmentation.pictures import class_colours, overlay
+from sightline.validation.validation import validate_recording
 
 SPLIT = SplitParams(val=0.25, test=0.25)
 SIZE, GROUPS, EACH = 32, 8, 3

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
 from sightline.recording.split import DataPart, SplitParams
-from sightline.recording.validation import validate_recording
 from sightline.segmentation import SegmentationFrames
 from sightline.segmentation.batches import choose_labelled
 from sightline.segmentation.frames import FrameParams, open_frames
+from sightline.validation.validation import validate_recording
 
 EPISODES, STEPS, SIZE = 8, 4, (24, 32)
 CLASSES = ("background", "disc", "bar")

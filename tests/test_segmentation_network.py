@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.segmentation import SegmentationConfig, SegmentationModel, load_model, virtual_adversarial_loss
 from sightline.segmentation.augmentation import (
     BOX_CHANCES,

@@ -15,8 +15,8 @@ from conftest import ROOT, only_error_line, write_grids
 from PIL import Image
 from test_segmentation_frames import CLASSES, SIZE, scene, write_arrays, write_recording
 
-from sightline.errors import UserError
-from sightline.params import Section, load_params
+from sightline.core.errors import UserError
+from sightline.core.params import Section, load_params
 from sightline.recording.frames import write_index
 from sightline.recording.split import SplitParams
 from sightline.segmentation import SegmentationFrames, SegmentationModel, load_model

@@ -12,13 +12,13 @@ from conftest import ROOT, depth_folder, only_error_line
 from PIL import Image
 from torch import nn
 
+from sightline.core.errors import UserError
 from sightline.depth import SemanticEncoder, create_semantic_encoder
 from sightline.depth.network import Autoencoder, Encoder, NetworkConfig
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, extract_encoder, load_weights, save_weights
-from sightline.errors import UserError
 from sightline.recording.split import SplitParams
 
 RANGE = Preprocessing(height_range=(500, 1500))

@@ -22,7 +22,7 @@ from dvc.utils.hydra import apply_overrides
 from test_definition import unread_parameters
 from test_pipeline import Clone
 
-from sightline.params import parse_yaml
+from sightline.core.params import parse_yaml
 
 SMALLER = {"data.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "fusion.designs": "[joints_only]",
            "data.masks": "[]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
@@ -153,7 +153,7 @@ def test_a_file_damaged_in_the_remote_is_refused_and_comes_again_once_pushed_aga
 
 def test_a_file_damaged_in_the_cache_is_found_named_and_fetched_again(owner, member):
     member.run("dvc", "pull", "clip_grids", "embed")
-    verify = (sys.executable, "-m", "sightline.verify_cache")
+    verify = (sys.executable, "tools/verify_cache.py")
     assert member.run(*verify).stdout == "8 files in the cache, all whole\n"
     whole = (owner.root / GRIDS).read_bytes()
     _damage(_stored(owner, GRIDS, member.root / ".dvc/cache"))
@@ -288,7 +288,7 @@ def test_a_queue_is_worked_off_by_two_and_shown(member):
     member.run("dvc", "exp", "run", "--allow-missing", "--queue", "-S", "evaluate_fusion.seed=1,2")
     member.run("dvc", "queue", "start", "-j", "2")
     _wait(lambda: member.run("dvc", "queue", "status").stdout.count("Success") == 2)
-    table = member.run(sys.executable, "-m", "sightline.leaderboard").stdout.splitlines()
+    table = member.run(sys.executable, "tools/leaderboard.py").stdout.splitlines()
     shown = ["evaluate_fusion.seed", "depth", "rmse", "mm", "↓", "joints_only", "nmse", "↓"]
     assert table[0].split() == ["experiment", *shown]
     assert sorted(line.split()[1] for line in table[1:]) == ["0", "0", "1", "2"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.recording.split import PARTS, SplitParams, split_blocks, split_episodes
 
 episode_sets = st.sets(st.integers(0, 10**9), min_size=3, max_size=60)

@@ -379,7 +379,7 @@ def test_in_bfloat16_the_patch_path_keeps_its_precision():
 def test_a_process_that_keeps_freed_memory_gets_it_back_without_new_pages():
     code = (
         "import resource\n"
-        "from sightline.memory import keep_freed_memory\n"
+        "from sightline.core.memory import keep_freed_memory\n"
         "def faults():\n"
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    b'x' * 2**27\n"

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.recording.frames import read_frames, read_index, write_index
 from sightline.recording.images import read_depth
 from sightline.recording.layout import DepthInfo, RecordingInfo, read_recording_info, write_recording_info
 from sightline.recording.split import DataPart
-from sightline.recording.validation import validate_recording
+from sightline.validation.validation import validate_recording
 
 REPOSITORY = Path(__file__).parents[1]
 SKIP = DataPart(on_error="skip")

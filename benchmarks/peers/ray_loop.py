@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sightline.recording.demo.camera import VISIBLE_GROUPS, Pinhole, Pose
-from sightline.recording.demo.headless import mujoco
+from sightline.demo.camera import VISIBLE_GROUPS, Pinhole, Pose
+from sightline.demo.headless import mujoco
 
 
 def depth_image(model: Any, data: Any, pose: Pose, sensor: Pinhole) -> np.ndarray:

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from sightline.cli import run_stage
-from sightline.errors import UserError
-from sightline.files import atomic_output, file_sha256
-from sightline.hdf5 import create_contiguous
-from sightline.params import Section
+from sightline.core.cli import run_stage
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, file_sha256
+from sightline.core.hdf5 import create_contiguous
+from sightline.core.params import Section
 from sightline.recording.images import list_images, read_depth, read_pixels, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.training.processes import process_device
@@ -169,7 +169,7 @@ def _pack(recording: Path, packed: Path, cameras: tuple[str, ...], size: int) ->
     """Decode the views of a recording as for a training, with its joints in the place of actions."""
     from sightline.fusion.views import ViewParams, pack_views
     from sightline.recording.split import DataPart, SplitParams
-    from sightline.recording.validation import validate_recording
+    from sightline.validation.validation import validate_recording
 
     index, whole = packed.with_name("index"), DataPart(on_error="skip", split=SplitParams(val=0, test=0))
     for piece in ("frames", *(f"rgb/{camera}" for camera in cameras)):

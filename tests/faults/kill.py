@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 from world import STAGES, copy_world, make_world, run_command
 
-import sightline.cli  # noqa: F401
+import sightline.core.cli  # noqa: F401
 
 torch.set_num_threads(1)  # a forked process would wait for threads that only its parent has
 

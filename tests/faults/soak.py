@@ -19,8 +19,8 @@ from world import ROOT, make_world  # makes the other tests importable
 # isort: split
 from test_pipeline import Clone
 
+from sightline.core.params import Section, load_params
 from sightline.fusion.training import FusionParams, train_fusion
-from sightline.params import Section, load_params
 from sightline.segmentation.frames import SplitPart, open_frames
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 

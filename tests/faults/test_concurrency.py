@@ -14,11 +14,11 @@ import pytest
 from kill import PATIENCE, outputs, start, wait_for
 from world import ROOT, copy_world, run_command
 
+from sightline.core.errors import UserError
+from sightline.core.files import claim, discard
 from sightline.depth.store import DepthStore
-from sightline.errors import UserError
-from sightline.files import claim, discard
 from sightline.fusion.views import Views
-from sightline.grid_store import GridStore
+from sightline.grids.store import GridStore
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,10 @@ def test_the_second_of_two_that_would_share_their_scratch_is_refused(command, wo
 
 
 def test_a_claim_ends_with_its_process_or_its_folder(tmp_path):
-    code = f"from pathlib import Path; from sightline.files import claim; claim(Path({str(tmp_path / 's')!r})); input()"
+    code = (
+        "from pathlib import Path; from sightline.core.files import claim\n"
+        f"claim(Path({str(tmp_path / 's')!r})); input()"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     while not (tmp_path / "s/lock").exists():
         time.sleep(0.01)

@@ -21,25 +21,25 @@ from hypothesis import strategies as st
 from PIL import Image
 from world import contents, copy_world, own, run_command
 
-from sightline.cli import Section
 from sightline.clip.photographs import Preparation, prepare
+from sightline.core.cli import Section
+from sightline.core.errors import UserError
+from sightline.core.params import load_params
+from sightline.demo.states import StatesFile
 from sightline.depth.normalize import NormalizeParams
 from sightline.depth.store import DepthStore
 from sightline.depth.training import TrainParams
 from sightline.depth.weights import load_weights, save_encoder
-from sightline.drift import read_embeddings
-from sightline.errors import UserError
 from sightline.fusion.policy import load_policy
 from sightline.fusion.views import Views
-from sightline.grid_store import GridStore
-from sightline.params import load_params
-from sightline.recording.demo.states import StatesFile
+from sightline.grids.store import GridStore
 from sightline.recording.frames import read_frames, read_index
 from sightline.recording.images import read_depth, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.recording.split import DataPart
-from sightline.recording.summary import read_reference
 from sightline.segmentation.model import load_model
+from sightline.validation.drift import read_embeddings
+from sightline.validation.summary import read_reference
 
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("fast", max_examples=6, derandomize=True, phases=[Phase.generate], **QUIET)

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from world import copy_world, own, run_command
 
-from sightline.drift import LIMIT, embedding_drift, frechet, nearest
-from sightline.hdf5 import create_contiguous
+from sightline.core.hdf5 import create_contiguous
 from sightline.recording.frames import write_index
 from sightline.recording.layout import DepthInfo, read_recording_info, write_recording_info
 from sightline.recording.split import DataPart, SplitParams
-from sightline.recording.summary import depth_figures, mask_figures, rgb_figures
-from sightline.recording.validation import DriftGuard, validate_recording
+from sightline.validation.drift import LIMIT, embedding_drift, frechet, nearest
+from sightline.validation.summary import depth_figures, mask_figures, rgb_figures
+from sightline.validation.validation import DriftGuard, validate_recording
 
 PARTS = DataPart(split=SplitParams(val=0.25, test=0.25))
 ALL_TRAIN = DataPart(split=SplitParams(val=0, test=0))

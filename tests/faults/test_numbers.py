@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from sightline.core.errors import UserError
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.training import AutoencoderModule, TrainParams
-from sightline.errors import UserError
 from sightline.training.fitting import TrainerParams, fit
 from sightline.training.order import Draw, EpochBatches, in_order
 

@@ -17,7 +17,7 @@ from bad_input import edited_json, own
 from PIL import Image
 from world import COMMANDS, contents, copy_world, run_command
 
-from sightline.recording.importers.lerobot import VideoClip
+from sightline.importers.lerobot import VideoClip
 from sightline.report.page import page, paragraph, section
 
 
@@ -292,7 +292,7 @@ def test_odd_names_of_folders_and_files_are_only_names(world, tmp_path):
 
 
 def test_the_lines_to_paste_after_an_import_are_quoted(place, capsys):
-    from sightline.recording.importers.episodes import import_hdf5
+    from sightline.importers.episodes import import_hdf5
 
     target = place / "my $(touch pwned) recording"
     printed = import_hdf5(place / "aloha", target, processes=1)

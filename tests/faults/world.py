@@ -26,19 +26,19 @@ from test_importers import aloha, lerobot_v2  # noqa: E402
 
 from sightline.clip import ClipParams  # noqa: E402
 from sightline.clip.extraction import extract_grids  # noqa: E402
+from sightline.core.files import write_json  # noqa: E402
+from sightline.demo.simulate import SimulateParams, simulate_demo  # noqa: E402
 from sightline.depth.embedding import EmbedParams, embed_depth  # noqa: E402
 from sightline.depth.network import Autoencoder, NetworkConfig  # noqa: E402
 from sightline.depth.normalize import NormalizeParams, normalize_depth  # noqa: E402
 from sightline.depth.store import DepthStore  # noqa: E402
 from sightline.depth.weights import Header, extract_encoder, save_weights  # noqa: E402
-from sightline.files import write_json  # noqa: E402
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy  # noqa: E402
 from sightline.fusion.views import ViewParams, pack_views  # noqa: E402
-from sightline.recording.demo.simulate import SimulateParams, simulate_demo  # noqa: E402
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info  # noqa: E402
 from sightline.recording.split import DataPart, SplitParams  # noqa: E402
-from sightline.recording.validation import DriftGuard, validate_recording  # noqa: E402
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model  # noqa: E402
+from sightline.validation.validation import DriftGuard, validate_recording  # noqa: E402
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
 EPISODES, STEPS = 4, 4
@@ -84,6 +84,7 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "predict segment": "segmentation.safetensors rec/rgb/global out/masks",
     "depth.export": "encoder.safetensors out/encoder.pt2",
 }
+MODULES = {"drift": "validation.drift"}  # of commands that are not called as their module is
 STAGES = tuple(name for name in COMMANDS if (ROOT / f"stages/{name}.py").is_file())
 
 
@@ -163,7 +164,9 @@ def own(path: Path) -> Path:
 def command_line(name: str, arguments: str | None = None) -> list[str]:
     """Program and arguments; ``arguments`` stand in for the usual ones."""
     words = name.split()
-    program = [f"stages/{name}.py"] if name in STAGES else ["-m", f"sightline.{words[0]}", *words[1:]]
+    program = (
+        [f"stages/{name}.py"] if name in STAGES else ["-m", f"sightline.{MODULES.get(words[0], words[0])}", *words[1:]]
+    )
     return [*program, *(COMMANDS[name] if arguments is None else arguments).split()]
 
 

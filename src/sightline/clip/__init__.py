@@ -8,7 +8,7 @@ from typing import Any
 
 _MODULES = {
     "ClipParams": "sightline.clip.params",
-    "GridStore": "sightline.grid_store",
+    "GridStore": "sightline.grids.store",
     "LiveGrids": "sightline.clip.live",
     "open_grids": "sightline.clip.live",
 }

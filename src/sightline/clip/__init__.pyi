@@ -1,5 +1,5 @@
 from sightline.clip.live import LiveGrids, open_grids
 from sightline.clip.params import ClipParams
-from sightline.grid_store import GridStore
+from sightline.grids.store import GridStore
 
 __all__ = ["ClipParams", "GridStore", "LiveGrids", "open_grids"]

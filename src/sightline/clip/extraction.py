@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sightline.cache import DIGEST_BYTES, ArrayCache
 from sightline.clip.params import ClipParams
 from sightline.clip.photographs import Preparation, list_photographs, prepare
 from sightline.clip.store import shard_ranges, write_shards, write_store
 from sightline.clip.survey import merged, refuse, survey_photographs, tell
 from sightline.clip.tokens import GridEncoder
-from sightline.errors import UserError
-from sightline.files import atomic_output, fingerprint, scratch_folder
-from sightline.grid_store import SHARD_LIST, GridStore
+from sightline.core.cache import DIGEST_BYTES, ArrayCache
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, fingerprint, scratch_folder
+from sightline.grids.store import SHARD_LIST, GridStore
 from sightline.recording.frames import read_index
 from sightline.training.processes import gather, process_device, rank, world_size
 

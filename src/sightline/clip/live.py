@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.clip.params import ClipParams
 from sightline.clip.photographs import list_photographs, prepare
 from sightline.clip.tokens import GridEncoder
-from sightline.grid_store import GridStore, MissingImageError
+from sightline.grids.store import GridStore, MissingImageError
 from sightline.training.processes import process_device
 
 

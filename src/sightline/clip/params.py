@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from sightline.params import PartOfSection, Section
+from sightline.core.params import PartOfSection, Section
 from sightline.training.precision import Precision
 
 Tokens = Literal["raw", "ln_post", "projected"]

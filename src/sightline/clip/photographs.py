@@ -19,7 +19,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.recording.frames import first_few, read_index
 from sightline.recording.images import MAX_PIXELS, list_images
 from sightline.training.processes import rank

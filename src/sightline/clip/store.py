@@ -1,4 +1,4 @@
-"""Writing grid features: one file, see `sightline.grid_file`, or a folder of shards, see `sightline.grid_store`."""
+"""Writing grid features: one file, see `sightline.grids.file`, or a folder of shards, see `sightline.grids.store`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 
 from sightline.clip.params import Compression
-from sightline.files import write_json
-from sightline.grid_file import GridFile, content_key, load_codecs
-from sightline.grid_store import SHARD_LIST
-from sightline.hdf5 import create_contiguous, open_rows
+from sightline.core.files import write_json
+from sightline.core.hdf5 import create_contiguous, open_rows
+from sightline.grids.file import GridFile, content_key, load_codecs
+from sightline.grids.store import SHARD_LIST
 
 
 def shard_ranges(image_ids: np.ndarray, episodes: np.ndarray, most: int) -> dict[str, np.ndarray]:
@@ -84,7 +84,7 @@ def write_store(
     Args:
         image_ids: int64 [N], ascending; content_hash: N hashes of 32 hexadecimal digits; blocks: the grids in that
             order, in pieces [n, P, C] of any length; shape: (P, C).
-        attributes: see `sightline.grid_file`; ``dtype`` is that of the grids.
+        attributes: see `sightline.grids.file`; ``dtype`` is that of the grids.
     """
     whole, dtype = (len(image_ids), *shape), np.dtype(attributes["dtype"])
     filled = {

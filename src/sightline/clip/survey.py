@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sightline.cache import digest
 from sightline.clip.photographs import inspect, read_file
-from sightline.errors import UserError
+from sightline.core.cache import digest
+from sightline.core.errors import UserError
 
 
 @dataclass

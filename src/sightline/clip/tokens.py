@@ -10,7 +10,7 @@ from torch import Tensor
 from sightline.clip.params import ClipParams, Pool, Tokens
 from sightline.clip.photographs import Preparation
 from sightline.clip.weights import ImageTower, load_image_tower
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.training.precision import use_bf16
 
 CPU_BATCH = 4  # more is not faster on a CPU

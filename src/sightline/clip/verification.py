@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from sightline.cache import digest
 from sightline.clip.params import ClipParams, Verification, VerifyParams
 from sightline.clip.photographs import list_photographs, prepare, read_file
 from sightline.clip.tokens import GridEncoder
 from sightline.clip.weights import ImageTower, load_image_tower
-from sightline.errors import UserError
-from sightline.grid_store import GridStore
+from sightline.core.cache import digest
+from sightline.core.errors import UserError
+from sightline.grids.store import GridStore
 from sightline.recording.frames import first_few
 from sightline.training.processes import process_device
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from sightline.clip.params import RANDOM
-from sightline.errors import UserError
-from sightline.files import file_sha256
+from sightline.core.errors import UserError
+from sightline.core.files import file_sha256
 
 SEED = 0  # of random weights
 

@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import nn
 from tqdm import tqdm
 
-from sightline.cache import ArrayCache, digest
+from sightline.core.cache import ArrayCache, digest
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, file_sha256, fingerprint
+from sightline.core.hdf5 import create_contiguous, open_rows
+from sightline.core.params import Section
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import load_weights
-from sightline.errors import UserError
-from sightline.files import atomic_output, file_sha256, fingerprint
-from sightline.hdf5 import create_contiguous, open_rows
-from sightline.params import Section
 from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import gather, process_device, rank, world_size
 

@@ -22,16 +22,16 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from sightline.cache import digest
+from sightline.core.cache import digest
+from sightline.core.errors import UserError
+from sightline.core.files import rounded, write_json
+from sightline.core.params import Section
 from sightline.depth import pictures
 from sightline.depth.accuracy import Accuracy, near_edges
 from sightline.depth.baselines import BaselineName, Code, fit_baseline
 from sightline.depth.evaluator import ModelEvaluator
 from sightline.depth.store import DepthStore
-from sightline.errors import UserError
-from sightline.files import rounded, write_json
-from sightline.grid_store import GridRows, GridStore
-from sightline.params import Section
+from sightline.grids.store import GridRows, GridStore
 from sightline.recording.frames import read_frames
 from sightline.training import probing
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from sightline.cli import run_stage
+from sightline.core.cli import run_stage
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output
+from sightline.core.params import Section
 from sightline.depth.preprocessing import IMAGE_SIZE
 from sightline.depth.weights import load_weights
-from sightline.errors import UserError
-from sightline.files import atomic_output
-from sightline.params import Section
 
 TOLERANCE = 1e-5  # largest distance of the embeddings, as a share of their norm
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.params import Section
+from sightline.core.params import Section
 
 WIDTHS = (64, 128, 256, 512)  # channels of layer1..layer4, at 64, 32, 16 and 8 pixels
 PATCH = 16  # pixels on an edge of a patch of the linear path

@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from sightline.cache import digest
+from sightline.core.cache import digest
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, claim, discard, fingerprint, scratch_folder
+from sightline.core.parallel import unordered_map
+from sightline.core.params import Section
 from sightline.depth.preprocessing import Count, Preprocessing, check_height_range, normalize_counts, resize_image
 from sightline.depth.screening import multiples, repeated_across_parts, warn_of_encoding
 from sightline.depth.store import create_depth_store, open_depth_rows
-from sightline.errors import UserError
-from sightline.files import atomic_output, claim, discard, fingerprint, scratch_folder
-from sightline.parallel import unordered_map
-from sightline.params import Section
 from sightline.recording.images import list_images, read_depth, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.recording.split import GUARD, SplitParams, split_blocks

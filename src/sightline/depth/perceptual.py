@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import vgg16
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 
 STAGES = (4, 9, 16)  # ends of the first three blocks of VGG-16's features, behind their last ReLU
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the photographs, in [0, 1]

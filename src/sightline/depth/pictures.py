@@ -17,8 +17,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from sightline.core.files import atomic_output
 from sightline.depth.preprocessing import Preprocessing
-from sightline.files import atomic_output
 from sightline.training.probing import effective_rank
 
 INTERPOLATED = 6  # decoded images of an interpolation, both ends included

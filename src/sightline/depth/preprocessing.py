@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from sightline.errors import UserError
-from sightline.params import Section
+from sightline.core.errors import UserError
+from sightline.core.params import Section
 
 IMAGE_SIZE = 128
 Count = Annotated[int, Field(ge=0, le=65535)]

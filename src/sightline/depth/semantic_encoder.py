@@ -20,10 +20,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from sightline.core.errors import UserError
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, preprocess
 from sightline.depth.weights import Header, Weights, check_shape, load_weights, pick_device, save_encoder
-from sightline.errors import UserError
 
 MAX_COUNT = 65535  # of uint16
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from sightline.core.errors import UserError
+from sightline.core.hdf5 import create_contiguous, open_hdf5, open_rows, require
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing
-from sightline.errors import UserError
-from sightline.hdf5 import create_contiguous, open_hdf5, open_rows, require
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from sightline.core.errors import UserError
+from sightline.core.files import file_sha256, rounded, write_json
 from sightline.depth.augmentation import CHANCES, Augment, augment_images
 from sightline.depth.network import Autoencoder, NetworkConfig, PatchPath
 from sightline.depth.perceptual import PerceptualLoss
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
-from sightline.errors import UserError
-from sightline.files import file_sha256, rounded, write_json
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import Draw, EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size

@@ -31,11 +31,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output
+from sightline.core.params import Section
 from sightline.depth.network import POSITIONS, Autoencoder, Encoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing, preprocess
-from sightline.errors import UserError
-from sightline.files import atomic_output
-from sightline.params import Section
 
 Kind = Literal["autoencoder", "encoder"]
 TORCH_SUFFIXES = (".pth", ".pt")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.fusion.heads import CvaeHead, mlp
 from sightline.fusion.policy import FusionPolicy
 from sightline.fusion.views import Views

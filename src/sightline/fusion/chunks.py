@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
+from sightline.core.hdf5 import open_hdf5
 from sightline.fusion.advantage import Rewards
 from sightline.fusion.views import Views
-from sightline.grid_store import GridRows, GridStore
-from sightline.hdf5 import open_hdf5
+from sightline.grids.store import GridRows, GridStore
 from sightline.training.order import Draw
 
 

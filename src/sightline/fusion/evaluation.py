@@ -27,14 +27,14 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from sightline.errors import UserError
-from sightline.files import atomic_output, rounded, write_json
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, rounded, write_json
+from sightline.core.params import Section
 from sightline.fusion.chunks import Chunks, read_extras
 from sightline.fusion.heads import CvaeHead, kl_divergence
 from sightline.fusion.linear import fit_linear
 from sightline.fusion.policy import FusionPolicy, load_policy
 from sightline.fusion.views import Views
-from sightline.params import Section
 from sightline.training import probing
 from sightline.training.order import in_order
 from sightline.training.processes import process_device

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 
 Design = Literal["nine", "three", "shared", "images_only", "joints_only"]
 Conv1Init = Literal["independent", "copy", "copy_mean", "block"]

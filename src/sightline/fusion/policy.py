@@ -13,12 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sightline.errors import UserError
-from sightline.files import atomic_output
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output
+from sightline.core.params import Section
 from sightline.fusion.heads import ChunkHead, CvaeHead, Loss, Objective
 from sightline.fusion.linear import LinearChunks
 from sightline.fusion.network import Conv1Init, Design, ImageJointEncoder, Norm
-from sightline.params import Section
 
 Target = Literal["residual", "absolute"]
 _KEY = "sightline_fusion"  # in the header of the file

@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sightline.errors import UserError
-from sightline.files import file_sha256, rounded, write_json
+from sightline.core.errors import UserError
+from sightline.core.files import file_sha256, rounded, write_json
+from sightline.core.params import PartOfSection
 from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, chunk_rewards, episode_rewards
 from sightline.fusion.augmentation import CHANCES, augment_views
 from sightline.fusion.chunks import Chunks, read_extras, resident_views
@@ -23,8 +24,7 @@ from sightline.fusion.linear import fit_linear
 from sightline.fusion.network import Conv1Init, Design, Norm
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, Target, save_policy
 from sightline.fusion.views import Views
-from sightline.grid_store import identifying_file
-from sightline.params import PartOfSection
+from sightline.grids.store import identifying_file
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size

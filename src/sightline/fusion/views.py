@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator
 
-from sightline.errors import UserError
-from sightline.files import atomic_output, claim, discard, fingerprint, scratch_folder
-from sightline.hdf5 import create_contiguous, open_hdf5, open_rows, require
-from sightline.parallel import unordered_map
-from sightline.params import PartOfSection
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, claim, discard, fingerprint, scratch_folder
+from sightline.core.hdf5 import create_contiguous, open_hdf5, open_rows, require
+from sightline.core.parallel import unordered_map
+from sightline.core.params import PartOfSection
 from sightline.recording.frames import first_few, read_frames, read_index
 from sightline.recording.images import list_images, read_pixels
 from sightline.recording.layout import read_recording_info

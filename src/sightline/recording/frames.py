@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sightline.errors import UserError
-from sightline.files import atomic_output
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output
 from sightline.recording.layout import RecordingInfo
 from sightline.recording.split import PARTS
 

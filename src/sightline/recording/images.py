@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
 MAX_PIXELS = 100_000_000  # more is taken for an attack on memory

@@ -14,9 +14,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from sightline.errors import UserError
-from sightline.files import write_json
-from sightline.params import Section
+from sightline.core.errors import UserError
+from sightline.core.files import write_json
+from sightline.core.params import Section
 
 Count = Annotated[int, Field(ge=0, le=65535)]
 

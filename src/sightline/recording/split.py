@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from sightline.errors import UserError
-from sightline.params import PartOfSection, Section
+from sightline.core.errors import UserError
+from sightline.core.params import PartOfSection, Section
 
 PARTS = ("train", "val", "test")
 GUARD = "guard"  # a frame between two blocks, in no part

@@ -8,10 +8,10 @@ stage's output; joining them, with the data, the graph, the parameters and the v
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.cli import run_stage
-from sightline.errors import UserError
-from sightline.files import atomic_output
-from sightline.params import Section
+from sightline.core.cli import run_stage
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output
+from sightline.core.params import Section
 from sightline.report import page
 from sightline.report.overview import overview, read_parameters, settings
 from sightline.report.pipeline import draw_graph, read_stages

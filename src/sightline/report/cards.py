@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from sightline.errors import UserError
-from sightline.files import atomic_output, file_sha256, write_json
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, file_sha256, write_json
 from sightline.report.figures import Table, comparison, direction, format_cell, read_json, tables
 
 PARTS = ("train", "val", "test")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 
 HIGHER = ("psnr", "ssim", "r2", "dice", "iou", "accuracy", "delta", "recall")  # beginnings of names
 LOWER = ("rmse", "mae", "abs_rel", "edge_rmse", "l1", "nmse", "hd95", "asd", "calibration_error")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sightline.errors import UserError
-from sightline.params import parse_yaml
+from sightline.core.errors import UserError
+from sightline.core.params import parse_yaml
 from sightline.report import page
 from sightline.report.figures import Table, read_json
 

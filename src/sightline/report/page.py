@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.report.figures import Cell, Table, direction, format_cell
 
 STYLE = """

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import UserError
-from sightline.files import atomic_output
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output
 from sightline.report import page
 from sightline.report.figures import Table, read_csv, read_json, tables
 

@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import UserError
-from sightline.params import parse_yaml
+from sightline.core.errors import UserError
+from sightline.core.params import parse_yaml
 
 BOX, GAP, RISE = (156, 40), 18, 40  # width and height of a stage; between boxes of a row, and between rows
 

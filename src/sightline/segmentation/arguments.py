@@ -5,7 +5,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 
 
 class ArgumentError(UserError, ValueError):

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.params import Section
+from sightline.core.params import Section
 from sightline.segmentation.frames import IGNORE
 
 Inputs = dict[str, Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from sightline.errors import UserError
+from sightline.core.errors import UserError
 from sightline.segmentation.frames import SegmentationFrames
 from sightline.training.order import Draw
 

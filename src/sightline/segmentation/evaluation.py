@@ -28,9 +28,9 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
-from sightline.errors import UserError
-from sightline.files import atomic_output, rounded, write_json
-from sightline.params import Section
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, rounded, write_json
+from sightline.core.params import Section
 from sightline.segmentation import metrics
 from sightline.segmentation.frames import SegmentationFrames
 from sightline.segmentation.model import SegmentationModel, load_model

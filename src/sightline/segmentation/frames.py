@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator
 
-from sightline.errors import UserError
-from sightline.grid_store import GridRows, GridStore
-from sightline.params import PartOfSection, Section
+from sightline.core.errors import UserError
+from sightline.core.params import PartOfSection, Section
+from sightline.grids.store import GridRows, GridStore
 from sightline.recording.frames import first_few, read_index
 from sightline.recording.images import image_files, list_images, read_depth, read_pixels
 from sightline.recording.layout import DepthInfo, read_recording_info

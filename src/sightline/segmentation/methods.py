@@ -28,7 +28,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.params import Section
+from sightline.core.params import Section
 from sightline.segmentation.augmentation import (
     BOX_CHANCES,
     STRONG_CHANCES,

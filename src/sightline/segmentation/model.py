@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sightline.errors import UserError
-from sightline.files import atomic_output
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output
 from sightline.segmentation.augmentation import Inputs, Window
 from sightline.segmentation.frames import FrameParams
 from sightline.segmentation.network import Norm, Output, SegmentationNetwork

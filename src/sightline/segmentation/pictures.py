@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sightline.files import atomic_output
+from sightline.core.files import atomic_output
 from sightline.segmentation.metrics import IGNORE
 
 _OPACITY = 0.7

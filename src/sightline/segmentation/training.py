@@ -13,9 +13,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sightline.errors import UserError
-from sightline.files import rounded, write_json
-from sightline.params import Section
+from sightline.core.errors import UserError
+from sightline.core.files import rounded, write_json
+from sightline.core.params import Section
 from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled
 from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrames

@@ -30,9 +30,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sightline.errors import UserError
-from sightline.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder, write_json
-from sightline.params import Section
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder, write_json
+from sightline.core.params import Section
 from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import rank, world_size
 

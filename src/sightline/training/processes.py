@@ -1,4 +1,4 @@
-"""This process among those that a launcher (torchrun, or srun, see `sightline.cli`) started for one command."""
+"""This process among those that a launcher (torchrun, or srun, see `sightline.core.cli`) started for one command."""
 
 import os
 from datetime import timedelta

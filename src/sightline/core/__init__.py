@@ -1,0 +1,1 @@
+"""What every command shares: errors, files, parameters, processes, HDF5."""

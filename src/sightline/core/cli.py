@@ -1,0 +1,161 @@
+"""What every stage script shares: its command line, its typed parameters, and one-line errors."""
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sightline.core.errors import UserError, lacks_memory, refusal
+from sightline.core.files import write_json
+from sightline.core.params import Section, load_params
+
+P = TypeVar("P", bound=Section)
+
+
+class Shorthand(argparse.Action):
+    """An option that stands for ``--set KEY=VALUE``; ``const`` is the key, or the whole assignment with ``nargs=0``."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        assignment = f"{self.const}={values}" if self.nargs != 0 else self.const
+        namespace.set = [*(namespace.set or []), assignment]
+
+
+def add_shorthands(parser: argparse.ArgumentParser, keys: dict[str, str]) -> None:
+    """Let ``--name`` (with underscores or hyphens) stand for ``--set key=...``, for each name -> key."""
+    group = parser.add_argument_group("shorthands for --set")
+    for name, key in keys.items():
+        options = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        if "=" in key:
+            group.add_argument(*options, action=Shorthand, const=key, nargs=0, help=key)
+        else:
+            group.add_argument(*options, action=Shorthand, const=key, metavar="VALUE", help=key)
+
+
+def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[argparse.Namespace, P], None]) -> None:
+    """Run ``main(args, params)`` as a command.
+
+    Adds ``--params FILE`` and ``--set section.key=value`` to ``parser``. A `UserError`, and what the machine refuses
+    (disk full, no permission, no memory), becomes one line on standard error and exit status 1; Ctrl-C becomes exit
+    status 130, SIGTERM 143.
+    """
+    if params.model_fields:
+        group = parser.add_argument_group("parameters (outside DVC)")
+        sections = ", ".join(params.model_fields)
+        group.add_argument(
+            "--params", type=Path, metavar="FILE", help="YAML file (default: ./params.yaml, if it exists)"
+        )
+        group.add_argument(
+            "--set", action="append", metavar="SECTION.KEY=VALUE", help=f"wins over the file; sections: {sections}"
+        )
+    parser.set_defaults(params=None, set=[])
+    args = parser.parse_args()
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
+    stopped = _stop_on_signals()
+    chosen: Section | None = None
+    try:
+        _heed_srun()
+        chosen = load_params(params, args.params, args.set)
+        main(args, chosen)
+    except BaseException as error:
+        interrupt = next((cause for cause in _chain(error) if isinstance(cause, KeyboardInterrupt)), None)
+        if interrupt or stopped:  # libraries may turn the one into errors of their own
+            kept = f" ({interrupt})" if str(interrupt or "") else ""
+            how = "terminated" if signal.SIGTERM in stopped else "interrupted"
+            print(f"{parser.prog}: {how}; run it again to continue{kept}", file=sys.stderr)
+            raise SystemExit(143 if signal.SIGTERM in stopped else 130) from None
+        said = str(error) if isinstance(error, UserError) else None
+        for cause in _chain(error):
+            if said is None:
+                said = f"out of memory; {_less_memory(args, chosen)}" if lacks_memory(cause) else refusal(cause)
+        if said is None:
+            raise
+        print(f"{parser.prog}: error: {said}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _heed_srun() -> None:
+    """Where SLURM's srun started several of this command, set the variables that torchrun would have set."""
+    found = os.environ
+    if "RANK" in found or int(found.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return
+    each = re.fullmatch(r"(\d+)(\(x\d+\))?", found["SLURM_STEP_TASKS_PER_NODE"])  # "4(x2)": four on each of two
+    if not each:
+        raise UserError(
+            f"srun: {found['SLURM_STEP_TASKS_PER_NODE']} tasks on the machines; give each as many, --ntasks-per-node"
+        )
+    nodes = found["SLURM_STEP_NODELIST"]  # "gpu[03-05,9],other"
+    first = re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^[]*\])", nodes)[0])
+    job, step = int(found["SLURM_JOB_ID"]), int(found["SLURM_STEP_ID"])
+    found |= {
+        "RANK": found["SLURM_PROCID"], "WORLD_SIZE": found["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": found["SLURM_LOCALID"], "LOCAL_WORLD_SIZE": each[1], "GROUP_RANK": found["SLURM_NODEID"],
+        "MASTER_ADDR": first, "MASTER_PORT": str(15000 + (16 * job + step) % 10000),
+    }  # fmt: skip
+
+
+def _stop_on_signals() -> list[int]:
+    """End on SIGTERM as on Ctrl-C, so that what is being written is removed -> the signals that came, to be filled."""
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, stop)
+    return stopped
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what is behind it: what goes wrong in the middle may fail again, such as a file that is closed."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _less_memory(args: argparse.Namespace, params: Section | None) -> str:
+    """What to lower so that the command needs less memory."""
+    sections = {name: getattr(params, name) for name in type(params).model_fields} if params else {}
+    sizes = [
+        f"{name}.{key} ({getattr(section, key)})"
+        for name, section in sections.items()
+        for key in (type(section).model_fields if isinstance(section, Section) else ())
+        if key.endswith("batch_size")
+    ]
+    sizes += ["--processes"] if hasattr(args, "processes") else []
+    return f"lower {' and '.join(sizes)}" if sizes else "close other programs, or take a machine with more"
+
+
+def report(figures: dict[str, Any], metrics_dir: Path | None) -> None:
+    """Write ``figures`` to ``metrics_dir/metrics.json``; without a folder, print them."""
+    if metrics_dir:
+        write_json(metrics_dir / "metrics.json", figures)
+    else:
+        print(json.dumps(figures, indent=2))
+
+
+def _end_loading(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python does with an error that nobody caught; of Ctrl-C one line, and the end that a shell expects."""
+    found = any(isinstance(cause, KeyboardInterrupt) for cause in _chain(error))
+    if not found and "KeyboardInterrupt" not in str(error):  # pydantic has it in its text alone
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"{Path(sys.argv[0]).name}: interrupted while loading, before it began; run it again", file=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+sys.excepthook = _end_loading  # scripts import this module first; torch and its like take seconds after it
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    if issubclass(category, UserWarning):  # what the user may want to change; the rest is for developers
+        print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,134 @@
+"""Outputs that appear whole or not at all, hashes of inputs, and the scratch folder."""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sightline.core.errors import UserError
+
+
+@contextmanager
+def atomic_output(target: Path) -> Iterator[Path]:
+    """Give a temporary path (nothing exists there) beside ``target``; rename it to ``target`` when the block succeeds.
+
+    Works for a file and for a folder; an older ``target`` is replaced, but no folder by a file. On an error nothing is
+    left behind, and what a killed process has left is removed by the next that writes the same ``target``.
+
+    Raises:
+        UserError: a file was written where a folder is, or the parent is not a folder.
+    """
+    if target.parent.exists() and not target.parent.is_dir():
+        raise UserError(f"{target.parent}: is not a folder; choose another output path")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    temporary = _beside(target)
+    try:
+        yield temporary
+        if target.is_dir() and not target.is_symlink():
+            if not temporary.is_dir():
+                raise UserError(f"{target}: is a folder; name the file to write")
+            discard(target)
+        os.replace(temporary, target)
+    finally:
+        _remove(temporary)
+
+
+_CLAIMS: dict[Path, Any] = {}  # folder -> its locked file
+
+
+def claim(folder: Path) -> Path:
+    """Keep other processes from working in a scratch folder until `discard`, or the end of this process.
+
+    Raises:
+        UserError: another process has claimed it.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "a")  # noqa: SIM115
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / "lock")):
+                _CLAIMS[folder] = file
+                return folder
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{folder}: another process is doing the same work; wait for it, or stop it") from None
+        except FileNotFoundError:  # the other has just discarded the folder
+            file.close()
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder such that a kill never leaves a part of it under its name."""
+    if folder in _CLAIMS:
+        _CLAIMS.pop(folder).close()
+    _remove_leftovers(folder)
+    aside = _beside(folder, "old.")
+    os.replace(folder, aside)
+    shutil.rmtree(aside)
+
+
+def _beside(target: Path, kind: str = "") -> Path:
+    return target.parent / f".{target.name}.{socket.gethostname()}.{os.getpid()}.{kind}tmp"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what processes of this machine, killed since, were writing for ``target``, or deleting of it."""
+    name = re.compile(re.escape(f".{target.name}.{socket.gethostname()}.") + r"(\d+)\.(old\.)?tmp")
+    for path in target.parent.iterdir():
+        found = name.fullmatch(path.name)
+        if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, atomically."""
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def rounded(figures: Any) -> Any:
+    """``figures`` with every float at six significant digits, and None for what is undefined (NaN)."""
+    if isinstance(figures, dict):
+        return {key: rounded(child) for key, child in figures.items()}
+    if isinstance(figures, list):
+        return [rounded(child) for child in figures]
+    if isinstance(figures, float):
+        return None if math.isnan(figures) else float(f"{figures:.6g}")
+    return figures
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits. Raises `UserError` where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """32 hexadecimal digits that change with any of the JSON-serialisable ``parts``."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def scratch_folder(*parts: str) -> Path:
+    """``.scratch/<parts>`` of the DVC project (``--temp`` and queued runs share it), else of the working directory."""
+    folder = Path(os.environ.get("DVC_ROOT", ".")).resolve() / ".scratch" / Path(*parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,140 @@
+"""The scripted policy of the demo: one arm reaches, grasps and lifts an object, the other sways.
+
+No BLAS and no LAPACK: their last bits differ between processors, and contacts magnify last bits into other
+trajectories. Small matrices are multiplied elementwise, and six equations are solved in plain Python.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sightline.demo.headless import mujoco
+from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, SIDES, SceneObject
+
+HOME_RAD = np.array([0.0, -0.25, 0.0, -2.2, 0.0, 1.95, 0.785])  # hand in front of the base, fingers down
+MAX_TURN_RAD = 0.16  # of a joint per control step
+ABOVE_UNTIL, DOWN_UNTIL, CLOSED_UNTIL = 0.40, 0.55, 0.68  # shares of an episode; the rest lifts
+HOVER_M, LIFT_M = 0.15, 0.20  # height above the grasp
+FINGER_DEPTH_M = 0.035  # how far an object may rise above the grasp before it meets the palm
+LOWEST_GRASP_M = 0.018  # above the table, so that the finger tips clear it
+
+
+class Arm:
+    """Where one arm's numbers are in MuJoCo's arrays."""
+
+    def __init__(self, model: Any, side: str) -> None:
+        def joint(name: str) -> int:
+            return mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_JOINT, f"{side}_{name}")
+
+        joints = [joint(f"joint_{number}") for number in range(1, JOINTS_PER_ARM + 1)]
+        self.qpos = model.jnt_qposadr[joints].copy()  # [7]
+        self.dofs = model.jnt_dofadr[joints].copy()  # [7]
+        self.low, self.high = model.jnt_range[joints, 0] + 0.02, model.jnt_range[joints, 1] - 0.02  # rad, [7]
+        self.finger = int(model.jnt_qposadr[joint("finger_1")])  # the second finger's is the next
+        self.tcp = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, f"{side}_tcp")
+        first = SIDES.index(side) * (JOINTS_PER_ARM + 1)
+        self.actuators = slice(first, first + JOINTS_PER_ARM + 1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one episode is about."""
+
+    target: int  # index of the object
+    side: str  # the arm that works
+    yaw: float  # rad, of the gripper
+    grasp_above_centre_m: float
+    aim_error_m: np.ndarray  # [2], horizontal
+    sway_rad: np.ndarray  # [7], amplitude of the idle arm
+
+
+def draw_task(rng: np.random.Generator, objects: list[SceneObject], miss_rate: float, aim_error_m: float) -> Task:
+    """Choose a target for the nearer arm; with probability ``miss_rate`` its aim has a normal error of that sigma."""
+    target = int(rng.integers(len(objects)))
+    thing = objects[target]
+    error, misses = rng.normal(0, 1, 2) * aim_error_m, rng.random() < miss_rate
+    free_yaw = float(rng.uniform(-0.4, 0.4))
+    return Task(
+        target=target,
+        side="left" if thing.y > 0 else "right",
+        yaw=thing.yaw if thing.kind == "box" else free_yaw,  # a box is grasped across its narrow side
+        grasp_above_centre_m=max(0.0, thing.half_height - FINGER_DEPTH_M),
+        aim_error_m=error if misses else np.zeros(2),
+        sway_rad=rng.uniform(-0.12, 0.12, JOINTS_PER_ARM),
+    )
+
+
+class Policy:
+    """Commands for both arms, one control step after another.
+
+    Args:
+        model: the compiled scene.
+        task: what to do.
+        arms: side -> `Arm`.
+        start_rad: side -> joint angles [7] at the start.
+        steps: length of the episode, to which the phases scale.
+    """
+
+    def __init__(
+        self, model: Any, task: Task, arms: dict[str, Arm], start_rad: dict[str, np.ndarray], steps: int
+    ) -> None:
+        self.model, self.task, self.arms, self.steps = model, task, arms, steps
+        self._angles, self._idle = start_rad[task.side], "right" if task.side == "left" else "left"
+        self._grasp = np.zeros(3)
+        self._scratch = mujoco.MjData(model)  # for kinematics at other angles than the present
+
+    def command(self, step: int, object_position: np.ndarray) -> dict[str, np.ndarray]:
+        """Side -> seven joint angles (rad) and one finger opening (m), [8], for an object seen at [3] (m)."""
+        phase, task = step / self.steps, self.task
+        if phase < DOWN_UNTIL:  # from then on the hand stays where it closed
+            height = max(float(object_position[2]) + task.grasp_above_centre_m, LOWEST_GRASP_M)
+            self._grasp = np.array([*(object_position[:2] + task.aim_error_m), height])
+        rise = HOVER_M if phase < ABOVE_UNTIL else 0.004 if phase < CLOSED_UNTIL else LIFT_M
+        fingers = self._grasp + np.array([0, 0, rise])
+        wanted = inverse_kinematics(self.model, self._scratch, self.arms[task.side], self._angles, fingers, task.yaw)
+        self._angles = np.round(self._angles + np.clip(wanted - self._angles, -MAX_TURN_RAD, MAX_TURN_RAD), 7)
+        opening = FINGER_TRAVEL_M if phase < DOWN_UNTIL else 0.0
+        idle = np.round(HOME_RAD + task.sway_rad * math.sin(2 * math.pi * phase), 7)
+        return {task.side: np.append(self._angles, opening), self._idle: np.append(idle, FINGER_TRAVEL_M)}
+
+
+def inverse_kinematics(
+    model: Any, scratch: Any, arm: Arm, angles: np.ndarray, target: np.ndarray, yaw: float, iterations: int = 10
+) -> np.ndarray:
+    """Joint angles [7] that bring the fingers to ``target`` [3] (m), pointing down, turned by ``yaw`` (rad).
+
+    Damped least squares from ``angles``, with a pull towards `HOME_RAD` in the null space of the task.
+    """
+    jacobian_pos, jacobian_rot = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+    cos, sin = math.cos(yaw), math.sin(yaw)
+    wanted_axes = np.array([[cos, sin, 0], [sin, -cos, 0], [0, 0, -1.0]])
+    for _ in range(iterations):
+        scratch.qpos[arm.qpos] = angles
+        mujoco.mj_kinematics(model, scratch)
+        mujoco.mj_comPos(model, scratch)
+        mujoco.mj_jacSite(model, scratch, jacobian_pos, jacobian_rot, arm.tcp)
+        J = np.vstack([jacobian_pos, jacobian_rot])[:, arm.dofs]  # [6, 7]
+        axes = scratch.site_xmat[arm.tcp].reshape(3, 3)
+        turn = 0.5 * sum(np.cross(axes[:, i], wanted_axes[:, i]) for i in range(3))
+        error = np.concatenate([np.clip(target - scratch.site_xpos[arm.tcp], -0.08, 0.08), np.clip(turn, -0.4, 0.4)])
+        homing = 0.05 * (HOME_RAD - angles)
+        normal_matrix = (J[:, None, :] * J[None, :, :]).sum(2) + 1e-3 * np.eye(6)  # J J^T, damped
+        weights = solve(normal_matrix, error - (J * homing).sum(1))  # [6]
+        angles = np.clip(angles + (J * weights[:, None]).sum(0) + homing, arm.low, arm.high)
+    return angles
+
+
+def solve(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Solve ``matrix`` [n, n] (symmetric, positive definite) times x = ``vector`` [n] by Gaussian elimination."""
+    rows = [[*map(float, row), float(value)] for row, value in zip(matrix, vector, strict=True)]
+    n = len(rows)
+    for i in range(n):
+        for k in range(i + 1, n):
+            factor = rows[k][i] / rows[i][i]
+            rows[k] = [value - factor * pivot for value, pivot in zip(rows[k], rows[i], strict=True)]
+    x = [0.0] * n
+    for i in reversed(range(n)):
+        x[i] = (rows[i][n] - sum(rows[i][c] * x[c] for c in range(i + 1, n))) / rows[i][i]
+    return np.array(x)

@@ -1,0 +1,148 @@
+"""Pictures of the demo: renders the states that `sightline.demo.simulate` left.
+
+Another look (light, colours, image sizes, sensor noise) needs no new simulation. An episode's pictures depend on the
+states, the parameters and the episode's number alone. Finished episodes stay in the scratch folder until all are
+there, so that an interrupted rendering continues.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, model_validator
+
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder
+from sightline.core.parallel import unordered_map
+from sightline.core.params import Section
+from sightline.demo.appearance import CLASSES, draw_look, take_picture
+from sightline.demo.camera import DepthSensor, Pinhole, Pose, World
+from sightline.demo.states import StatesFile
+from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
+
+CAMERAS = ("left_wrist", "right_wrist", "global")
+FOLDERS = (*(f"rgb/{camera}" for camera in CAMERAS), "depth", "masks")
+GLOBAL_FIELD_OF_VIEW_DEG, WRIST_FIELD_OF_VIEW_DEG = 35.5, 72.0
+SCENE_RANGE_MM = (500, 1300)  # from a hand held high to the table's far edge
+WRIST_POSE = Pose(  # on the hand: in front of its housing, tilted towards the fingers
+    np.array([0.075, 0.0, 0.021]), np.array([[0, 0.966, 0.259], [1, 0, 0], [0, 0.259, -0.966]])
+)
+
+
+class RenderParams(Section):
+    """How the demo recording looks (section ``demo.render``)."""
+
+    seed: int = Field(default=0, ge=0, description="draws light, colours, camera placement and sensor noise")
+    wrist_size: int = Field(default=84, ge=8, le=2048, description="height and width of the wrist pictures, pixels")
+    global_size: int = Field(
+        default=224, ge=8, le=2048, description="height and width of the global view and masks, pixels"
+    )
+    antialias: int = Field(default=2, ge=1, le=8, description="rays per pixel edge where the picture changes; 1 is off")
+    lamp: float = Field(default=1.0, ge=0, le=10, description="strength of the lamp; 1 is the usual")
+    camera_shift_m: float = Field(
+        default=0.0, ge=-0.5, le=0.5, description="shift of the global camera to the robots' left, metres"
+    )
+    rgb_noise: float = Field(default=1.0, ge=0, le=64, description="sigma of the colour noise, grey levels of 255")
+    depth_height: int = Field(default=128, ge=8, le=2048, description="height of the depth images, pixels")
+    depth_width: int = Field(default=128, ge=8, le=2048, description="width of the depth images, pixels")
+    depth_near_mm: int = Field(default=250, ge=1, le=65534, description="nearer is no reading, millimetres")
+    depth_far_mm: int = Field(default=1500, ge=2, le=65535, description="farther is no reading, millimetres")
+    depth_noise_mm: float = Field(
+        default=1.0, ge=0, le=100, description="sigma at 1 m, grows with distance squared, millimetres"
+    )
+    depth_dropout: float = Field(default=0.002, ge=0, le=1, description="share of pixels without a reading, anywhere")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RenderParams":
+        if self.depth_near_mm >= self.depth_far_mm:
+            raise ValueError(f"depth_near_mm must be below depth_far_mm ({self.depth_far_mm})")
+        return self
+
+
+@dataclass(frozen=True)
+class _Job:
+    params: RenderParams
+    states: StatesFile
+    number: int
+    folder: Path  # of the episode, to be written
+
+
+def render_demo(params: RenderParams, states_path: Path, root: Path, processes: int | None = None) -> None:
+    """Write the pictures and ``recording.json`` of the recording in ``root``; their bytes depend on the rest alone.
+
+    Writes ``rgb/<camera>`` (uint8 RGB), ``depth`` (uint16 millimetres of the global camera, 0 = no reading) and
+    ``masks`` (uint8 class ids of the global view), each file named ``<frame_id:06d>.png``.
+
+    Args:
+        states_path: states file written by `sightline.demo.simulate.simulate_demo`.
+        processes: how many episodes to render at a time; None means one per CPU.
+
+    Raises:
+        UserError: missing or foreign states file, fewer than one process, or a path that cannot be written.
+    """
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: is not a folder; choose another output path")
+    states = StatesFile(states_path)
+    code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    scratch = claim(scratch_folder("render", fingerprint(params.model_dump(), file_sha256(states_path), code)))
+    jobs = [_Job(params, states, number, scratch / name) for number, name in enumerate(states.names)]
+    to_do = [(job, states.steps) for job in jobs if not job.folder.is_dir()]  # the others were done before
+    frames = len(jobs) * states.steps
+    for _ in unordered_map(_render_job, to_do, total=frames, unit="frame", title="render", processes=processes):
+        pass
+    for folder in FOLDERS:
+        with atomic_output(root / folder) as temporary:
+            temporary.mkdir()
+            for job in jobs:
+                shutil.copytree(job.folder / folder, temporary, dirs_exist_ok=True)
+    write_recording_info(root / "recording.json", _recording_info(states))
+    discard(scratch)
+
+
+def _recording_info(states: StatesFile) -> RecordingInfo:
+    depth = DepthInfo(unit_mm=1.0, invalid=(0,), height_range=SCENE_RANGE_MM)
+    return RecordingInfo(fps=states.fps, cameras=CAMERAS, joints=states.joints, classes=CLASSES, depth=depth)
+
+
+def _render_job(job: _Job) -> None:
+    with atomic_output(job.folder) as folder:
+        for name in FOLDERS:
+            (folder / name).mkdir(parents=True)
+        _render_episode(job, folder)
+
+
+def _render_episode(job: _Job, folder: Path) -> None:
+    params, episode = job.params, job.states.episode(job.states.names[job.number])
+    rng = {  # one stream for each purpose: another size of one picture leaves the noise of the others as it was
+        purpose: np.random.default_rng([params.seed, job.number, 2 + stream])
+        for stream, purpose in enumerate(("look", *FOLDERS))
+    }
+    world = World(episode.mjcf)
+    look = draw_look(world, rng["look"], params.lamp, params.camera_shift_m)
+    global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
+    wrist_sensor = Pinhole(params.wrist_size, params.wrist_size, WRIST_FIELD_OF_VIEW_DEG)
+    depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
+    depth_sensor = DepthSensor(params.depth_near_mm, params.depth_far_mm, params.depth_noise_mm, params.depth_dropout)
+
+    for frame_id, qpos in zip(episode.frame_id, episode.qpos, strict=True):
+        world.place(qpos)
+        images = {}
+        for side in ("left", "right"):
+            pose = WRIST_POSE.on(world.body_pose(f"{side}_hand"))
+            colours, _ = take_picture(world, look, pose, wrist_sensor, params.antialias)
+            images[f"rgb/{side}_wrist"] = _to_bytes(colours, params.rgb_noise, rng[f"rgb/{side}_wrist"])
+        colours, geom = take_picture(world, look, look.global_camera, global_sensor, params.antialias)
+        images["rgb/global"] = _to_bytes(colours, params.rgb_noise, rng["rgb/global"])
+        images["masks"] = look.class_id[geom]
+        hits = world.view(look.global_camera, depth_pinhole)
+        shape = (params.depth_height, params.depth_width)
+        images["depth"] = depth_sensor.measure(hits.distance.reshape(shape), hits.facing().reshape(shape), rng["depth"])
+        for name, image in images.items():
+            Image.fromarray(image).save(folder / name / f"{frame_id:06d}.png", compress_level=3)
+
+
+def _to_bytes(colours: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """Display values [H, W, 3] -> uint8, with the noise of an image sensor (``sigma`` in grey levels)."""
+    return np.clip(np.rint(colours * 255 + rng.normal(0, 1, colours.shape) * sigma), 0, 255).astype(np.uint8)

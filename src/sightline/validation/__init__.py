@@ -1,0 +1,1 @@
+"""Is a recording sound, and is it like the one that models know?"""

@@ -1,0 +1,337 @@
+"""Is a recording sound? Checks its table and its folders of images, and writes who may read which frame.
+
+The table becomes the frame index with the split, ``<out_dir>/frames.parquet``. Each folder of images becomes an index
+of the frames whose image is sound, ``<out_dir>/depth.parquet``, ``<out_dir>/rgb_<camera>.parquet``: that is what a
+stage which reads the folder goes by. All problems of all folders are reported at once. What is sound but unlike the
+training frames is counted, and what is unlike those of another recording warned of (`sightline.validation.summary`).
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from sightline.core.errors import UserError
+from sightline.core.files import write_json
+from sightline.core.parallel import unordered_map
+from sightline.recording.frames import first_few, read_frames, read_index, write_index
+from sightline.recording.images import list_images, read_depth, read_pixels
+from sightline.recording.layout import RecordingInfo, read_recording_info
+from sightline.recording.split import PARTS, DataPart, SplitParams, split_episodes
+from sightline.validation.summary import (
+    TRAIN,
+    Reference,
+    compare,
+    depth_figures,
+    mask_figures,
+    read_reference,
+    rgb_figures,
+    summarize,
+    table_figures,
+)
+
+IGNORE = 255  # mask pixels of no class
+_CHUNK = 32  # images per job
+_RAW_COUNTS = 65536
+
+
+class ValidateData(DataPart):
+    """What the validation takes of the section ``data``."""
+
+    drift_tolerance: float = Field(
+        default=0.1,
+        ge=0,
+        description="how far a frame may leave the range of the training frames, as a share of its width",
+    )
+
+
+@dataclass(frozen=True)
+class DriftGuard:
+    """How frames are compared, and where to write what was found."""
+
+    tolerance: float
+    reference: Path | None = None  # a summary.json, or a folder with some; what it lacks is compared with train
+    metrics_dir: Path | None = None  # folder for summary.json and drift.json
+
+
+def validate_recording(
+    recording: Path,
+    out_dir: Path,
+    data: DataPart,
+    only: str | None = None,
+    processes: int | None = None,
+    guard: DriftGuard | None = None,
+) -> dict[str, Any]:
+    """Check a recording, or one piece of it, write the indices to ``out_dir``, and return the metrics by piece.
+
+    Nothing is written unless everything that was asked for is sound (or skipped, with ``data.on_error: skip``).
+    The result does not depend on ``processes``.
+
+    Args:
+        only: ``frames`` for the table; or ``depth``, ``masks``, ``rgb/<camera>`` for one folder, which is checked
+            against the frame index that lies in ``out_dir``; None for the table and all folders.
+        processes: number of processes that read images; None takes one per core.
+        guard: with it, frames unlike those of its reference, or of train, are counted (``outside_range``) and warned
+            of: once for each modality.
+
+    Raises:
+        UserError: whatever is wrong with the recording, or with the reference. For images: per folder one line with
+            the count, then one line per image.
+    """
+    if out_dir.resolve() == recording.resolve():
+        raise UserError(
+            f"{out_dir}: is the recording itself, whose frames.parquet would be overwritten; choose another"
+        )
+    info = read_recording_info(recording / "recording.json")
+    known = read_reference(guard.reference) if guard and guard.reference else {}
+    indices, metrics, complaints = {}, {}, []
+    figures: dict[str, dict[str, pd.DataFrame]] = {}  # piece -> modality -> a row for each frame
+    if only in (None, "frames"):
+        index, metrics["frames"] = check_frames(recording / "frames.parquet", info, data.split)
+        indices["frames"], figures["frames"] = index, table_figures(index, info)
+    else:
+        index = read_index(out_dir / "frames.parquet")
+    pieces = image_folders(recording, info) if only is None else [only]
+    for folder in (piece for piece in pieces if piece != "frames"):
+        try:
+            indices[folder], metrics[folder], of_images = check_images(
+                recording, folder, info, index, data.on_error, processes
+            )
+            figures[folder] = {folder: of_images}
+        except UserError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise UserError("\n".join(complaints))
+    if guard:
+        for piece, counts in _guard_drift(guard, recording, index.set_index("frame_id"), figures, known).items():
+            metrics[piece] |= counts
+    for name, rows in indices.items():
+        write_index(out_dir / f"{name}.parquet", rows)
+    return metrics
+
+
+def _guard_drift(
+    guard: DriftGuard,
+    recording: Path,
+    index: pd.DataFrame,
+    figures: dict[str, dict[str, pd.DataFrame]],
+    known: dict[str, Reference],
+) -> dict[str, dict[str, int]]:
+    """Compare each modality, and write summary.json and drift.json -> piece -> its count of frames outside."""
+    summaries, drift, counts = {}, {}, {}
+    for piece, modalities in figures.items():
+        for name, values in modalities.items():
+            is_train = index["split"][values.index] == "train"
+            summary = summarize(values[is_train])
+            if summary:
+                summaries[name] = summary.model_dump()
+            others = values if name in known else values[~is_train]
+            reference = known.get(name) or (Reference(TRAIN, summary) if summary else None)
+            if reference and len(others):
+                place = recording / ("frames.parquet" if piece == "frames" else piece)
+                drift[name] = compare(name, place, others, index["episode"], reference, guard.tolerance)
+        found = [drift[name]["outside"] for name in modalities if name in drift]
+        counts[piece] = {"outside_range": max(found)} if found else {}
+    if guard.metrics_dir:
+        write_json(guard.metrics_dir / "summary.json", summaries)
+        write_json(guard.metrics_dir / "drift.json", drift)
+    return counts
+
+
+def image_folders(recording: Path, info: RecordingInfo) -> list[str]:
+    """The folders of images to check: those that ``recording.json`` names, and ``masks`` where there is one."""
+    folders = [f"rgb/{camera}" for camera in info.cameras]
+    folders += ["depth"] if info.depth else []
+    folders += ["masks"] if (recording / "masks").is_dir() else []
+    there = [path.relative_to(recording).as_posix() for path in (*recording.glob("depth"), *recording.glob("rgb/*"))]
+    unnamed = sorted(name for name in there if name not in folders and (recording / name).is_dir())
+    if unnamed:
+        warnings.warn(f"{recording}: recording.json does not describe {', '.join(unnamed)}: not checked", stacklevel=2)
+    return folders
+
+
+def check_frames(path: Path, info: RecordingInfo, params: SplitParams) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Check ``frames.parquet`` and split it by episode -> its rows with the column ``split``, metrics.
+
+    Raises:
+        UserError: see `sightline.recording.frames.read_frames`; fewer episodes than parts of the split.
+    """
+    frames = read_frames(path, info)
+    try:
+        frames["split"] = frames["episode"].map(split_episodes(frames["episode"].unique(), params))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    metrics: dict[str, Any] = {"episodes": frames["episode"].nunique(), "frames": len(frames)}
+    for part in PARTS:
+        rows = frames[frames["split"] == part]
+        metrics[part] = {"episodes": rows["episode"].nunique(), "frames": len(rows)}
+    if "success" in frames:
+        metrics["success_rate"] = round(float(frames.groupby("episode")["success"].any().mean()), 6)
+    return frames, metrics
+
+
+def check_images(
+    recording: Path,
+    folder: str,
+    info: RecordingInfo,
+    index: pd.DataFrame,
+    on_error: Literal["fail", "skip"],
+    processes: int | None,
+) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame]:
+    """Check one folder of images against the frame index -> its rows whose image is sound, metrics, figures of those.
+
+    Every frame needs an image, but masks may be sparse. Images of no frame are not read; a warning counts them.
+
+    Raises:
+        UserError: the folder is missing, not described by recording.json, or has no image of any frame; with
+            ``on_error`` "fail" a broken or missing image; with "skip" when a part of the split would be left empty.
+    """
+    kind = _kind(folder, info)
+    images = list_images(recording / folder)
+    there = {int(i): images[i] for i in index["frame_id"] if i in images}
+    if not there:
+        raise UserError(f"{recording / folder}: none of its {len(images)} images belongs to a frame of frames.parquet")
+    if len(there) < len(images):
+        unnamed = f"{len(images) - len(there)} of {len(images)} images"
+        warnings.warn(f"{recording / folder}: {unnamed} belong to no frame of frames.parquet: not read", stacklevel=2)
+    tally = _read_images(kind, info, there, folder, processes)
+    expected = index[index["frame_id"].isin(there)] if kind == "masks" else index
+    problems = tally.problems | {
+        i: f"frames.parquet names frame {i} but {recording / folder}/{i:06d}.png is not there"
+        for i in expected["frame_id"]
+        if i not in there
+    }
+    sound = expected[~expected["frame_id"].isin(problems)]
+    _answer_problems(folder, problems, expected, sound, on_error)
+    counts = {
+        "images": len(there),
+        "broken": len(tally.problems),
+        "missing": len(index) - len(there),
+        "skipped": len(problems),
+        "sound": len(sound),
+    }
+    return sound, counts | _CONTENT[kind](tally, info), pd.concat(tally.figures).loc[sound["frame_id"]]
+
+
+def _answer_problems(
+    folder: str, problems: dict[int, str], expected: pd.DataFrame, sound: pd.DataFrame, on_error: str
+) -> None:
+    """Raise or warn about the ``problems`` (frame id -> what is wrong), as ``on_error`` has it."""
+    if not problems:
+        return
+    count = f"{len(problems)} of {len(expected)} {folder} images are broken or missing"
+    lines = "\n".join(problems[i] for i in sorted(problems))
+    if on_error == "fail":
+        raise UserError(f"{count}; mend them, or set data.on_error=skip to leave these frames out\n{lines}")
+    emptied = [part for part in PARTS if part in set(expected["split"]) - set(sound["split"])]
+    if emptied:
+        raise UserError(f"{count}; without them nothing is left of {', '.join(emptied)}: mend some\n{lines}")
+    warnings.warn(f"{count}; left out: frames {first_few(sorted(problems))}", stacklevel=3)
+
+
+@dataclass
+class _Tally:
+    """What was found in some images of a folder."""
+
+    problems: dict[int, str] = field(default_factory=dict)  # frame id -> what is wrong
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(_RAW_COUNTS, np.int64))  # per value, in sound images
+    figures: list[pd.DataFrame] = field(default_factory=list)  # of sound images, by frame id
+
+
+def _read_images(kind: str, info: RecordingInfo, images: dict[int, Path], title: str, processes: int | None) -> _Tally:
+    items, total = list(images.items()), _Tally()
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    jobs = [((kind, info, chunk), len(chunk)) for chunk in chunks]
+    for tally in unordered_map(
+        _read_chunk, jobs, total=len(items), unit="image", title=f"check {title}", processes=processes
+    ):
+        total.problems |= tally.problems
+        total.pixels += tally.pixels
+        total.figures += tally.figures
+    return total
+
+
+def _read_chunk(job: tuple[str, RecordingInfo, list[tuple[int, Path]]]) -> _Tally:
+    kind, info, images = job
+    tally, figures = _Tally(), {}
+    with warnings.catch_warnings(action="ignore"):  # Pillow's, on files that it reads all the same
+        for frame_id, path in images:
+            try:
+                pixels, figures[frame_id] = _READ[kind](path, info)
+            except UserError as error:
+                tally.problems[frame_id] = str(error)
+                continue
+            tally.pixels += pixels
+    if figures:
+        tally.figures.append(pd.DataFrame.from_dict(figures, orient="index"))
+    return tally
+
+
+def _read_depth(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
+    assert info.depth is not None
+    pixels = np.bincount(read_depth(path).ravel(), minlength=_RAW_COUNTS)
+    if pixels.sum() == pixels[list(info.depth.invalid)].sum():
+        raise UserError(
+            f"{path}: every pixel is invalid ({', '.join(map(str, info.depth.invalid))}): nothing was measured"
+        )
+    return pixels, depth_figures(pixels, info.depth)
+
+
+def _read_mask(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
+    pixels = np.bincount(read_pixels(path, ("L", "P")).ravel(), minlength=_RAW_COUNTS)
+    unknown = [i for i in np.flatnonzero(pixels) if i >= len(info.classes) and i != IGNORE]
+    if unknown:
+        raise UserError(f"{path}: class ids {first_few(unknown)}; recording.json names {len(info.classes)} classes")
+    return pixels, mask_figures(pixels, info.classes, IGNORE)
+
+
+def _read_rgb(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
+    return np.zeros(_RAW_COUNTS, np.int64), rgb_figures(read_pixels(path, ("RGB",)))
+
+
+def _depth_content(tally: _Tally, info: RecordingInfo) -> dict[str, Any]:
+    assert info.depth is not None
+    share = pd.concat(tally.figures).sort_index()["invalid_share"]
+    valid = tally.pixels.copy()
+    valid[list(info.depth.invalid)] = 0
+    counts, up_to = np.flatnonzero(valid), np.cumsum(valid)
+    median = np.searchsorted(up_to, (up_to[-1] + 1) // 2)
+    return {
+        "invalid_share": {"mean": round(float(share.mean()), 6), "max": round(float(share.max()), 6)},
+        "valid_counts": {"min": int(counts[0]), "median": int(median), "max": int(counts[-1])},
+    }
+
+
+def _mask_content(tally: _Tally, info: RecordingInfo) -> dict[str, Any]:
+    share = (tally.pixels / tally.pixels.sum()).round(6)
+    return {
+        "pixel_share": {name: float(share[i]) for i, name in enumerate(info.classes)},
+        "ignored_share": float(share[IGNORE]),
+    }
+
+
+def _kind(folder: str, info: RecordingInfo) -> str:
+    """``depth``, ``masks`` or ``rgb``. Raises `UserError` where ``recording.json`` does not describe ``folder``."""
+    known = [f"rgb/{camera}" for camera in info.cameras]
+    known += ["depth"] if info.depth else []
+    known += ["masks"] if info.classes else []
+    if folder not in known:
+        raise UserError(f"{folder}: recording.json does not describe it; known are {', '.join(known) or 'no folders'}")
+    return folder.split("/")[0]
+
+
+_READ: dict[str, Callable[[Path, RecordingInfo], tuple[np.ndarray, dict[str, float]]]] = {
+    "depth": _read_depth,
+    "masks": _read_mask,
+    "rgb": _read_rgb,
+}
+_CONTENT: dict[str, Callable[[_Tally, RecordingInfo], dict[str, Any]]] = {
+    "depth": _depth_content,
+    "masks": _mask_content,
+    "rgb": lambda tally, info: {},
+}
