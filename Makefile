@@ -4,7 +4,7 @@ RUN := . $(VENV)/bin/activate &&
 
 RUNS ?= runs/results
 
-.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults soak bench scale check clean-scratch
+.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults bench scale check clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ dev: $(VENV)/.installed-dev  ## setup, and what tests and checks need
 repro: setup  ## run the pipeline (dvc repro); what has not changed is not run again
 	$(RUN) dvc repro
 
-report: setup  ## join what the pipeline has made to one page, metrics/report/report.html
+report: setup  ## show what the pipeline has measured on one page, metrics/report.html
 	$(RUN) python -m sightline.report
 
 results: setup  ## make the tables of docs/results.md again, hours; goes on where it was (benchmarks/results.sh)
@@ -39,9 +39,6 @@ test-slow: dev  ## run the tests that take minutes each
 
 test-faults: dev  ## kill every stage at random moments, damage every file: ten minutes or more; writes docs/reliability.md
 	$(RUN) FAULTS=many OMP_NUM_THREADS=1 python tests/faults/reliability.py
-
-soak: dev  ## run many experiments in a row, and see what grows: a quarter of an hour; writes docs/soak.md
-	$(RUN) OMP_NUM_THREADS=1 python tests/faults/soak.py
 
 bench: setup  ## measure speed against other ways and bounds, and write docs/benchmarks.md
 	$(RUN) python benchmarks/bench.py --write .

@@ -63,7 +63,7 @@ def drift(kind: str, folder: Path) -> dict[str, Any]:
     index = "data/index/frames.parquet"
     files = (PLACE / f"known/{kind}.hdf5", folder / f"{kind}.hdf5")
     run("-m", "sightline.validation.drift", *files, "--index", index, "--metrics-dir", folder / kind)
-    return json.loads((folder / kind / "metrics.json").read_text())
+    return json.loads((folder / kind / "details.json").read_text())
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def run(
     if not weights.exists():
         named = ("--design", design, "--metrics-dir", place, *further)
         stage("train_fusion", views.resolve(), weights.resolve(), *named, settings=settings, params=params)
-    if not (place / "evaluation/metrics.json").exists():
+    if not (place / "evaluation/evaluation_results.json").exists():
         stage("evaluate_fusion", weights.resolve(), views.resolve(), place / "evaluation", *further, params=params)
 
 
@@ -57,7 +57,7 @@ def write_column(table: str, column: str, path: Path) -> Path:
 def table(runs: Path) -> str:
     """Markdown: a row for each simple predictor and each label, with the figures of its seeds."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(runs.glob("*/seed*/evaluation/metrics.json")):
+    for path in sorted(runs.glob("*/seed*/evaluation/evaluation_results.json")):
         found.setdefault(path.parents[2].name, []).append(json.loads(path.read_text(encoding="utf-8")))
     if not found:
         raise SystemExit(f"{runs}: no runs in it; make some with the command run")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import ClipParams
-from sightline.core.cli import add_shorthands, report, run_stage
+from sightline.core.cli import add_shorthands, run_stage
+from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.recording.split import OnErrorPart
 
@@ -24,7 +25,7 @@ def main(args: Namespace, params: Params) -> None:
     on_error = params.data.on_error
     figures = extract_grids(args.images, args.output, params.clip, on_error, args.index, args.previous)
     if figures:  # of several processes, the first one reports
-        report(figures, args.metrics_dir)
+        report(figures, {name: figures[name] for name in ("images", "random_weights")}, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)

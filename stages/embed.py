@@ -3,7 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.core.cli import report, run_stage
+from sightline.core.cli import run_stage
+from sightline.core.figures import report
 from sightline.core.memory import keep_freed_memory
 from sightline.core.params import Section
 from sightline.depth.embedding import EmbedParams, embed_depth
@@ -17,7 +18,7 @@ def main(args: Namespace, params: Params) -> None:
     keep_freed_memory()
     figures = embed_depth(args.encoder, args.data, args.output, params.embed)
     if figures:  # of several processes, the first one reports
-        report(figures, args.metrics_dir)
+        report(figures, {name: figures[name] for name in ("images", "effective_rank")}, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)

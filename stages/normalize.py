@@ -3,7 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.core.cli import report, run_stage
+from sightline.core.cli import run_stage
+from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.recording.split import DataPart
@@ -20,7 +21,8 @@ def main(args: Namespace, params: Params) -> None:
         args.images, args.output, params.normalize, split=data.split, on_error=data.on_error,
         index=args.index, recording=args.recording, processes=args.processes,
     )  # fmt: skip
-    report(figures, args.metrics_dir)
+    headline = {"images": figures["images"], "valid_share": figures["valid_share"]["mean"]}
+    report(figures, headline, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)

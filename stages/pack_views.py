@@ -3,7 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.core.cli import report, run_stage
+from sightline.core.cli import run_stage
+from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.fusion.views import ViewParams, pack_views
 
@@ -14,7 +15,7 @@ class Params(Section):
 
 def main(args: Namespace, params: Params) -> None:
     figures = pack_views(args.recording, args.index, args.output, params.fusion, args.target, args.processes)
-    report(figures, args.metrics_dir)
+    report(figures, {name: figures[name] for name in ("frames", "episodes")}, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)

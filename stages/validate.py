@@ -3,9 +3,10 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.core.cli import report, run_stage
+from sightline.core.cli import run_stage
+from sightline.core.figures import report
 from sightline.core.params import Section
-from sightline.validation.validation import DriftGuard, ValidateData, validate_recording
+from sightline.validation.validation import DriftGuard, ValidateData, headline, validate_recording
 
 
 class Params(Section):
@@ -15,7 +16,7 @@ class Params(Section):
 def main(args: Namespace, params: Params) -> None:
     guard = DriftGuard(params.data.drift_tolerance, args.reference, args.metrics_dir)
     metrics = validate_recording(args.recording, args.out_dir, params.data, args.only, args.processes, guard)
-    report(metrics, args.metrics_dir)
+    report(metrics, headline(metrics), args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sightline.clip.params import VerifyParams
 from sightline.clip.verification import verify_grids
-from sightline.core.cli import report, run_stage
+from sightline.core.cli import run_stage
+from sightline.core.figures import report
 from sightline.core.params import Section
 
 
@@ -14,7 +15,9 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
-    report(verify_grids(args.store, args.images, params.clip, args.index), args.metrics_dir)
+    figures = verify_grids(args.store, args.images, params.clip, args.index)
+    headline = {"min_cosine": figures["reference"]["min_cosine"], "relative": figures["reference"]["relative"]}
+    report(figures, headline, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)

@@ -37,7 +37,7 @@ def test_a_run_puts_its_table_between_the_marks_and_names_what_is_furthest_from_
     kind = "gpu" if torch.cuda.is_available() else "cpu"
     begin, end = (f"<!-- benchmarks {kind}: {mark} -->" for mark in ("begin", "end"))
     (tmp_path / "docs/benchmarks.md").write_text(f"Before.\n{begin}\nold\n{end}\nAfter.\n")
-    load("bench").main(["--quick", "--only", "prototypes", "demo", "--write", str(tmp_path)])
+    load("bench").main(["--quick", "--only", "prototypes", "normalize", "--write", str(tmp_path)])
     page = (tmp_path / "docs/benchmarks.md").read_text()
     assert page.startswith("Before.\n")
     assert page.endswith("-->\nAfter.\n")
@@ -48,10 +48,10 @@ def test_a_run_puts_its_table_between_the_marks_and_names_what_is_furthest_from_
     assert re.findall(r"^- \*\*(.*)\*\*", page, re.MULTILINE) == sorted(shares, key=shares.get)
     assert all(cost > 0 for row in found["rows"] for key in ("ours", "peer", "bound") for cost in row[key])
     assert found["machine"]["cores"] >= 1
-    kept = [row for row in found["rows"] if row["benchmark"] == "demo"]
+    kept = [row for row in found["rows"] if row["benchmark"] == "normalize"]
     load("bench").main(["--quick", "--only", "prototypes", "--write", str(tmp_path)])
     again = json.loads((tmp_path / f"benchmarks/{kind}.json").read_text())
-    assert [row for row in again["rows"] if row["benchmark"] == "demo"] == kept
+    assert [row for row in again["rows"] if row["benchmark"] == "normalize"] == kept
     assert len(again["rows"]) == len(found["rows"])
     assert capsys.readouterr().out == ""
 
@@ -69,7 +69,7 @@ def test_a_generated_heart_has_every_class_and_is_the_same_again(load):
 def test_every_benchmark_runs(load, capsys):
     load("bench").main(["--quick"])
     works = re.findall(r"^\| (.*?) \| [\d.e+-]+ (?:ms|s|MiB) \|", capsys.readouterr().out, re.MULTILINE)
-    assert len(works) == len(set(works)) + 1 == 17  # the extraction is compared twice
+    assert len(works) == len(set(works)) + 1 == 16  # the extraction is compared twice
 
 
 def test_the_other_way_of_reading_grids_reads_the_same(load, tmp_path):
@@ -77,20 +77,3 @@ def test_the_other_way_of_reading_grids_reads_the_same(load, tmp_path):
     peer = load("peers.gzip_grids")
     peer.write(tmp_path / "g.hdf5", ids, grids)
     assert (peer.read(tmp_path / "g.hdf5", ids[[2, 0]]) == grids[[2, 0]]).all()
-
-
-def test_the_other_way_of_rendering_sees_the_same(load, tmp_path):
-    from sightline.demo.appearance import draw_look
-    from sightline.demo.camera import Pinhole, World
-    from sightline.demo.simulate import SimulateParams, simulate_demo
-    from sightline.demo.states import StatesFile
-
-    states = tmp_path / "states.hdf5"
-    simulate_demo(SimulateParams(episodes=1, steps=1), tmp_path / "frames.parquet", states, processes=1)
-    episode = StatesFile(states).episode(StatesFile(states).names[0])
-    world = World(episode.mjcf)
-    world.place(episode.qpos[0])
-    sensor, pose = Pinhole(12, 16, 35.0), draw_look(world, np.random.default_rng(0)).global_camera
-    expected = world.view(pose, sensor).distance.reshape(12, 16)
-    found = load("peers.ray_loop").depth_image(world.model, world._data, pose, sensor)
-    np.testing.assert_allclose(found, expected, atol=1e-9)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from sightline.core.params import load_params, parse_yaml
 
+PATHS = ("deps", "outs", "metrics", "plots")
 PARAMS = parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml")
 
 
@@ -30,6 +31,10 @@ def _resolve(text: str, item: dict[str, str]) -> str:
     )
 
 
+def _path(entry: str | dict[str, Any]) -> str:
+    return entry if isinstance(entry, str) else next(iter(entry))
+
+
 def _stages() -> dict[str, dict[str, Any]]:
     """Every stage of both files with templates filled in, matrix stages once for each value."""
     stages = {}
@@ -38,7 +43,8 @@ def _stages() -> dict[str, dict[str, Any]]:
             matrix = {key: _lookup(values[2:-1]) for key, values in stage.get("matrix", {}).items()}
             for chosen in itertools.product(*matrix.values()):
                 item = dict(zip(matrix, chosen, strict=True))
-                filled = {part: [_resolve(path, item) for path in stage.get(part, [])] for part in ("deps", "outs")}
+                filled = {part: [_resolve(_path(entry), item) for entry in stage.get(part, [])] for part in PATHS}
+                filled["outs"] += filled["metrics"] + filled["plots"]
                 filled |= {
                     "cmd": _resolve(stage["cmd"], item),
                     "params": stage.get("params", []),
@@ -103,6 +109,11 @@ def test_data_dependencies_are_outs_or_tracked_files(name):
         assert is_code(dep) or dep in OUTS or (ROOT / f"{dep}.dvc").is_file() or dep == PARAMS["data"]["reference"], dep
 
 
+def _is_used(path: str, words: list[str]) -> bool:
+    """Whether it is named, lies in a folder that is, or is the card of a model that is."""
+    return any(path.startswith(word.removesuffix(".safetensors")) for word in words)
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_commands_use_what_is_declared(name):
     stage = STAGES[name]
@@ -111,7 +122,7 @@ def test_commands_use_what_is_declared(name):
         declared = [known for known in stage["deps"] + stage["outs"] if known.startswith(path)]
         assert declared, f"{path} is neither a dep nor an out, nor a folder of one"
     for path in stage["deps"] + stage["outs"]:
-        assert is_code(path) or any(path.startswith(word) for word in paths), f"{path} is declared, but not used"
+        assert is_code(path) or _is_used(path, paths), f"{path} is declared, but not used"
 
 
 def test_no_out_switches_the_run_cache_off():
@@ -119,15 +130,18 @@ def test_no_out_switches_the_run_cache_off():
     assert not re.search(r"persist|cache:|always_changed|frozen", text)
 
 
-def test_metrics_and_plots_lie_in_cached_outs():
-    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    files = [
-        *pipeline["metrics"],
-        *(plot for plot in pipeline["plots"] if isinstance(plot, str)),
-        *(file for plot in pipeline["plots"] if isinstance(plot, dict) for e in plot.values() for file in e["y"]),
-    ]
-    for file in files:
-        assert any(file.startswith(f"{out}/") for out in OUTS), file
+def test_nothing_at_the_top_level_names_a_camera_or_a_design():
+    """Metrics and plots are the stages' own, so that they follow the parameters."""
+    assert set(yaml.safe_load((ROOT / "dvc.yaml").read_text())) == {"stages"}
+    for name, stage in STAGES.items():
+        stem = name.split("@")[0]
+        assert len(stage["metrics"]) == (stem not in ("simulate", "render", "extract_encoder")), name
+        assert all(path.startswith(f"metrics/{stem}") for path in stage["metrics"] + stage["plots"]), name
+
+
+def test_the_definition_is_short():
+    lines = [len((ROOT / file).read_text().splitlines()) for file in ("dvc.yaml", "demo/dvc.yaml")]
+    assert sum(lines) <= 440
 
 
 def test_trainings_and_extractions_can_be_launched_on_many_gpus():

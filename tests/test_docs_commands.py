@@ -92,7 +92,7 @@ def test_segmentation_of_folders_and_of_slices(place):
     small = {"--masks MASKS": f"--masks MASKS {SMALL_SEGMENTATION} --set segmentation.image_size=[24,32]",
              "[128,128]": "[24,32]", "--set segmentation.epochs=100": SMALL_SEGMENTATION}  # fmt: skip
     run(text, place, **small)
-    figures = json.loads((place / "metrics/mine_test/metrics.json").read_text())
+    figures = json.loads((place / "metrics/mine_test/evaluation_results.json").read_text())
     assert 0 <= figures["dice_mean"] <= 1
 
 

@@ -305,10 +305,11 @@ ARGUMENTS = ("autoencoder.safetensors", "depth.hdf5")
 
 
 def test_the_stage_writes_figures_and_pictures_of_every_code_with_the_same_bytes_again(files, stage):
-    result = stage("evaluate", *ARGUMENTS, "out", "--frames", "frames.parquet", "--metrics-dir", "metrics")
+    result = stage("evaluate", *ARGUMENTS, "out", "--frames", "frames.parquet")
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in (files / "out").iterdir()) == sorted(PICTURES)
-    figures = json.loads((files / "metrics/evaluation_results.json").read_text())
+    written = [*PICTURES, "evaluation_results.json", "metrics.json"]
+    assert sorted(path.name for path in (files / "out").iterdir()) == sorted(written)
+    figures = json.loads((files / "out/evaluation_results.json").read_text())
     held_out = len(DepthStore.open(files / "depth.hdf5").rows("test"))
     assert (figures["part"], figures["frames"], figures["duplicates_left_out"]) == ("test", held_out - 1, 1)
     assert figures["height_range_mm"] == [500, 1500]
@@ -330,7 +331,12 @@ def test_the_stage_writes_figures_and_pictures_of_every_code_with_the_same_bytes
         assert min(Image.open(files / "out" / name).size) > 300
     paths = [files / name for name in ARGUMENTS]
     evaluate_autoencoder(*paths, files / "again", EvaluateParams(), frames=files / "frames.parquet")
-    for path in (*(files / "out" / name for name in PICTURES), files / "metrics/evaluation_results.json"):
+    headline = json.loads((files / "out/metrics.json").read_text())
+    assert headline["rmse_mm"] == figures["codes"]["autoencoder"]["rmse_mm"]
+    assert headline["best_baseline_rmse_mm"] == min(
+        figures["codes"][name]["rmse_mm"] for name in figures["codes"] if name != "autoencoder"
+    )
+    for path in (files / "out" / name for name in written):
         assert path.read_bytes() == (files / "again" / path.name).read_bytes(), path.name
 
 

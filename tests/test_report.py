@@ -1,7 +1,8 @@
-"""The report: everything of a metrics folder on a page that needs nothing else, and cards of models."""
+"""The report: everything that stages measured, on a page that needs nothing else."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,15 +15,15 @@ import pytest
 from closure import ROOT
 from conftest import only_error_line
 from PIL import Image
-from safetensors.numpy import save_file
 
-from sightline.core.params import parse_yaml
-from sightline.report.__main__ import join_pages
-from sightline.report.cards import write_card
-from sightline.report.figures import comparison, direction, format_cell, tables
+from sightline.core.errors import UserError
+from sightline.report.__main__ import write_report
+from sightline.report.figures import tables
 from sightline.report.overview import overview, read_parameters, settings
-from sightline.report.part import write_part
+from sightline.report.page import page as whole_page
+from sightline.report.parts import section_of
 from sightline.report.pipeline import draw_graph, read_stages
+from sightline.training.comparison import comparison, direction, format_cell
 
 HOSTILE = "</td></main><script>alert(1)</script>'\""
 FIGURES = {
@@ -69,9 +70,8 @@ def metrics(tmp_path) -> Path:
     return folder
 
 
-def written(tmp_path: Path, folders: list[Path]) -> str:
-    write_part(tmp_path / "page.html", f"Fusion {HOSTILE}", folders)
-    return (tmp_path / "page.html").read_text()
+def written(folders: list[Path]) -> str:
+    return whole_page("Report", [section_of(f"Fusion {HOSTILE}", folders)])
 
 
 def test_a_model_stands_beside_its_baselines():
@@ -101,13 +101,13 @@ def test_names_tell_which_way_is_better():
 
 
 def test_the_best_value_is_bold(tmp_path, metrics):
-    text = written(tmp_path, [metrics])
+    text = written([metrics])
     row = re.search(r"<tr><th>hold</th>(.*?)</tr>", text)[1]
     assert row == '<td class="best">0.4</td><td>0.3</td>'
 
 
 def test_a_page_needs_nothing_else_and_escapes_what_data_name(tmp_path, metrics):
-    page = Page(written(tmp_path, [metrics]))
+    page = Page(written([metrics]))
     assert not page.open
     assert "script" not in page.tags
     assert any(HOSTILE in text for text in page.texts)
@@ -116,25 +116,23 @@ def test_a_page_needs_nothing_else_and_escapes_what_data_name(tmp_path, metrics)
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
 
 
-def test_figures_of_several_files_tell_their_file(tmp_path, metrics):
-    write_part(tmp_path / "one.html", "A part", [metrics])
+def test_figures_tell_their_file(metrics):
     (metrics / "more.json").write_text('{"frames": 3}')
-    write_part(tmp_path / "two.html", "A part", [metrics])
-    one, two = ((tmp_path / name).read_text() for name in ("one.html", "two.html"))
-    assert "more.json" in two
-    assert "more.json" not in one
+    text = written([metrics])
+    assert "more.json" in text
+    assert "metrics.json" in text
 
 
 def test_the_same_metrics_give_the_same_bytes(tmp_path, metrics):
-    assert written(tmp_path, [metrics]) == written(tmp_path, [metrics])
+    assert written([metrics]) == written([metrics])
 
 
 def test_random_weights_are_announced_once(tmp_path, metrics):
-    assert 'class="banner"' not in written(tmp_path, [metrics])
+    assert 'class="banner"' not in written([metrics])
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text('{"random_weights": 1}')
-    assert written(tmp_path, [tmp_path / "a", tmp_path / "b"]).count('class="banner"') == 1
+    assert written([tmp_path / "a", tmp_path / "b"]).count('class="banner"') == 1
 
 
 @pytest.mark.parametrize(
@@ -145,11 +143,11 @@ def test_random_weights_are_announced_once(tmp_path, metrics):
         ("curves.csv", "epoch,loss\n1\n", "curves.csv: line 2 has 1 values, the header 2"),
     ],
 )
-def test_broken_metrics_are_named_in_one_line(tmp_path, stage, metrics, name, content, message):
+def test_broken_metrics_are_named_in_one_line(metrics, name, content, message):
     (metrics / name).write_text(content)
-    line = only_error_line(stage("report_part", tmp_path / "page.html", metrics, "--title", "x"))
-    assert message in line
-    assert not (tmp_path / "page.html").exists()
+    with pytest.raises(UserError, match=message) as error:
+        section_of("Part", [metrics])
+    assert "\n" not in str(error.value)
 
 
 # --- the whole report
@@ -198,110 +196,48 @@ def test_what_a_recording_lacks_is_said(tmp_path):
     assert "fusion.pretrained" not in text
 
 
-def test_pages_are_joined_and_missing_ones_named(tmp_path, metrics):
+def test_metrics_are_shown_and_missing_ones_named(tmp_path, metrics):
     small_project(tmp_path)
-    write_part(tmp_path / "metrics/report/fusion/actions/nine.html", "Fusion model: actions, nine", [metrics])
-    count, missing = join_pages(tmp_path, tmp_path / "report.html")
+    count, missing = write_report(tmp_path, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert not page.open
     assert count == 1
-    assert "metrics/report/depth/depth.html" in missing
-    assert "metrics/report/fusion/actions/nine.html" not in missing
+    assert "metrics/evaluate/depth/metrics.json" in missing
+    assert "metrics/evaluate_fusion/actions/nine/metrics.json" not in missing
     assert all(path in page.texts for path in missing)
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings[:3] == ["Data", "Pipeline", "Fusion model: actions, nine"]
-    assert headings[-2:] == ["Parameters", "Versions"]
+    assert headings == ["Data", "Pipeline", "evaluate_fusion", "Not in this report", "Parameters", "Versions"]
     anchors = [address for address in page.addresses if address.startswith("#")]
     assert len(anchors) == len(headings)
     assert all(f'<section id="{anchor[1:]}">' in text for anchor in anchors)
     assert text.count("fusion.pretrained is null") == 1
 
 
-def test_joining_is_a_command_that_fails_where_there_is_nothing(tmp_path, metrics):
+def test_the_report_is_a_command_that_fails_where_there_is_nothing(tmp_path, metrics):
     small_project(tmp_path)
-    page = tmp_path / "metrics/report/fusion/actions/nine.html"
-    write_part(page, "Fusion model", [metrics])
     command = [sys.executable, "-m", "sightline.report", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"{tmp_path}/metrics/report/report.html: 1 parts" in done.stdout
-    page.unlink()
+    assert f"{tmp_path}/metrics/report.html: 1 parts" in done.stdout
+    shutil.rmtree(tmp_path / "metrics")
     line = only_error_line(subprocess.run(command, capture_output=True, text=True, check=False))
-    assert "metrics/report: holds no page yet; make them with `dvc repro`" in line
+    assert "metrics: holds no metrics yet; make them with `dvc repro`" in line
 
 
-def test_the_graph_has_every_stage_and_no_edge_that_others_imply():
-    params = parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml")
-    stages = read_stages([ROOT / "dvc.yaml", ROOT / "demo/dvc.yaml"], params)
+def test_the_graph_has_every_stage_and_no_edge_that_others_imply(tmp_path):
+    stages = read_stages(small_project(tmp_path / "whole"))
     text = draw_graph(stages)
     for stage in stages:
         assert f">{stage.name}<" in text or f">{stage.name} ×" in text  # noqa: RUF001
     assert ">train_fusion ×2<" in text  # noqa: RUF001
     small = [s for s in stages if s.name in ("normalize", "train_autoencoder", "extract_encoder", "embed")]
     assert draw_graph(small).count("marker-end") == 3  # not normalize -> embed
-    data = params["data"] | {"depth": []}
-    assert "train_autoencoder" not in draw_graph(read_stages([ROOT / "dvc.yaml"], params | {"data": data}))
+    without = read_stages(small_project(tmp_path / "without", "depth=[]"))
+    assert "train_autoencoder" not in draw_graph(without)
 
 
-# --- cards
-
-
-@pytest.fixture
-def index(tmp_path) -> Path:
-    pq.write_table(pa.table({"episode": [0, 0, 7], "split": ["train", "train", "test"]}), tmp_path / "index.parquet")
-    return tmp_path / "index.parquet"
-
-
-def save_model(path: Path, kind: str, config: dict) -> Path:
-    weights = {"weight": np.zeros((3, 4), np.float32), "batches": np.array(1)}
-    save_file(weights, path, {kind: json.dumps(config)})
-    return path
-
-
-ENCODER = {
-    "kind": "encoder", "network": {"input_channels": 1, "latent_dim": 64},
-    "preprocessing": {"height_range": [100, 500], "invalid": [0], "unit_mm": 2.0},
-}  # fmt: skip
-POLICY = {
-    "cameras": ["left", "right", "global"], "image_size": 84, "joint_names": ["a|b"], "actions": 2, "steps": 16,
-    "stride": 3, "extras": {"depth": [64]},
-}  # fmt: skip
-
-
-def test_a_card_of_an_encoder_tells_units_and_ranges(tmp_path, metrics, index):
-    model = save_model(tmp_path / "encoder.safetensors", "sightline", ENCODER)
-    card = write_card(model, tmp_path / "encoder.card", [metrics], index)
-    assert card == json.loads((tmp_path / "encoder.card.json").read_text())
-    assert "counts 100 to 500 (200 to 1000 mm), [0] mean no reading" in card["inputs"][0]
-    assert card["outputs"] == ["embeddings float32 [N, 64], no unit, not of unit length"]
-    assert card["parameters"] == 12
-    assert card["training_data"]["train"] == {"frames": 2, "episodes": [0]}
-    assert "sightline.predict embed" in card["use"]
-
-
-def test_a_card_of_a_policy_tells_its_limits(tmp_path, metrics, index):
-    model = save_model(tmp_path / "nine.safetensors", "sightline_fusion", POLICY)
-    card = write_card(model, tmp_path / "nine.card", [metrics, metrics], index)
-    text = (tmp_path / "nine.card.md").read_text()
-    assert "On held-out frames, hold is better: nmse 0.4 against 0.5." in card["limits"]
-    assert not any("mean is better" in limit for limit in card["limits"])
-    assert sum("hardly uses" in limit for limit in card["limits"]) == 1  # of the views
-    assert "| nmse | 0.5 | 1 | 0.4 |" in text
-    assert "a\\|b" in text
-    assert "depth float32 \\[B, 64\\]" in text
-    assert card["other_metrics"][metrics.as_posix()]["frames"] == 160
-
-
-def test_a_file_of_another_kind_has_no_card(tmp_path, stage, metrics, index):
-    model = save_model(tmp_path / "other.safetensors", "other", {})
-    line = only_error_line(stage("model_card", model, tmp_path / "card", "--metrics", metrics, "--index", index))
-    assert "other.safetensors: not a model of this project; its header has other" in line
-    assert not list(tmp_path.glob("card*"))
-
-
-def test_a_card_of_a_segmentation_names_its_classes(tmp_path, metrics, index):
-    config = {"image_channels": 3, "classes": ["background", "ball"], "channels": [16, 32]}
-    model = save_model(tmp_path / "s.safetensors", "sightline_segmentation", config)
-    card = write_card(model, tmp_path / "s.card", [metrics], index)
-    assert card["outputs"] == ["a class of each pixel: 0 background, 1 ball"]
-    assert card["configuration"] == config
+def test_a_pipeline_that_dvc_cannot_read_is_named(tmp_path):
+    root = small_project(tmp_path)
+    (root / "dvc.yaml").write_text("stages: {a: {cmd: 'echo ${nothing}'}}")
+    with pytest.raises(UserError, match=r"DVC cannot read its pipelines .*nothing"):
+        read_stages(root)

@@ -45,11 +45,11 @@ def test_rgb_images_train_and_encode(photographs, stage, tmp_path):
     assert (store.channels, store.preprocessing.height_range, store.preprocessing.invalid) == (3, (0, 255), ())
     assert store.valid.mean() == pytest.approx(0.75, abs=0.01)  # padded from 30x40
     assert store.images(slice(3, 4))[0, :, 64, 64] == pytest.approx(photographs[3, :, 15, 20] / 127.5 - 1, abs=1e-6)
-    metrics = json.loads((tmp_path / "m/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "m/details.json").read_text())
     assert metrics["patch_epochs"] == 1
     assert told == (metrics["best_epoch"] < 1)  # whether the kept weights have a trained network
     assert set(metrics["val"]) == set(metrics["val_mean_image"]) == {"rmse", "mae"}  # colours have no millimetres
-    assert "near_mm" not in json.loads((tmp_path / "n/metrics.json").read_text())
+    assert "near_mm" not in json.loads((tmp_path / "n/details.json").read_text())
     encoder = create_semantic_encoder(tmp_path / "e.safetensors", device="cpu")
     with h5py.File(tmp_path / "embeddings.hdf5") as file:
         np.testing.assert_allclose(encoder.encode_numpy(photographs), file["embeddings"][:], rtol=1e-3, atol=1e-3)

@@ -85,7 +85,7 @@ def evaluate(weights: Path, arrays: Path, output: Path, **options):
 
 def test_figures_are_those_of_predictions_made_by_hand(arrays, weights, tmp_path):
     figures = evaluate(weights, arrays, tmp_path)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == figures
+    assert json.loads((tmp_path / "evaluation_results.json").read_text()) == figures
     model = load_model(weights)
     frames = SegmentationFrames.from_arrays(arrays, model.config, SPLIT)
     rows = frames.rows("test")
@@ -144,7 +144,7 @@ def test_the_same_evaluation_writes_the_same_bytes(arrays, weights, tmp_path):
     for name in ("a", "b"):
         evaluate(weights, arrays, tmp_path / name)
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {"metrics.json", "per_class.csv", "confidence.csv", "overlays.png"}
+    assert names == {"metrics.json", "evaluation_results.json", "per_class.csv", "confidence.csv", "overlays.png"}
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -177,7 +177,7 @@ def test_a_class_that_is_nowhere_is_undefined_and_a_missed_one_has_the_diagonal(
     assert {figures["classes"]["square"][key] for key in ("dice", "iou", "dice_per_image", "hd95", "asd")} == {None}
     assert (figures["dice_mean"], figures["dice_per_image_mean"], figures["dice_per_group_mean"]) == (0, 0, 0)
     assert figures["hd95_mean"] == figures["asd_mean"] == pytest.approx(np.hypot(2 * SIZE, SIZE), rel=1e-5)
-    assert "NaN" not in (tmp_path / "out/metrics.json").read_text()
+    assert "NaN" not in (tmp_path / "out/evaluation_results.json").read_text()
     assert table(figures).splitlines()[1].split() == ["model", "0.0000", "0.0000"]
 
 
@@ -227,7 +227,7 @@ def test_the_stage_takes_a_recording(weights, tmp_path, stage):
     validate_recording(root, tmp_path / "index", DataPart(split=SPLIT), processes=1)
     result = stage("evaluate_segmentation", weights, "out", "--recording", root, "--index", tmp_path / "index")
     assert result.returncode == 0, result.stderr
-    figures = json.loads((tmp_path / "out/metrics.json").read_text())
+    figures = json.loads((tmp_path / "out/evaluation_results.json").read_text())
     assert figures["dice_mean"] > 0.6
     assert list(figures["baselines"]) == ["all_background"]  # the model saw no mask of these episodes
     assert f"{figures['dice_mean']:.4f}" in result.stdout

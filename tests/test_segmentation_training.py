@@ -52,7 +52,7 @@ def train(root: Path, name: str = "m", params: SegmentationParams = SMALL, seed:
 
 
 def figures(weights: Path) -> dict:
-    return json.loads((weights.parent / weights.stem / "metrics.json").read_text())
+    return json.loads((weights.parent / weights.stem / "details.json").read_text())
 
 
 METHODS = ("supervised", *SEMI_SUPERVISED)

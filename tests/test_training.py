@@ -72,7 +72,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_never_killed(data, stage
         assert (tmp_path / f"killed{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
     assert (tmp_path / "other.safetensors").read_bytes() != (tmp_path / "whole.safetensors").read_bytes()
     assert len((tmp_path / "whole/curves.csv").read_text().splitlines()) == 1 + FAST["epochs"]
-    metrics = json.loads((tmp_path / "whole/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "whole/details.json").read_text())
     assert metrics["val"]["rmse"] < metrics["val_mean_image"]["rmse"]
     assert metrics["val"]["rmse_mm"] == pytest.approx(500 * metrics["val"]["rmse"], rel=1e-4)
 
@@ -121,7 +121,7 @@ def test_early_stopping_ends_a_training_that_gets_no_better(data, stage, tmp_pat
     options = ["--set", "train.lr=1e-12", "--set", "train.patience=1", "--set", "train.epochs=50"]
     result = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "m", *SETTINGS, *options)
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "m/metrics.json").read_text())["epochs"] < 10
+    assert json.loads((tmp_path / "m/details.json").read_text())["epochs"] < 10
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_and_covers_every_row():
@@ -246,7 +246,7 @@ def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, s
     again = ["--set", "train.precision=fp32", "--resume", "out/latest_checkpoint.pth"]
     longer = stage("train_autoencoder", data, "b.safetensors", "--metrics-dir", "b", *flags, "--num-epochs", 3, *again)
     assert longer.returncode == 0, longer.stderr
-    metrics = json.loads((tmp_path / "b/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "b/details.json").read_text())
     assert (metrics["epochs"], metrics["best_epoch"]) == (3, 2)
     for resume, more, message in (
         ("out/latest_checkpoint.pth", [], "has 2 epochs already"),

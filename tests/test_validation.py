@@ -389,7 +389,7 @@ def test_the_command_writes_metrics_and_prints_errors_without_traceback(recordin
     ]
     options = ["--only", "frames", "--set", "data.split.val=0.5", "--set", "data.split.seed=3"]
     subprocess.run([*command, *options], check=True, cwd=tmp_path)
-    metrics = json.loads((tmp_path / "m/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "m/details.json").read_text())
     assert metrics["frames"]["val"] == {"episodes": 2, "frames": 10}
     (recording / "depth/000103.png").unlink()
     failed = subprocess.run([*command, "--only", "depth"], capture_output=True, text=True, cwd=tmp_path)

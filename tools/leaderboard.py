@@ -15,10 +15,10 @@ from sightline.core.errors import UserError
 
 # heading (groups of the pattern filled in; which way is better) -> pattern of "metrics file:key"
 FIGURES = {
-    r"{0} rmse mm ↓": r"metrics/evaluate/(.+)/evaluation_results\.json:codes\.autoencoder\.rmse_mm",
+    r"{0} rmse mm ↓": r"metrics/evaluate/(.+)/metrics\.json:rmse_mm",
     r"{0} nmse ↓": r"metrics/evaluate_fusion/\w+/(.+)/metrics\.json:nmse",
-    r"{0} dice ↑": r"metrics/evaluate_segmentation/(.+)/metrics\.json:dice_mean",
-    r"{0} shuffled views": r"metrics/evaluate_fusion/\w+/(.+)/metrics\.json:use\.shuffled_views",
+    r"{0} dice ↑": r"metrics/evaluate_segmentation/(.+)/metrics\.json:dice",
+    r"{0} shuffled views": r"metrics/evaluate_fusion/\w+/(.+)/metrics\.json:shuffled_views",
 }
 WIDTH = 24  # of a value at most
 PARAM, FIGURE = 2, 3

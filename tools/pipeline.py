@@ -39,7 +39,8 @@ def _rows(stage: dict[str, Any]) -> Iterator[str]:
     over = ", ".join(f"`{values.strip('${}')}`" for values in stage.get("matrix", {}).values())
     read = [path for path in stage["deps"] if not path.startswith(("src/", "stages/"))]
     folders = [path for path in stage["deps"] if path.startswith("src/")]
-    written = [next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]]
+    outs = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+    written = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
     for title, cells in (
         ("for each of", over),
         ("reads", _listed(read)),

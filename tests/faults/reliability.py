@@ -26,7 +26,6 @@ FILES = {  # of tests -> what they show
     "test_drift": "frames and embeddings unlike those that models know",
     "test_concurrency": "two processes at the same work",
     "test_kill": "a sample of the kills below, and weights killed in the middle of writing",
-    "test_soak": "a sample of [many experiments in a row](soak.md)",
 }
 TEXT = """
 ## What is promised, and what is not
@@ -52,7 +51,7 @@ SPREAD = """
 ## Trainings and the number of threads
 
 With another number of threads, sums are taken in another order. The largest relative difference of a number in a
-training's `metrics.json` and `curves.csv`, which have six digits, after three short epochs of the tests' tiny
+training's `details.json` and `curves.csv`, which have six digits, after three short epochs of the tests' tiny
 recording; longer trainings were not measured. `python tests/faults/threads.py` measures it.
 
 """

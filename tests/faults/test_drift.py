@@ -313,7 +313,7 @@ def test_the_command_compares_embeddings_and_grids_of_a_pipeline(place):
     for files, index in (("embeddings.hdf5 embeddings.hdf5", "depth"), ("clip.hdf5 shards", "rgb/global")):
         answer = run_command(place, "drift", f"{files} --index index/{index}.parquet --metrics-dir out/{index}")
         assert answer.code == 0, answer.stderr
-        figures = json.loads((place / "out" / index / "metrics.json").read_text())
+        figures = json.loads((place / "out" / index / "details.json").read_text())
         assert figures["frames"] == 16
         assert figures["far_share"] == 0
         assert figures["distance_within"] > figures["distance"] >= 0

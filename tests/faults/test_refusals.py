@@ -53,8 +53,8 @@ def outputs(place: Path) -> list[str]:
     ("command", "kib"),
     [
         ("simulate", 4), ("validate", 1), ("normalize", 100), ("train_autoencoder", 4000), ("extract_encoder", 4000),
-        ("embed", 2), ("clip_grids", 40), ("pack_views", 40), ("train_fusion", 100), ("report_part", 1),
-        ("predict act", 1), ("depth.export", 4000),
+        ("embed", 2), ("clip_grids", 40), ("pack_views", 40), ("train_fusion", 100), ("predict act", 1),
+        ("depth.export", 4000),
     ],
 )  # fmt: skip
 def test_no_room_for_a_file(command, kib, place):
@@ -90,7 +90,7 @@ def test_a_full_disk(place):
         os.system(f"umount {disk}")
 
 
-@pytest.mark.parametrize("command", ["validate", "normalize", "extract_encoder", "report_part"])
+@pytest.mark.parametrize("command", ["validate", "normalize", "extract_encoder", "evaluate_fusion"])
 def test_a_folder_that_cannot_be_written(command, place):
     said = run_command(place, command, COMMANDS[command].replace("out/", "/sys/out/").replace(" out ", " /sys/out "))
     assert said.code == 1

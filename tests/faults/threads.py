@@ -45,10 +45,10 @@ def _compare(one: Path, other: Path) -> str:
 
 
 def _figures(world: Path) -> list[float]:
-    """Every number in metrics.json and curves.csv."""
+    """Every number in details.json and curves.csv."""
     with open(world / "out/metrics/curves.csv", encoding="utf-8") as file:
         curves = [float(value) for row in csv.DictReader(file) for value in row.values()]
-    return [*_leaves(json.loads((world / "out/metrics/metrics.json").read_text())), *curves]
+    return [*_leaves(json.loads((world / "out/metrics/details.json").read_text())), *curves]
 
 
 def _leaves(value: Any) -> Iterator[float]:

@@ -26,18 +26,21 @@ from test_importers import aloha, lerobot_v2  # noqa: E402
 
 from sightline.clip import ClipParams  # noqa: E402
 from sightline.clip.extraction import extract_grids  # noqa: E402
-from sightline.core.files import write_json  # noqa: E402
 from sightline.demo.simulate import SimulateParams, simulate_demo  # noqa: E402
+from sightline.depth.card import about_autoencoder  # noqa: E402
 from sightline.depth.embedding import EmbedParams, embed_depth  # noqa: E402
 from sightline.depth.network import Autoencoder, NetworkConfig  # noqa: E402
 from sightline.depth.normalize import NormalizeParams, normalize_depth  # noqa: E402
 from sightline.depth.store import DepthStore  # noqa: E402
 from sightline.depth.weights import Header, extract_encoder, save_weights  # noqa: E402
+from sightline.fusion.card import about_policy  # noqa: E402
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy  # noqa: E402
 from sightline.fusion.views import ViewParams, pack_views  # noqa: E402
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info  # noqa: E402
 from sightline.recording.split import DataPart, SplitParams  # noqa: E402
+from sightline.segmentation.card import about_segmentation  # noqa: E402
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model  # noqa: E402
+from sightline.training.card import write_card  # noqa: E402
 from sightline.validation.validation import DriftGuard, validate_recording  # noqa: E402
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
@@ -74,8 +77,6 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "evaluate_fusion": "fusion.safetensors views.hdf5 out/evaluate_fusion",
     "train_segmentation": "out/segmentation.safetensors --recording rec --index index --metrics-dir out/metrics",
     "evaluate_segmentation": "segmentation.safetensors out/evaluate_segmentation --recording rec --index index",
-    "report_part": "out/part.html metrics --title Part",
-    "model_card": "encoder.safetensors out/encoder.card --metrics metrics --index index/depth.parquet",
     "import_lerobot": "lerobot out/recording",
     "import_hdf5": "aloha out/recording",
     "drift": "embeddings.hdf5 embeddings.hdf5 --index index/depth.parquet --metrics-dir out/metrics",
@@ -105,6 +106,8 @@ def make_world(root: Path) -> Path:
         network, preprocessing = NetworkConfig(latent_dim=64), DepthStore.open(Path("depth.hdf5")).preprocessing
         header = Header(kind="autoencoder", network=network, preprocessing=preprocessing)
         save_weights(Path("autoencoder.safetensors"), Autoencoder(network), header)
+        split, episode = np.array(["train"] * 8 + ["val"] * 4 + ["test"] * 4), np.arange(16) // 4
+        write_card(Path("autoencoder.safetensors"), about_autoencoder(header), {}, split, episode)
         extract_encoder(Path("autoencoder.safetensors"), Path("encoder.safetensors"))
         embed_depth(Path("encoder.safetensors"), Path("depth.hdf5"), Path("embeddings.hdf5"), EmbedParams(batch_size=4))
         extract_grids([Path("rec/rgb/global")], Path("clip.hdf5"), ClipParams(**CLIP))
@@ -113,10 +116,10 @@ def make_world(root: Path) -> Path:
             design="joints_only", cameras=CAMERAS, image_size=32, joint_names=("lift", "turn"), actions=2, steps=2
         )
         save_policy(Path("fusion.safetensors"), FusionPolicy(policy))
+        write_card(Path("fusion.safetensors"), about_policy(policy), {}, split, episode)
         frames = SegmentationConfig(classes=("background", "box"), image_size=(32, 32), channels=(8,) * 6)
         save_model(Path("segmentation.safetensors"), SegmentationModel(frames))
-        write_json(Path("metrics/metrics.json"), {"rmse": 0.5, "baselines": {"pca": {"rmse": 0.25}}})
-        Path("metrics/curves.csv").write_text("epoch,train_loss,val_loss\n0,1.5,1.25\n1,1,0.75\n")
+        write_card(Path("segmentation.safetensors"), about_segmentation(frames), {}, split, episode)
         simulate_demo(SimulateParams(episodes=1, steps=3), Path("simulated.parquet"), Path("states.hdf5"), 1)
         lerobot_v2(Path("lerobot"))
         aloha(Path("aloha"))

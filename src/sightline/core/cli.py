@@ -1,7 +1,6 @@
 """What every stage script shares: its command line, its typed parameters, and one-line errors."""
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -13,7 +12,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sightline.core.errors import UserError, lacks_memory, refusal
-from sightline.core.files import write_json
 from sightline.core.params import Section, load_params
 
 P = TypeVar("P", bound=Section)
@@ -132,14 +130,6 @@ def _less_memory(args: argparse.Namespace, params: Section | None) -> str:
     ]
     sizes += ["--processes"] if hasattr(args, "processes") else []
     return f"lower {' and '.join(sizes)}" if sizes else "close other programs, or take a machine with more"
-
-
-def report(figures: dict[str, Any], metrics_dir: Path | None) -> None:
-    """Write ``figures`` to ``metrics_dir/metrics.json``; without a folder, print them."""
-    if metrics_dir:
-        write_json(metrics_dir / "metrics.json", figures)
-    else:
-        print(json.dumps(figures, indent=2))
 
 
 def _end_loading(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,6 +1,6 @@
 """Evaluate a trained depth autoencoder on frames that it has not seen, beside simple codes of the same size.
 
-`evaluate_autoencoder` writes four files. ``evaluation_results.json``:
+`evaluate_autoencoder` writes five files: ``metrics.json``, the headline figures; ``evaluation_results.json``:
 
     part, frames, duplicates_left_out   which held-out frames; those whose pixels equal a training frame do not count
     train_frames, pca_frames, probe_frames   training frames; those that PCA, and that probe and centring are fitted on
@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
-from sightline.core.files import rounded, write_json
+from sightline.core.figures import write_figures
+from sightline.core.files import rounded
 from sightline.core.params import Section
 from sightline.depth import pictures
 from sightline.depth.accuracy import Accuracy, near_edges
@@ -90,17 +91,15 @@ def evaluate_autoencoder(
     output: Path,
     params: EvaluateParams,
     *,
-    metrics_dir: Path | None = None,
     frames: Path | None = None,
     grids: Path | None = None,
 ) -> dict[str, Any]:
-    """Write ``evaluation_results.json`` to ``metrics_dir`` and the pictures to ``output``; return what the JSON holds.
+    """Write ``metrics.json``, ``evaluation_results.json`` and the pictures to ``output`` -> the results.
 
     Args:
         weights: weights file of a trained autoencoder.
         data: file of normalised depth with its split.
-        output: folder of the pictures.
-        metrics_dir: None takes ``output``.
+        output: folder of the figures and pictures.
         frames: frames.parquet of the recording; with its joints and object positions, linear probes are run.
         grids: CLIP grids of the same frames, as the stage clip_grids writes them: what they are good for is judged
             beside the codes, all of their P * C numbers.
@@ -144,9 +143,20 @@ def evaluate_autoencoder(
         "embedding": _judge_embeddings(store, rows, codes, vectors, others, targets, params, evaluator.device),
     }
     results = rounded(results)
-    write_json((metrics_dir or output) / "evaluation_results.json", results)
+    write_figures(output, _headline(results), results, "evaluation_results.json")
     _draw(store, rows.held_out, codes, accuracies, vectors[AUTOENCODER], output, evaluator.device)
     return results
+
+
+def _headline(results: dict[str, Any]) -> dict[str, Any]:
+    rmse = {name: figures["rmse_mm"] for name, figures in results["codes"].items()}
+    own, baselines = rmse.pop(AUTOENCODER), [value for value in rmse.values() if value is not None]
+    probed = results["embedding"].get("probe", {}).get("joints", {})
+    return {
+        "rmse_mm": own,
+        **({"best_baseline_rmse_mm": min(baselines)} if baselines else {}),
+        **({"joints_r2": probed[AUTOENCODER]["r2"]} if probed else {}),
+    }
 
 
 def _choose_rows(store: DepthStore, params: EvaluateParams) -> Rows:

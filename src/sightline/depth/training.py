@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.core.errors import UserError
-from sightline.core.files import file_sha256, rounded, write_json
+from sightline.core.figures import write_figures
+from sightline.core.files import file_sha256, rounded
 from sightline.depth.augmentation import CHANCES, Augment, augment_images
+from sightline.depth.card import about_autoencoder
 from sightline.depth.network import Autoencoder, NetworkConfig, PatchPath
 from sightline.depth.perceptual import PerceptualLoss
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
+from sightline.training.card import write_card
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import Draw, EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size
@@ -193,8 +196,8 @@ def train_autoencoder(
 ) -> None:
     """Train on the ``train`` part of ``data``, keep the epoch that is best on ``val``, write weights and metrics.
 
-    Writes ``weights`` (safetensors, see `sightline.depth.weights`), ``metrics_dir/metrics.json`` and
-    ``metrics_dir/curves.csv``. The ``test`` part is not touched. An interrupted run continues where it was.
+    Writes ``weights`` (safetensors, see `sightline.depth.weights`) with its card, and to ``metrics_dir`` metrics.json,
+    details.json and curves.csv. The ``test`` part is not touched. An interrupted run continues where it was.
 
     Args:
         data: file of normalised depth.
@@ -239,9 +242,9 @@ def train_autoencoder(
     if rank() != 0:
         return
     network.load_state_dict(result.best_weights_of("network"))
-    save_weights(
-        weights, network, Header(kind="autoencoder", network=network.config, preprocessing=store.preprocessing)
-    )
+    header = Header(kind="autoencoder", network=network.config, preprocessing=store.preprocessing)
+    save_weights(weights, network, header)
+    write_card(weights, about_autoencoder(header), header.model_dump(mode="json"), store.split, store.episode)
     best, mm = result.best, store.preprocessing.mm_per_unit if store.channels == 1 else None
     if best["epoch"] < params.patch_epochs < params.epochs:
         warnings.warn(
@@ -249,17 +252,17 @@ def train_autoencoder(
             "nothing to the weights that are kept; give it more epochs with a smaller train.patch_share",
             stacklevel=2,
         )
-    write_json(
-        metrics_dir / "metrics.json",
-        {
-            "epochs": len(result.history),
-            "best_epoch": int(best["epoch"]),
-            "patch_epochs": params.patch_epochs,  # in a best epoch before this one, the network is still zero
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "val": _errors(best["val_mse"], best["val_l1"], mm),
-            "val_mean_image": _errors(*_mean_image_errors(store, train_rows, val_rows), mm),
-        },
-    )
+    errors = _errors(best["val_mse"], best["val_l1"], mm)
+    figures = {
+        "epochs": len(result.history),
+        "best_epoch": int(best["epoch"]),
+        "patch_epochs": params.patch_epochs,  # in a best epoch before this one, the network is still zero
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "val": errors,
+        "val_mean_image": _errors(*_mean_image_errors(store, train_rows, val_rows), mm),
+    }
+    rmse = "rmse_mm" if mm else "rmse"
+    write_figures(metrics_dir, {"best_epoch": figures["best_epoch"], f"val_{rmse}": errors[rmse]}, figures)
     result.write_curves(metrics_dir / "curves.csv")
     result.finish()
 

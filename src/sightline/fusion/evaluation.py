@@ -1,7 +1,8 @@
 """Evaluate a fusion model on episodes that it has not seen, beside what needs no learning, and what it looks at.
 
-`evaluate_fusion` writes ``metrics.json``, ``error_by_step.csv`` and ``actions.png``. Errors are of whole chunks; steps
-beyond the end of an episode, and actions that do not move in training, do not count. In ``metrics.json``:
+`evaluate_fusion` writes ``metrics.json`` (the headline figures), ``evaluation_results.json``, ``error_by_step.csv`` and
+``actions.png``. Errors are of whole chunks; steps beyond the end of an episode, and actions that do not move in
+training, do not count. In ``evaluation_results.json``:
 
     nmse            squared error in units of the training actions' variance; ``r2`` is 1 - nmse / that of the mean
     nmse_interval   95 % interval over episodes, by bootstrap
@@ -28,7 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sightline.core.errors import UserError
-from sightline.core.files import atomic_output, rounded, write_json
+from sightline.core.figures import write_figures
+from sightline.core.files import atomic_output, rounded
 from sightline.core.params import Section
 from sightline.fusion.chunks import Chunks, read_extras
 from sightline.fusion.heads import CvaeHead, kl_divergence
@@ -55,7 +57,7 @@ class EvaluateFusionParams(Section):
 def evaluate_fusion(
     weights: Path, data: Path, output: Path, params: EvaluateFusionParams, extras: dict[str, Path] | None = None
 ) -> dict[str, Any]:
-    """Write figures and the picture to the folder ``output``; return what ``metrics.json`` holds.
+    """Write figures and the picture to the folder ``output``; return what ``evaluation_results.json`` holds.
 
     Args:
         weights: file of a fusion model.
@@ -101,10 +103,17 @@ def evaluate_fusion(
     }
     if isinstance(policy.head, CvaeHead):
         figures["cvae"] = run.latent_health(rows)
-    write_json(output / "metrics.json", rounded(figures))
+    figures = rounded(figures)
+    write_figures(output, _headline(figures), figures, "evaluation_results.json")
     _write_steps(output / "error_by_step.csv", {"model": error, **baselines})
     _draw_actions(output / "actions.png", run, rows, plain)
     return figures
+
+
+def _headline(figures: dict[str, Any]) -> dict[str, Any]:
+    baselines = [baseline["nmse"] for baseline in figures["baselines"].values()]
+    use = {"shuffled_views": figures["use"]["shuffled_views"]} if "shuffled_views" in figures["use"] else {}
+    return {"nmse": figures["nmse"], "best_baseline_nmse": min(baselines), **use}
 
 
 Change = Callable[[dict[str, Tensor], np.ndarray], dict[str, Tensor]]  # of a batch, whose rows are given

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sightline.core.errors import UserError
-from sightline.core.files import file_sha256, rounded, write_json
+from sightline.core.figures import write_figures
+from sightline.core.files import file_sha256, rounded
 from sightline.core.params import PartOfSection
 from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, chunk_rewards, episode_rewards
 from sightline.fusion.augmentation import CHANCES, augment_views
+from sightline.fusion.card import about_policy
 from sightline.fusion.chunks import Chunks, read_extras, resident_views
 from sightline.fusion.heads import CvaeHead, Loss, Objective, elementwise
 from sightline.fusion.linear import fit_linear
@@ -25,6 +27,7 @@ from sightline.fusion.network import Conv1Init, Design, Norm
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, Target, save_policy
 from sightline.fusion.views import Views
 from sightline.grids.store import identifying_file
+from sightline.training.card import write_card
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size
@@ -197,8 +200,8 @@ def train_fusion(
 ) -> None:
     """Train on the ``train`` part of ``data``, keep the epoch that is best on ``val``, write weights and metrics.
 
-    Writes ``weights`` (see `sightline.fusion.policy`), ``metrics_dir/metrics.json`` and ``metrics_dir/curves.csv``. The
-    ``test`` part is not touched. An interrupted run continues where it was.
+    Writes ``weights`` (see `sightline.fusion.policy`) with its card, and metrics.json, details.json and
+    curves.csv to ``metrics_dir``. The ``test`` part is not touched. An interrupted run continues where it was.
 
     Args:
         data: file of views.
@@ -264,16 +267,15 @@ def train_fusion(
         return
     policy.load_state_dict(result.best_weights_of("average" if params.ema else "policy"))
     save_policy(weights, policy)
-    best = result.best
-    write_json(
-        metrics_dir / "metrics.json",
-        {
-            "epochs": len(result.history),
-            "best_epoch": int(best["epoch"]),
-            "parameters": sum(p.numel() for p in policy.encoder.parameters()),
-            "val": rounded({name: best[f"val_{name}"] for name in ("loss", "nmse")}),
-        },
-    )
+    write_card(weights, about_policy(config), config.model_dump(mode="json"), views.split, views.episode)
+    errors = rounded({name: result.best[f"val_{name}"] for name in ("loss", "nmse")})
+    figures = {
+        "epochs": len(result.history),
+        "best_epoch": int(result.best["epoch"]),
+        "parameters": sum(p.numel() for p in policy.encoder.parameters()),
+        "val": errors,
+    }
+    write_figures(metrics_dir, {"best_epoch": figures["best_epoch"], "val_nmse": errors["nmse"]}, figures)
     result.write_curves(metrics_dir / "curves.csv")
     result.finish()
 

@@ -1,8 +1,7 @@
-"""Join the pages of the report that are here to one: ``python -m sightline.report``.
+"""Show everything that the pipeline has measured on one page: ``python -m sightline.report``.
 
-Which parts there are depends on the recording, but a DVC stage has a fixed list of dependencies, and dvc.yaml cannot be
-one of them; a stage that shows all parameters would run, and need its data, in every experiment. So each part is a
-stage's output; joining them, with the data, the graph, the parameters and the versions, is a command.
+It reads ``metrics/`` as it lies there and has a section for each stage, after the data and the graph, and before the
+parameters and the versions.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -10,43 +9,46 @@ from pathlib import Path
 
 from sightline.core.cli import run_stage
 from sightline.core.errors import UserError
+from sightline.core.figures import HEADLINE
 from sightline.core.files import atomic_output
 from sightline.core.params import Section
 from sightline.report import page
 from sightline.report.overview import overview, read_parameters, settings
+from sightline.report.parts import section_of
 from sightline.report.pipeline import draw_graph, read_stages
 
-FOLDER = "metrics/report/"
 
-
-def join_pages(root: Path, output: Path) -> tuple[int, list[str]]:
-    """Write one page of all that the pipeline of ``root`` makes in metrics/report -> how many, and which are missing.
-
-    The data and the graph of the pipeline come first, parameters and versions last.
+def write_report(root: Path, output: Path) -> tuple[int, list[str]]:
+    """Write the page of the project ``root`` -> how many folders of metrics it shows, and which are not here.
 
     Raises:
-        UserError: none of them is there, or a file that cannot be read.
+        UserError: no metrics are here, or a file that cannot be read.
     """
-    files = [path for path in (root / "dvc.yaml", root / "demo/dvc.yaml") if path.is_file()]
-    params = read_parameters(root / "params.yaml")
-    stages = read_stages(files, params)
-    pages = [out for stage in stages for out in stage.outs if out.startswith(FOLDER)]
-    there = [path for path in pages if (root / path).is_file()]
-    missing = [path for path in pages if path not in there]
-    if not there:
+    params, stages = read_parameters(root / "params.yaml"), read_stages(root)
+    folders: dict[str, list[Path]] = {}
+    missing = []
+    for stage in stages:
+        for out in stage.outs:
+            if out.endswith(f"/{HEADLINE}"):
+                folder = root / Path(out).parent
+                if folder.is_dir():
+                    folders.setdefault(stage.name, []).append(folder)
+                else:
+                    missing.append(out)
+    if not folders:
         raise UserError(
-            f"{root / FOLDER}: holds no page yet; make them with `dvc repro`, or fetch them with `dvc pull`"
+            f"{root / 'metrics'}: holds no metrics yet; make them with `dvc repro`, or fetch them with `dvc pull`"
         )
     note = "An arrow that others imply is left out; a number says how many of a stage there are."
-    drawn = draw_graph([stage for stage in stages if not any(out.startswith(FOLDER) for out in stage.outs)])
-    graph = page.section("Pipeline", page.paragraph(note, "note"), f'<div class="wide graph">{drawn}</div>')
+    drawn = f'<div class="wide graph">{draw_graph(stages)}</div>'
+    graph = page.section("Pipeline", page.paragraph(note, "note"), drawn)
     first = overview(params, root / params["data"]["root"] / "recording.json", root / "data/index/frames.parquet")
-    sections = [section for path in there for section in page.sections_of(root / path)]
+    parts = [section_of(name, those) for name, those in folders.items()]
     absent = [page.section("Not in this report", *(page.paragraph(path) for path in missing))] if missing else []
-    sections = [first, graph, *sections, *absent, *settings(params)]
     with atomic_output(output) as temporary:
+        sections = [first, graph, *parts, *absent, *settings(params)]
         temporary.write_text(page.page("Sightline report", sections), encoding="utf-8")
-    return len(there), missing
+    return sum(map(len, folders.values())), missing
 
 
 class Params(Section):
@@ -54,16 +56,16 @@ class Params(Section):
 
 
 def main(args: Namespace, _: Params) -> None:
-    output = args.output or args.root / FOLDER / "report.html"
-    count, missing = join_pages(args.root, output)
+    output = args.output or args.root / "metrics/report.html"
+    count, missing = write_report(args.root, output)
     for path in missing:
         print(f"left out: {path} is not here; `dvc repro` makes it, `dvc pull {path}` fetches it")
     print(f"{output}: {count} parts")
 
 
-parser = ArgumentParser(prog="python -m sightline.report", description="Join the pages of the report to one.")
+parser = ArgumentParser(prog="python -m sightline.report", description="Show what the pipeline measured on one page.")
 parser.add_argument("--root", type=Path, default=Path(), help="root of the project (the working directory)")
-parser.add_argument("--output", type=Path, help="HTML file to write (ROOT/metrics/report/report.html)")
+parser.add_argument("--output", type=Path, help="HTML file to write (ROOT/metrics/report.html)")
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

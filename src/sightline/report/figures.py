@@ -6,31 +6,11 @@ with the model beside its baselines; all else becomes name and value.
 
 import csv
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sightline.core.errors import UserError
-
-HIGHER = ("psnr", "ssim", "r2", "dice", "iou", "accuracy", "delta", "recall")  # beginnings of names
-LOWER = ("rmse", "mae", "abs_rel", "edge_rmse", "l1", "nmse", "hd95", "asd", "calibration_error")
-Cell = float | int | str | bool | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells, each row with a name; ``title`` is the path of keys that led here."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Mapping[str, tuple[Cell, ...]]
-
-    def by_figure(self) -> "Table":
-        """The same with a row for each figure and a column for each thing that is compared."""
-        rows = {name: tuple(cells[i] for cells in self.rows.values()) for i, name in enumerate(self.columns)}
-        return Table(self.title, tuple(self.rows), rows)
+from sightline.training.comparison import Table, are_alike, as_cell, comparison, table_of
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,23 +37,6 @@ def read_csv(path: Path) -> tuple[list[str], list[list[float | str]]]:
     return header, [[_number(text) for text in row] for row in rows]
 
 
-def direction(name: str) -> int:
-    """1 where a higher value is better, -1 where a lower one is, 0 where nobody says so."""
-    last = name.rpartition(".")[2]
-    return int(last.startswith(HIGHER)) - int(last.startswith(LOWER))
-
-
-def comparison(figures: dict[str, Any]) -> Table | None:
-    """A model beside its baselines, from ``codes``, or from ``baselines`` and the figures beside them."""
-    if _alike(figures.get("codes")):
-        return _table("codes", figures["codes"])
-    if _alike(figures.get("baselines")):
-        columns = next(iter(figures["baselines"].values()))
-        own = {name: figures.get(name) for name in columns}
-        return _table("baselines", {"model": own, **figures["baselines"]})
-    return None
-
-
 def tables(figures: dict[str, Any]) -> list[Table]:
     """Everything in ``figures``: the comparison first, then single values, then what else is the same for several."""
     first = comparison(figures)
@@ -83,33 +46,16 @@ def tables(figures: dict[str, Any]) -> list[Table]:
     return ([first] if first else []) + _nested(rest, "")
 
 
-def format_cell(value: Cell) -> str:
-    """A number at four significant digits, thousands apart; everything else as it is."""
-    if value is None:
-        return "–"  # noqa: RUF001
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return str(value)
-        if abs(value) >= 1000:
-            return f"{value:,.0f}"
-        return f"{value:.4g}"
-    return value
-
-
 def _nested(figures: dict[str, Any], prefix: str) -> list[Table]:
-    plain = {name: _cell(value) for name, value in _ordered(figures).items() if not isinstance(value, dict)}
-    found = [Table(prefix, ("value",), {name: (cell,) for name, cell in plain.items()})] if plain else []
+    plain = {name: as_cell(value) for name, value in _ordered(figures).items() if not isinstance(value, dict)}
+    tables_ = [Table(prefix, ("value",), {name: (cell,) for name, cell in plain.items()})] if plain else []
     for name, value in figures.items():
         title = f"{prefix}.{name}" if prefix else name
-        if _alike(value):
-            found.append(_table(title, value))
+        if are_alike(value):
+            tables_.append(table_of(title, value))
         elif isinstance(value, dict) and value:
-            found += _nested(value, title)
-    return found
+            tables_ += _nested(value, title)
+    return tables_
 
 
 def _ordered(figures: dict[str, Any]) -> dict[str, Any]:
@@ -117,26 +63,6 @@ def _ordered(figures: dict[str, Any]) -> dict[str, Any]:
     if all(name.isdecimal() for name in figures):
         return dict(sorted(figures.items(), key=lambda item: int(item[0])))
     return figures
-
-
-def _alike(value: Any) -> bool:
-    """Whether ``value`` maps names to the same single figures each."""
-    if not isinstance(value, dict) or not all(isinstance(child, dict) and child for child in value.values()):
-        return False
-    keys = [set(child) for child in value.values()]
-    flat = not any(isinstance(leaf, dict) for child in value.values() for leaf in child.values())
-    return bool(keys) and flat and all(key == keys[0] for key in keys)
-
-
-def _table(title: str, things: dict[str, dict[str, Any]]) -> Table:
-    columns = tuple(next(iter(things.values())))
-    return Table(title, columns, {name: tuple(_cell(thing[key]) for key in columns) for name, thing in things.items()})
-
-
-def _cell(value: Any) -> Cell:
-    if isinstance(value, list | tuple):
-        return ", ".join(format_cell(_cell(child)) for child in value) or "none"
-    return value if isinstance(value, float | int | str | bool) or value is None else json.dumps(value)
 
 
 def _number(text: str) -> float | str:

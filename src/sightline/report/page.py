@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from sightline.core.errors import UserError
-from sightline.report.figures import Cell, Table, direction, format_cell
+from sightline.training.comparison import Cell, Table, direction, format_cell
 
 STYLE = """
 :root { color-scheme: light; }
@@ -48,7 +47,6 @@ RANDOM_CLIP = (
     "Name real weights with clip.pretrained."
 )
 COLOURS = ("#1b5faa", "#d1660a", "#2b8a5b", "#a03a8a", "#6b7280", "#b8860b")  # of the lines of a chart
-_SECTION = re.compile(r'<section id="[^"]*">.*?</section>\n', re.DOTALL)
 _HEADING = re.compile(r'<section id="([^"]*)">\n<h2>(.*?)</h2>')
 _BANNER = re.compile(r'<p class="banner">.*?</p>', re.DOTALL)
 
@@ -65,15 +63,6 @@ def page(title: str, sections: Iterable[str]) -> str:
         f"<style>{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{escape(title)}</h1>\n{contents}</header>\n"
         f"<main>\n{banners}\n{_BANNER.sub('', body)}</main>\n</body>\n</html>\n"
     )
-
-
-def sections_of(path: Path) -> list[str]:
-    """The sections of a page that `page` made, its banners in the first. Raises `UserError` where the file is none."""
-    text = path.read_text(encoding="utf-8")
-    sections = _SECTION.findall(text)
-    if not sections:
-        raise UserError(f"{path}: not a page of the report; make it again with dvc repro")
-    return ["".join(_BANNER.findall(text)) + sections[0], *sections[1:]]
 
 
 def section(title: str, *parts: str) -> str:

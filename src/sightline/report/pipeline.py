@@ -1,16 +1,13 @@
 """The stages of ``dvc.yaml``: what each reads and writes, and the graph as SVG."""
 
-import itertools
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from sightline.core.errors import UserError
-from sightline.core.params import parse_yaml
 
 BOX, GAP, RISE = (156, 40), 18, 40  # width and height of a stage; between boxes of a row, and between rows
 
@@ -24,27 +21,30 @@ class Stage:
     outs: tuple[str, ...]
 
 
-def read_stages(files: Iterable[Path], params: dict[str, Any]) -> list[Stage]:
-    """Every stage of some ``dvc.yaml`` files, those of a matrix once for each value.
+def read_stages(root: Path) -> list[Stage]:
+    """Every stage of the pipelines of the project ``root``, those of a matrix once for each value, as DVC reads them.
 
     Raises:
-        UserError: a file that is not such a pipeline, or a template that ``params`` do not fill.
+        UserError: DVC cannot read them.
     """
-    stages = []
-    for file in files:
-        try:
-            definitions = parse_yaml(file.read_text(encoding="utf-8"), str(file))["stages"]
-        except (OSError, KeyError, TypeError):
-            raise UserError(f"{file}: cannot be read as a pipeline; it needs `stages:`") from None
-        for name, stage in definitions.items():
-            matrix = {key: _lookup(values, params, file) for key, values in stage.get("matrix", {}).items()}
-            for chosen in itertools.product(*matrix.values()):
-                known = params | {"item": dict(zip(matrix, chosen, strict=True))}
-                deps, outs = (
-                    tuple(_fill(path, known, file) for path in stage.get(part, [])) for part in ("deps", "outs")
-                )
-                stages.append(Stage(name, deps, outs))
-    return stages
+    from dvc.exceptions import DvcException  # takes a second to load, which no page of help should wait for
+    from dvc.repo import Repo
+
+    try:
+        stages = Repo(str(root), uninitialized=True).index.stages
+    except DvcException as error:
+        raise UserError(f"{root}: DVC cannot read its pipelines ({' '.join(str(error).split())})") from None
+    return [
+        Stage(stage.name.split("@")[0], tuple(_paths(stage.deps, root)), tuple(_paths(stage.outs, root)))
+        for stage in stages
+        if stage.name  # not a file that was added
+    ]
+
+
+def _paths(items: Iterable[Any], root: Path) -> Iterator[str]:
+    for item in items:
+        if item.protocol == "local":
+            yield Path(item.fs_path).relative_to(root.resolve()).as_posix()
 
 
 def draw_graph(stages: list[Stage]) -> str:
@@ -123,20 +123,3 @@ def _rows(names: list[str], edges: set[tuple[str, str]]) -> list[list[str]]:
         row.sort(key=lambda name: sum(place[s] for s in before[name]) / len(before[name]))
         place |= {name: (i + 0.5) / len(row) for i, name in enumerate(row)}
     return rows
-
-
-def _fill(text: str, params: dict[str, Any], file: Path) -> str:
-    return re.sub(r"(?<!\\)\$\{[^}]*\}", lambda found: str(_lookup(found[0], params, file)), text)
-
-
-def _lookup(template: Any, params: dict[str, Any], file: Path) -> Any:
-    """What ``${a.b[0]}`` stands for; a list that is written out is itself."""
-    if not isinstance(template, str):
-        return template
-    value: Any = params
-    try:
-        for key in re.findall(r"\w+", template):
-            value = value[int(key) if key.isdigit() else key]
-    except (KeyError, IndexError, TypeError):
-        raise UserError(f"{file}: {template} is not in the parameters") from None
-    return value

@@ -29,7 +29,8 @@ from pydantic import Field
 from tqdm import tqdm
 
 from sightline.core.errors import UserError
-from sightline.core.files import atomic_output, rounded, write_json
+from sightline.core.figures import write_figures
+from sightline.core.files import atomic_output, rounded
 from sightline.core.params import Section
 from sightline.segmentation import metrics
 from sightline.segmentation.frames import SegmentationFrames
@@ -98,7 +99,13 @@ def evaluate_segmentation(
     )  # fmt: skip
     _write_table(output / "per_class.csv", ["class", *classes], zip(names, *classes.values(), strict=True))
     _write_table(output / "confidence.csv", ["confidence", "share", "mean_confidence", "accuracy"], _bin_rows(bins))
-    write_json(output / "metrics.json", figures)
+    baselines = [dice for of in figures["baselines"].values() if (dice := of["dice_mean"]) is not None]
+    headline = {
+        "dice": figures["dice_mean"],
+        **({"best_baseline_dice": max(baselines)} if baselines else {}),
+        "calibration_error": figures["calibration_error"],
+    }
+    write_figures(output, headline, figures, "evaluation_results.json")
     return figures
 
 

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sightline.core.errors import UserError
-from sightline.core.files import rounded, write_json
+from sightline.core.figures import write_figures
+from sightline.core.files import rounded
 from sightline.core.params import Section
 from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled
+from sightline.segmentation.card import about_segmentation
 from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrames
 from sightline.segmentation.methods import (
     SEMI_SUPERVISED,
@@ -31,6 +33,7 @@ from sightline.segmentation.methods import (
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
 from sightline.segmentation.network import Norm, Output
 from sightline.segmentation.prototypes import PRESETS, ContrastivePrototypeManager
+from sightline.training.card import write_card
 from sightline.training.fitting import TrainerParams, configure_optimizer, fit
 from sightline.training.order import in_order
 from sightline.training.processes import process_device, rank, world_size
@@ -244,9 +247,9 @@ def train_segmentation(
 ) -> None:
     """Train on the labelled and unlabelled frames of part ``train``; keep the epoch that is best on part ``val``.
 
-    Writes ``weights``, and to ``metrics_dir`` metrics.json and curves.csv. What is best is told by the mean Dice
-    coefficient of the classes in the validation masks, without the background, pooled over all their pixels. Masks of
-    training frames that are not labelled are not read.
+    Writes ``weights`` with its card, and metrics.json, details.json and curves.csv to ``metrics_dir``. What is best is
+    told by the mean Dice coefficient of the classes in the validation masks, without the background, pooled over all
+    their pixels. Masks of training frames that are not labelled are not read.
 
     Args:
         frames: what to learn from.
@@ -308,18 +311,18 @@ def train_segmentation(
         return
     model.load_state_dict(result.best_weights_of("average" if params.ema else "model"))
     save_model(weights, model)
+    write_card(weights, about_segmentation(config), config.model_dump(mode="json"), frames.split, frames.group)
     best = result.best
-    write_json(
-        metrics_dir / "metrics.json",
-        {
-            "epochs": len(result.history),
-            "best_epoch": int(best["epoch"]),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "labelled": {"groups": len(config.labeled_groups), "frames": len(labelled)},
-            "unlabelled": {"frames": len(unlabelled)},
-            "val": rounded({name.removeprefix("val_"): best[name] for name in best if name.startswith("val_")}),
-        },
-    )
+    figures = {
+        "epochs": len(result.history),
+        "best_epoch": int(best["epoch"]),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "labelled": {"groups": len(config.labeled_groups), "frames": len(labelled)},
+        "unlabelled": {"frames": len(unlabelled)},
+        "val": rounded({name.removeprefix("val_"): best[name] for name in best if name.startswith("val_")}),
+    }
+    headline = {"best_epoch": figures["best_epoch"], "val_dice": figures["val"]["dice"]}
+    write_figures(metrics_dir, headline, figures)
     result.write_curves(metrics_dir / "curves.csv")
     result.finish()
 

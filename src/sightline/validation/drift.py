@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from sightline.core.cli import report, run_stage
+from sightline.core.cli import run_stage
 from sightline.core.errors import UserError
+from sightline.core.figures import report
 from sightline.core.files import rounded
 from sightline.core.hdf5 import open_hdf5, require
 from sightline.core.params import Section
@@ -163,7 +164,8 @@ class Params(Section):
 
 
 def main(args: Namespace, _: Params) -> None:
-    report(embedding_drift(args.reference, args.new, args.index), args.metrics_dir)
+    figures = embedding_drift(args.reference, args.new, args.index)
+    report(figures, {name: figures[name] for name in ("frechet", "far_share")}, args.metrics_dir)
 
 
 parser = ArgumentParser(

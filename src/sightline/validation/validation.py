@@ -115,6 +115,17 @@ def validate_recording(
     return metrics
 
 
+def headline(metrics: dict[str, Any]) -> dict[str, int]:
+    """The few figures of `validate_recording`'s metrics to compare recordings by, over all pieces that were checked."""
+    frames, folders = metrics.get("frames"), [counts for piece, counts in metrics.items() if piece != "frames"]
+    outside = [counts["outside_range"] for counts in metrics.values() if "outside_range" in counts]
+    return {
+        **({"frames": frames["frames"], "episodes": frames["episodes"]} if frames else {}),
+        **({name: sum(counts[name] for counts in folders) for name in ("images", "skipped")} if folders else {}),
+        **({"outside_range": max(outside)} if outside else {}),
+    }
+
+
 def _guard_drift(
     guard: DriftGuard,
     recording: Path,

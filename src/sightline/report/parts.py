@@ -1,39 +1,30 @@
-"""The page of one part of the pipeline, such as one model: everything in its metrics folders."""
+"""The sections about what stages measured: all figures, curves and pictures of their metrics folders."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.core.errors import UserError
-from sightline.core.files import atomic_output
 from sightline.report import page
-from sightline.report.figures import Table, read_csv, read_json, tables
+from sightline.report.figures import read_csv, read_json, tables
+from sightline.training.comparison import Table
 
 
-def write_part(output: Path, title: str, folders: Sequence[Path]) -> None:
-    """Write a page of ``folders``: figures of JSON files, curves of CSV files, PNG pictures, folder by folder.
+def section_of(title: str, folders: list[Path]) -> str:
+    """A section about the ``folders`` of one stage: figures of JSON files, curves of CSV files, PNG pictures.
 
     Raises:
-        UserError: a folder that is not there, or holds nothing of these.
+        UserError: a file that cannot be read, naming it.
     """
     parts: list[str] = []
     for folder in folders:
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        kinds = {suffix: [path for path in files if path.suffix == suffix] for suffix in (".json", ".csv", ".png")}
-        if not any(kinds.values()):
-            raise UserError(f"{folder}: no figures, curves or pictures there; make them with dvc repro")
         if len(folders) > 1:
             parts.append(page.paragraph(folder.as_posix(), "note"))
-        for path in kinds[".json"]:
-            if len(kinds[".json"]) > 1:
-                parts.append(page.paragraph(path.name, "note"))
+        for path in sorted(folder.glob("*.json")):
             figures = read_json(path)
             parts += [page.paragraph(page.RANDOM_CLIP, "banner")] if figures.get("random_weights") else []
-            parts.append(page.tables(tables(figures)))
-        parts += [_curves(path) for path in kinds[".csv"]]
-        parts += [page.picture(path) for path in kinds[".png"]]
-    with atomic_output(output) as temporary:
-        temporary.write_text(page.page("Sightline report", [page.section(title, *parts)]), encoding="utf-8")
+            parts += [page.paragraph(path.name, "note"), page.tables(tables(figures))]
+        parts += [_curves(path) for path in sorted(folder.glob("*.csv"))]
+        parts += [page.picture(path) for path in sorted(folder.glob("*.png"))]
+    return page.section(title, *parts)
 
 
 def _curves(path: Path) -> str:

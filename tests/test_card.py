@@ -1,0 +1,89 @@
+"""Model cards: what the training writes about a model, and what its evaluation adds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sightline.core.errors import UserError
+from sightline.depth.card import about_autoencoder
+from sightline.depth.network import NetworkConfig
+from sightline.depth.preprocessing import Preprocessing
+from sightline.depth.weights import Header
+from sightline.fusion.card import about_policy
+from sightline.fusion.policy import PolicyConfig
+from sightline.segmentation.card import about_segmentation
+from sightline.segmentation.model import SegmentationConfig
+from sightline.training.card import About, read_card, write_card, write_measured_card
+
+SPLIT, EPISODE = np.array(["train", "train", "test"]), np.array([0, 0, 7])
+FIGURES = {
+    "nmse": 0.5, "l1_mean": 0.1,
+    "baselines": {"mean": {"nmse": 1.0, "l1_mean": 0.2}, "hold": {"nmse": 0.4, "l1_mean": 0.3}},
+    "use": {"shuffled_views": 0.001, "shuffled_joints": 0.9},
+}  # fmt: skip
+POLICY = PolicyConfig(
+    cameras=("left", "right", "global"), image_size=84, joint_names=("a|b",), actions=2, steps=16, stride=3,
+    extras={"depth": (64,)},
+)  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    path = tmp_path / "nine.safetensors"
+    save_file({"weight": np.zeros((3, 4), np.float32), "batches": np.array(1)}, path)
+    return path
+
+
+def card_of(model: Path, about: About, configuration: dict) -> dict:
+    write_card(model, about, configuration, SPLIT, EPISODE)
+    return json.loads(model.with_suffix(".card.json").read_text())
+
+
+def test_a_card_of_an_autoencoder_tells_units_and_ranges(model):
+    preprocessing = Preprocessing(height_range=(100, 500), invalid=(0,), unit_mm=2.0)
+    header = Header(kind="autoencoder", network=NetworkConfig(latent_dim=64), preprocessing=preprocessing)
+    card = card_of(model, about_autoencoder(header), header.model_dump(mode="json"))
+    assert "counts 100 to 500 (200 to 1000 mm), [0] mean no reading" in card["inputs"][0]
+    assert card["outputs"] == ["embeddings float32 [N, 64], no unit, not of unit length"]
+    assert card["parameters"] == 12
+    assert card["training_data"] == {"train": {"frames": 2, "groups": 1}, "test": {"frames": 1, "groups": 1}}
+    assert card["use"].startswith(f"python stages/extract_encoder.py {model}")
+
+
+def test_an_evaluation_adds_its_figures_and_the_limits_that_follow_from_them(model, tmp_path):
+    card = card_of(model, about_policy(POLICY), POLICY.model_dump(mode="json"))
+    assert read_card(model) == card
+    write_measured_card(tmp_path / "nine.card.md", card, FIGURES)
+    text = (tmp_path / "nine.card.md").read_text()
+    assert "On held-out frames, hold is better: nmse 0.4 against 0.5." in text
+    assert "mean is better" not in text
+    assert text.count("hardly uses") == 1  # of the views
+    assert "| nmse | 0.5 | 1 | 0.4 |" in text
+    assert "a\\|b" in text
+    assert "depth float32 \\[B, 64\\]" in text
+
+
+def test_a_card_of_a_segmentation_names_its_classes(model):
+    config = SegmentationConfig(classes=("background", "ball"), image_size=(8, 8))
+    card = card_of(model, about_segmentation(config), config.model_dump(mode="json"))
+    assert card["outputs"] == ["a class of each pixel: 0 background, 1 ball"]
+    assert card["configuration"]["classes"] == ["background", "ball"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: card.unlink(), "cannot be read as a card"),
+        (lambda card: card.write_text("{"), "cannot be read as a card"),
+        (lambda card: card.write_text('{"sha256": "0"}'), "is about other weights than .*nine.safetensors"),
+    ],
+)
+def test_figures_never_stand_beside_another_model(model, change, message):
+    card_of(model, about_policy(POLICY), {})
+    change(model.with_suffix(".card.json"))
+    with pytest.raises(UserError, match=rf"nine\.card\.json: {message}") as error:
+        read_card(model)
+    assert "\n" not in str(error.value)
