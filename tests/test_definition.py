@@ -3,6 +3,9 @@
 import importlib.util
 import itertools
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +155,20 @@ def test_trainings_and_extractions_can_be_launched_on_many_gpus():
         assert STAGES[name]["cmd"].startswith("\\${SIGHTLINE_LAUNCHER:-python} stages/")
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "stages").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("script", sorted((ROOT / "stages").glob("[a-z]*.py")), ids=lambda path: path.name)
 def test_stage_scripts_are_thin_and_used(script):
     assert len(script.read_text().splitlines()) <= 40
     assert f"stages/{script.name}" in {*SCRIPTS.values(), *BY_HAND}
+
+
+def test_an_installed_library_has_every_folder_and_the_stages():
+    """Stages are also modules, which setuptools finds in their folder beside the library's."""
+    folders = {path.parent.name for path in (ROOT / "src/sightline").glob("*/__init__.py")}
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(setup["packages"]) == {"sightline", "sightline.stages", *(f"sightline.{name}" for name in folders)}
+    command = [sys.executable, "-m", "sightline.stages.extract_encoder", "--help"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True)
+    assert "Extract the encoder" in done.stdout
 
 
 def unread_parameters(params: dict[str, Any]) -> list[str]:
