@@ -7,7 +7,7 @@ from sightline.clip.extraction import extract_grids
 from sightline.clip.params import ClipParams
 from sightline.core.cli import add_shorthands, report, run_stage
 from sightline.core.params import Section
-from sightline.recording.split import OnErrorPart
+from sightline.recording.split import DataParams
 
 SHORTHANDS = {
     "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
@@ -16,7 +16,7 @@ SHORTHANDS = {
 
 
 class Params(Section):
-    data: OnErrorPart = OnErrorPart()
+    data: DataParams = DataParams()
     clip: ClipParams = ClipParams()
 
 

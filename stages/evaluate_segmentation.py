@@ -5,13 +5,14 @@ from pathlib import Path
 
 from sightline.core.cli import run_stage
 from sightline.core.params import Section
+from sightline.recording.split import DataParams
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation, table
-from sightline.segmentation.frames import SplitPart, open_frames
+from sightline.segmentation.frames import open_frames
 from sightline.segmentation.model import load_model
 
 
 class Params(Section):
-    data: SplitPart = SplitPart()
+    data: DataParams = DataParams()
     evaluate_segmentation: EvaluateSegmentationParams = EvaluateSegmentationParams()
 
 

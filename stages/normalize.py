@@ -6,11 +6,11 @@ from pathlib import Path
 from sightline.core.cli import report, run_stage
 from sightline.core.params import Section
 from sightline.depth.normalize import NormalizeParams, normalize_depth
-from sightline.recording.split import DataPart
+from sightline.recording.split import DataParams
 
 
 class Params(Section):
-    data: DataPart = DataPart()
+    data: DataParams = DataParams()
     normalize: NormalizeParams = NormalizeParams()
 
 

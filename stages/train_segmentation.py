@@ -4,22 +4,22 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sightline.core.cli import run_stage
-from sightline.core.params import Section
-from sightline.segmentation.frames import SplitPart, open_frames
+from sightline.core.params import Section, Seed
+from sightline.recording.split import DataParams
+from sightline.segmentation.frames import open_frames
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 
 
 class Params(Section):
-    seed: int = 0
-    data: SplitPart = SplitPart()
+    seed: Seed = 0
+    data: DataParams = DataParams()
     segmentation: SegmentationParams = SegmentationParams()
 
 
 def main(args: Namespace, params: Params) -> None:
     frames = open_frames(
         params.segmentation, params.data.split, recording=args.recording, index=args.index, images=args.images,
-        masks=args.masks, arrays=args.arrays, depth=args.depth, grids=args.clip_grids,
-    )  # fmt: skip
+        masks=args.masks, arrays=args.arrays, depth=args.depth, grids=args.clip_grids)  # fmt: skip
     options = {"output_dir": args.output_dir, "resume": args.resume}
     train_segmentation(frames, args.weights, args.metrics_dir, params.segmentation, params.seed, **options)
 

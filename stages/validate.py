@@ -2,18 +2,22 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from warnings import catch_warnings
 
 from sightline.core.cli import report, run_stage
 from sightline.core.params import Section
-from sightline.validation.validation import DriftGuard, ValidateData, validate_recording
+from sightline.recording.split import DataParams
+from sightline.validation.validation import DriftGuard, ValidateParams, validate_recording
 
+with catch_warnings(action="ignore"):  # pydantic warns that its deprecated `validate` is hidden
 
-class Params(Section):
-    data: ValidateData = ValidateData()
+    class Params(Section):
+        data: DataParams = DataParams()
+        validate: ValidateParams = ValidateParams()
 
 
 def main(args: Namespace, params: Params) -> None:
-    guard = DriftGuard(params.data.drift_tolerance, args.reference, args.metrics_dir)
+    guard = DriftGuard(params.validate.drift_tolerance, args.reference, args.metrics_dir)
     metrics = validate_recording(args.recording, args.out_dir, params.data, args.only, args.processes, guard)
     report(metrics, args.metrics_dir)
 

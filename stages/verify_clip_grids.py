@@ -3,18 +3,20 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.clip.params import VerifyParams
+from sightline.clip.params import ClipParams, VerifyParams
 from sightline.clip.verification import verify_grids
 from sightline.core.cli import report, run_stage
 from sightline.core.params import Section
 
 
 class Params(Section):
-    clip: VerifyParams = VerifyParams()
+    clip: ClipParams = ClipParams()
+    verify_clip_grids: VerifyParams = VerifyParams()
 
 
 def main(args: Namespace, params: Params) -> None:
-    report(verify_grids(args.store, args.images, params.clip, args.index), args.metrics_dir)
+    figures = verify_grids(args.store, args.images, params.clip, params.verify_clip_grids, args.index)
+    report(figures, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)

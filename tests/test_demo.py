@@ -238,14 +238,14 @@ def test_solve():
 @pytest.mark.parametrize(
     ("script", "arguments", "expected"),
     [
-        ("simulate", ["--frames", "f", "--states", "s", "--set", "demo.simulate.epsodes=2"], "demo.simulate.epsodes"),
+        ("simulate", ["--frames", "f", "--states", "s", "--set", "simulate.epsodes=2"], "simulate.epsodes"),
         (
             "simulate",
-            ["--frames", "f", "--states", "s", "--set", "demo.simulate.miss_rate=2"],
-            "demo.simulate.miss_rate",
+            ["--frames", "f", "--states", "s", "--set", "simulate.miss_rate=2"],
+            "simulate.miss_rate",
         ),
         ("render", ["--states", "missing.hdf5", "--out", "o"], "missing.hdf5"),
-        ("render", ["--states", "s", "--out", "o", "--set", "demo.render.depth_near_mm=9000"], "depth_near_mm"),
+        ("render", ["--states", "s", "--out", "o", "--set", "render.depth_near_mm=9000"], "depth_near_mm"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(script, arguments, expected, tmp_path):

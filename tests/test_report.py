@@ -194,7 +194,7 @@ def test_the_data_are_summed_up_and_what_is_not_real_is_said(tmp_path):
 
 def test_what_a_recording_lacks_is_said(tmp_path):
     text = data_of(small_project(tmp_path, "demonstrations=[];depth=[];masks=[]"))
-    assert "No depth: data.depth does not name any. No masks: " in text
+    assert "No depth: stages.depth does not name any. No masks: " in text
     assert "fusion.pretrained" not in text
 
 
@@ -239,8 +239,8 @@ def test_the_graph_has_every_stage_and_no_edge_that_others_imply():
     assert ">train_fusion ×2<" in text  # noqa: RUF001
     small = [s for s in stages if s.name in ("normalize", "train_autoencoder", "extract_encoder", "embed")]
     assert draw_graph(small).count("marker-end") == 3  # not normalize -> embed
-    data = params["data"] | {"depth": []}
-    assert "train_autoencoder" not in draw_graph(read_stages([ROOT / "dvc.yaml"], params | {"data": data}))
+    stages = params["stages"] | {"depth": []}
+    assert "train_autoencoder" not in draw_graph(read_stages([ROOT / "dvc.yaml"], params | {"stages": stages}))
 
 
 # --- cards

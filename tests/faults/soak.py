@@ -21,7 +21,8 @@ from test_pipeline import Clone
 
 from sightline.core.params import Section, load_params
 from sightline.fusion.training import FusionParams, train_fusion
-from sightline.segmentation.frames import SplitPart, open_frames
+from sightline.recording.split import DataParams
+from sightline.segmentation.frames import open_frames
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 
 PAGE = ROOT / "docs/soak.md"
@@ -91,7 +92,7 @@ def experiments(count: int, folder: Path) -> tuple[dict[str, Figures], list[str]
 class Params(Section):
     """What the trainings take."""
 
-    data: SplitPart
+    data: DataParams
     fusion: FusionParams
     segmentation: SegmentationParams
 
