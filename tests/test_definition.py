@@ -200,17 +200,18 @@ def _lines_of(text: str, leaf: str) -> tuple[list[str], list[str]]:
 def test_an_experiment_changes_the_lines_of_its_parameters_alone(tmp_path):
     """DVC writes params.yaml anew for `-S`, and drops or moves what stands behind a list.
 
-    Single values of one line each are changed together, to spare time; lists and null one by one, to other lengths.
+    Values of one line are changed together, to spare time; what is a list, or becomes one, is changed by itself.
     """
     text, leaves = (ROOT / "params.yaml").read_text(), _leaves(PARAMS)
-    others = {bool: "false", str: "other", int: "77", float: "3e-07"}
+    others = {bool: "false", str: "other", int: "77", float: "3e-07", type(None): "77"}
     plain = {
         leaf: others[type(value)] for leaf, value in leaves.items() if type(value) in others and value is not False
     }
     plain |= {leaf: "true" for leaf, value in leaves.items() if value is False}
     experiments = [{"train.lr": "3e-4"}, plain]
-    for leaf in sorted(set(leaves) - set(plain)):
-        experiments += [{leaf: other} for other in ("[]", "[7,8,9,10,11,12,13]" if leaves[leaf] else "[7,8]", "null")]
+    experiments += [{leaf: "[7,8]"} for leaf, value in leaves.items() if value in (None, [])]
+    for leaf in (leaf for leaf, value in leaves.items() if isinstance(value, list) and value):
+        experiments += [{leaf: "[]"}, {leaf: "[7,8,9,10,11,12,13]"}]
     for changes in experiments:
         (tmp_path / "params.yaml").write_text(text)
         apply_overrides(tmp_path / "params.yaml", [f"{leaf}={other}" for leaf, other in changes.items()])
