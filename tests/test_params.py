@@ -90,6 +90,11 @@ def test_mistakes_are_one_line_that_names_the_key(params_file, assignment, messa
         ("a: [", "not valid YAML"),
         ("train: {lrr: 1}", "train.lrr: unknown key"),
         ("train: {lr: 1, lr: 2}", "not valid YAML: the key lr is there twice .* line 1, column 16"),
+        ("seed: !!int x", "not valid YAML"),
+        ("seed: !!bool x", "not valid YAML"),
+        ("seed: !!timestamp x", "not valid YAML"),
+        ('seed: "\\Uffffffff"', "not valid YAML"),
+        ("seed: " + 999 * "[", "not valid YAML"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, text, message):

@@ -70,10 +70,13 @@ def load_params(model: type[P], params_file: Path | None = None, assignments: It
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML 1.2 (``5e-4`` is a number). Raises `UserError` naming ``source`` where it is not YAML."""
+    """Parse YAML 1.2 (``5e-4`` is a number). Raises `UserError` naming ``source`` where it is not YAML.
+
+    PyYAML lets Python's own errors out where the content does not fit a tag or an escape (``!!int x``).
+    """
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
