@@ -19,12 +19,12 @@ from running import put
 
 PLACE = Path("runs/drift")
 KNOWN = Path("data/demo")
-OTHER = {"demo.simulate.seed": 1, "demo.render.seed": 1}
+OTHER = {"simulate.seed": 1, "render.seed": 1}
 VARIANTS: dict[str, dict[str, float]] = {
     "other episodes": OTHER,
-    "half the light": OTHER | {"demo.render.lamp": 0.5},
-    "camera 10 cm aside": OTHER | {"demo.render.camera_shift_m": 0.1},
-    "camera 40 cm aside": OTHER | {"demo.render.camera_shift_m": 0.4, "demo.simulate.episodes": 6},
+    "half the light": OTHER | {"render.lamp": 0.5},
+    "camera 10 cm aside": OTHER | {"render.camera_shift_m": 0.1},
+    "camera 40 cm aside": OTHER | {"render.camera_shift_m": 0.4, "simulate.episodes": 6},
 }
 MODALITIES = ("joints", "rgb/global", "rgb/left_wrist", "rgb/right_wrist", "depth", "masks")
 CLIP = "--model ViT-S-32 --set clip.pretrained=random"  # small, for two cores

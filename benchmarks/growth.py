@@ -65,8 +65,8 @@ def _commands(root: Path, count: int) -> dict[str, tuple[object, ...]]:
     info, index = root / "recording.json", Path("index")
     masks = ("--recording", root, "--index", index)
     return {
-        "simulate": ("--frames", "s.parquet", "--states", "s.hdf5", *_set("demo.simulate", simulate)),
-        "render": ("--states", "s.hdf5", "--out", "demo", *_set("demo.render", render)),
+        "simulate": ("--frames", "s.parquet", "--states", "s.hdf5", *_set("simulate", simulate)),
+        "render": ("--states", "s.hdf5", "--out", "demo", *_set("render", render)),
         "import_hdf5": ("import_hdf5", "recording_1", "--fps", 10),
         "import_lerobot": ("import_lerobot", "recording_2"),
         "validate": (root, index),

@@ -35,7 +35,7 @@ if [ -n "${LEROBOT:-}" ]; then
     [ -e "$runs/recording" ] || python stages/import_lerobot.py "$LEROBOT" "$runs/recording"
     python stages/validate.py "$runs/recording" "$runs/index"
     python stages/pack_views.py "$runs/recording" "$runs/views.hdf5" --index "$runs/index" \
-        --set 'fusion.cameras=[left,right,top]'
+        --set 'views.cameras=[left,right,top]'
     for seed in 0 1 2; do
         for design in nine joints_only three; do
             fusion "$runs/views.hdf5" "$runs/real" --design $design --seed $seed --set fusion.stride=3 \

@@ -39,8 +39,9 @@ from running import ROOT, put
 from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, write_json
 from sightline.core.params import Section, load_params
+from sightline.recording.split import DataParams
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation
-from sightline.segmentation.frames import SegmentationFrames, SplitPart, open_frames
+from sightline.segmentation.frames import SegmentationFrames, open_frames
 from sightline.segmentation.model import load_model
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 
@@ -53,7 +54,7 @@ class Params(Section):
     """What a run is made with."""
 
     seed: int = 0
-    data: SplitPart = SplitPart()
+    data: DataParams = DataParams()
     segmentation: SegmentationParams = SegmentationParams()
     evaluate_segmentation: EvaluateSegmentationParams = EvaluateSegmentationParams()
 

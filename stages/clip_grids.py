@@ -8,7 +8,7 @@ from sightline.clip.params import ClipParams
 from sightline.core.cli import add_shorthands, run_stage
 from sightline.core.figures import report
 from sightline.core.params import Section
-from sightline.recording.split import OnErrorPart
+from sightline.recording.split import DataParams
 
 SHORTHANDS = {
     "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
@@ -17,7 +17,7 @@ SHORTHANDS = {
 
 
 class Params(Section):
-    data: OnErrorPart = OnErrorPart()
+    data: DataParams = DataParams()
     clip: ClipParams = ClipParams()
 
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from sightline.core.cli import run_stage
 from sightline.core.params import Section
+from sightline.recording.split import DataParams
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation, table
-from sightline.segmentation.frames import SplitPart
 from sightline.segmentation.inputs import add_inputs, open_inputs
 from sightline.segmentation.model import load_model
 from sightline.training.card import read_card, write_measured_card
 
 
 class Params(Section):
-    data: SplitPart = SplitPart()
+    data: DataParams = DataParams()
     evaluate_segmentation: EvaluateSegmentationParams = EvaluateSegmentationParams()
 
 

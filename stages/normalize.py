@@ -7,11 +7,11 @@ from sightline.core.cli import run_stage
 from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.depth.normalize import NormalizeParams, normalize_depth
-from sightline.recording.split import DataPart
+from sightline.recording.split import DataParams
 
 
 class Params(Section):
-    data: DataPart = DataPart()
+    data: DataParams = DataParams()
     normalize: NormalizeParams = NormalizeParams()
 
 

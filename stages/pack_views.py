@@ -10,11 +10,11 @@ from sightline.fusion.views import ViewParams, pack_views
 
 
 class Params(Section):
-    fusion: ViewParams = ViewParams()
+    views: ViewParams = ViewParams()
 
 
 def main(args: Namespace, params: Params) -> None:
-    figures = pack_views(args.recording, args.index, args.output, params.fusion, args.target, args.processes)
+    figures = pack_views(args.recording, args.index, args.output, params.views, args.target, args.processes)
     report(figures, {name: figures[name] for name in ("frames", "episodes")}, args.metrics_dir)
 
 

@@ -4,20 +4,16 @@ import argparse
 from pathlib import Path
 
 from sightline.core.cli import run_stage
-from sightline.core.params import PartOfSection, Section
+from sightline.core.params import Section
 from sightline.demo.render import RenderParams, render_demo
 
 
-class DemoRender(PartOfSection):
+class Params(Section):
     render: RenderParams = RenderParams()
 
 
-class Params(Section):
-    demo: DemoRender = DemoRender()
-
-
 def main(args: argparse.Namespace, params: Params) -> None:
-    render_demo(params.demo.render, args.states, args.out, args.processes)
+    render_demo(params.render, args.states, args.out, args.processes)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,16 @@ import argparse
 from pathlib import Path
 
 from sightline.core.cli import run_stage
-from sightline.core.params import PartOfSection, Section
+from sightline.core.params import Section
 from sightline.demo.simulate import SimulateParams, simulate_demo
 
 
-class DemoSimulate(PartOfSection):
+class Params(Section):
     simulate: SimulateParams = SimulateParams()
 
 
-class Params(Section):
-    demo: DemoSimulate = DemoSimulate()
-
-
 def main(args: argparse.Namespace, params: Params) -> None:
-    simulate_demo(params.demo.simulate, args.frames, args.states, args.processes)
+    simulate_demo(params.simulate, args.frames, args.states, args.processes)
 
 
 if __name__ == "__main__":

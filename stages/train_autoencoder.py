@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sightline.core.cli import add_shorthands, run_stage
 from sightline.core.memory import keep_freed_memory
-from sightline.core.params import Section
+from sightline.core.params import Section, Seed
 from sightline.depth.training import TrainParams, train_autoencoder
 
 SHORTHANDS = {
@@ -16,7 +16,7 @@ SHORTHANDS = {
 
 
 class Params(Section):
-    seed: int = 0
+    seed: Seed = 0
     train: TrainParams = TrainParams()
 
 

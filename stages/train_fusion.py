@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import get_args
 
 from sightline.core.cli import run_stage
-from sightline.core.params import Section
+from sightline.core.params import Section, Seed
 from sightline.fusion.network import Design
 from sightline.fusion.training import FusionParams, train_fusion
 
 
 class Params(Section):
-    seed: int = 0
+    seed: Seed = 0
     fusion: FusionParams = FusionParams()
 
 

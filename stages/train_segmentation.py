@@ -4,15 +4,15 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sightline.core.cli import run_stage
-from sightline.core.params import Section
-from sightline.segmentation.frames import SplitPart
+from sightline.core.params import Section, Seed
+from sightline.recording.split import DataParams
 from sightline.segmentation.inputs import add_inputs, open_inputs
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 
 
 class Params(Section):
-    seed: int = 0
-    data: SplitPart = SplitPart()
+    seed: Seed = 0
+    data: DataParams = DataParams()
     segmentation: SegmentationParams = SegmentationParams()
 
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from sightline.core.cli import run_stage
 from sightline.core.figures import report
 from sightline.core.params import Section
-from sightline.validation.validation import DriftGuard, ValidateData, headline, validate_recording
+from sightline.recording.split import DataParams
+from sightline.validation.validation import DriftGuard, ValidationParams, headline, validate_recording
 
 
 class Params(Section):
-    data: ValidateData = ValidateData()
+    data: DataParams = DataParams()
+    validation: ValidationParams = ValidationParams()
 
 
 def main(args: Namespace, params: Params) -> None:
-    guard = DriftGuard(params.data.drift_tolerance, args.reference, args.metrics_dir)
+    guard = DriftGuard(params.validation.drift_tolerance, args.reference, args.metrics_dir)
     metrics = validate_recording(args.recording, args.out_dir, params.data, args.only, args.processes, guard)
     report(metrics, headline(metrics), args.metrics_dir)
 

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.clip.params import VerifyParams
+from sightline.clip.params import ClipParams, VerifyParams
 from sightline.clip.verification import verify_grids
 from sightline.core.cli import run_stage
 from sightline.core.figures import report
@@ -11,11 +11,12 @@ from sightline.core.params import Section
 
 
 class Params(Section):
-    clip: VerifyParams = VerifyParams()
+    clip: ClipParams = ClipParams()
+    verify_clip_grids: VerifyParams = VerifyParams()
 
 
 def main(args: Namespace, params: Params) -> None:
-    figures = verify_grids(args.store, args.images, params.clip, args.index)
+    figures = verify_grids(args.store, args.images, params.clip, params.verify_clip_grids, args.index)
     headline = {"min_cosine": figures["reference"]["min_cosine"], "relative": figures["reference"]["relative"]}
     report(figures, headline, args.metrics_dir)
 

@@ -9,7 +9,7 @@ from open_clip.transformer import QuickGELU
 
 from sightline.clip import verification
 from sightline.clip.extraction import extract_grids
-from sightline.clip.params import VerifyParams
+from sightline.clip.params import ClipParams, VerifyParams
 from sightline.clip.verification import verify_grids
 from sightline.clip.weights import load_image_tower
 from sightline.core.errors import UserError
@@ -24,8 +24,8 @@ def photos(tmp_path):
     return photo_folder(tmp_path / "photos", range(1, 9))
 
 
-def params(**changes) -> VerifyParams:
-    return VerifyParams(**SMALL | changes)
+def params(**changes) -> ClipParams:
+    return ClipParams(**SMALL | changes)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def params(**changes) -> VerifyParams:
 )  # fmt: skip
 def test_a_sound_store_passes_and_the_figures_say_how_near_it_is(photos, tmp_path, changes):
     extract_grids([photos], tmp_path / "g.hdf5", params(**changes))
-    figures = verify_grids(tmp_path / "g.hdf5", [photos], params(**changes))
+    figures = verify_grids(tmp_path / "g.hdf5", [photos], params(**changes), VerifyParams())
     assert (figures["images"], figures["skipped"], figures["random_weights"]) == (8, 0, 1)
     assert figures["live"]["max_difference"] == 0
     assert 0 <= figures["reference"]["relative"] < 0.03
@@ -77,7 +77,7 @@ def test_an_extraction_by_another_model_than_the_name_says_is_found(photos, tmp_
     if spoil is without_positions:  # the same fault in the reference, as if the weights never had any
         monkeypatch.setattr(verification, "load_image_tower", spoilt)
     with pytest.raises(UserError, match=message):
-        verify_grids(tmp_path / "g.hdf5", [photos], params())
+        verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
 
 
 def test_a_model_that_ignores_positions_is_found(photos, tmp_path, monkeypatch):
@@ -89,7 +89,7 @@ def test_a_model_that_ignores_positions_is_found(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "load_image_tower", blind)
     extract_grids([photos], tmp_path / "g.hdf5", params())
     with pytest.raises(UserError, match="shuffling the patches of an image changes its tokens by"):
-        verify_grids(tmp_path / "g.hdf5", [photos], params())
+        verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
 
 
 def shift_rows(grids):
@@ -123,7 +123,7 @@ def test_a_file_with_wrong_numbers_is_found(photos, tmp_path, spoil, message):
     spoil(grids)
     grids.flush()
     with pytest.raises(UserError, match=message):
-        verify_grids(tmp_path / "g.hdf5", [photos], params())
+        verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
 
 
 @pytest.mark.parametrize(
@@ -142,21 +142,21 @@ def test_a_file_with_wrong_numbers_is_found(photos, tmp_path, spoil, message):
 def test_a_store_that_was_made_otherwise_is_found(photos, tmp_path, changes, message):
     extract_grids([photos], tmp_path / "g.hdf5", params())
     with pytest.raises(UserError, match=message):
-        verify_grids(tmp_path / "g.hdf5", [photos], params(**changes))
+        verify_grids(tmp_path / "g.hdf5", [photos], params(**changes), VerifyParams())
 
 
 def test_missing_surplus_and_changed_images_are_found(photos, tmp_path):
     extract_grids([photos], tmp_path / "g.hdf5", params())
     photo_folder(photos, [30])
     with pytest.raises(UserError, match=r"g.hdf5: lacks images 30; extract"):
-        verify_grids(tmp_path / "g.hdf5", [photos], params())
+        verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
     (photos / "photo_000030.jpg").unlink()
     (photos / "photo_000002.jpg").unlink()
     with pytest.raises(UserError, match=r"g.hdf5: holds images 2 that are not there"):
-        verify_grids(tmp_path / "g.hdf5", [photos], params())
+        verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
     photo_folder(photos, [2], size=(61, 80))
     with pytest.raises(UserError, match=r"photo_000002.jpg: has changed since its grid was extracted"):
-        verify_grids(tmp_path / "g.hdf5", [photos], params())
+        verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
 
 
 def test_the_command_reports_figures_or_one_line(photos, tmp_path, stage):

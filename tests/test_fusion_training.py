@@ -25,7 +25,7 @@ from sightline.fusion.policy import PolicyConfig, save_policy
 from sightline.fusion.training import FusionParams, train_fusion
 from sightline.fusion.views import ViewParams, Views, pack_views
 from sightline.recording.layout import RecordingInfo, write_recording_info
-from sightline.recording.split import DataPart, SplitParams
+from sightline.recording.split import DataParams, SplitParams
 from sightline.training.order import Draw
 from sightline.validation.validation import validate_recording
 
@@ -58,7 +58,7 @@ def write_recording(root: Path, cue: bool = False) -> Path:
 
 def pack(root: Path, on_error: str = "fail", test: float = 0.15) -> Path:
     """Validate and pack the recording at ``root`` -> file of views."""
-    data = DataPart(on_error=on_error, split=SplitParams(val=0.15, test=test))
+    data = DataParams(on_error=on_error, split=SplitParams(val=0.15, test=test))
     validate_recording(root, root.parent / "index", data, processes=1)
     pack_views(root, root.parent / "index", root.parent / "views.hdf5", ViewParams(image_size=32), processes=1)
     return root.parent / "views.hdf5"

@@ -216,8 +216,8 @@ def test_new_episodes_leave_all_shards_but_the_last_as_they_are(tmp_path):
     assert {name for name in before if before[name] != after[name]} == {"shards.json"}
     extract(tmp_path, episodes=[*EPISODES, 6, 7, 7, 8])
     assert sorted(contents(tmp_path / "grids"))[-2:] == ["000006-000008.hdf5", "shards.json"]
-    params = VerifyParams(**SMALL, verify={"sample": 5})
-    assert verify_grids(tmp_path / "grids", [tmp_path / "photos"], params, tmp_path / "index.parquet")["images"] == 13
+    params, limits, index = ClipParams(**SMALL), VerifyParams(sample=5), tmp_path / "index.parquet"
+    assert verify_grids(tmp_path / "grids", [tmp_path / "photos"], params, limits, index)["images"] == 13
 
 
 def test_shards_and_file_hold_the_same_and_photographs_without_episodes_go_by_id(tmp_path):

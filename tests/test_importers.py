@@ -27,7 +27,7 @@ from sightline.importers.episodes import import_hdf5
 from sightline.importers.lerobot import VideoClip, import_lerobot
 from sightline.recording.frames import read_frames
 from sightline.recording.layout import RecordingInfo, read_recording_info
-from sightline.recording.split import DataPart, SplitParams
+from sightline.recording.split import DataParams, SplitParams
 from sightline.validation.validation import validate_recording
 
 REAL_SET = ROOT.parent / "shared/data/robot_so101"
@@ -307,7 +307,7 @@ def test_a_lerobot_set_becomes_a_sound_recording(layout, tmp_path):
     assert np.allclose(frames["reward"], np.tile(np.linspace(0, 1, STEPS), EPISODES))
     assert frames["success"].tolist() == ([False] * (STEPS - 1) + [True]) * EPISODES
     check_pictures(target, info.cameras, 0 if "images" in layout else CODEC_ERROR)
-    validate_recording(target, tmp_path / "index", DataPart(split=SplitParams(test=0)), processes=1)
+    validate_recording(target, tmp_path / "index", DataParams(split=SplitParams(test=0)), processes=1)
 
 
 @pytest.mark.parametrize("storage", ["plain", "padded", "lengths"])
@@ -323,7 +323,7 @@ def test_aloha_episodes_become_a_sound_recording(storage, tmp_path):
     assert np.allclose(frames["time_s"], np.tile(np.arange(STEPS) / 50, EPISODES))
     assert "reward" not in frames
     check_pictures(target, cameras, 0 if storage == "plain" else CODEC_ERROR)
-    validate_recording(target, tmp_path / "index", DataPart(split=SplitParams(test=0)), processes=1)
+    validate_recording(target, tmp_path / "index", DataParams(split=SplitParams(test=0)), processes=1)
 
 
 def test_a_robomimic_file_becomes_a_sound_recording(tmp_path):
@@ -338,7 +338,7 @@ def test_a_robomimic_file_becomes_a_sound_recording(tmp_path):
     assert np.array_equal(np.stack(frames["joints"]), np.concatenate([joints_of(0), joints_of(1)]))
     assert np.allclose(frames["reward"], np.tile(np.linspace(0, 1, STEPS), EPISODES))
     check_pictures(target, info.cameras, 0)
-    validate_recording(target, tmp_path / "index", DataPart(split=SplitParams(test=0)), processes=1)
+    validate_recording(target, tmp_path / "index", DataParams(split=SplitParams(test=0)), processes=1)
 
 
 def test_episodes_are_ordered_by_number_and_added_ones_change_no_older_frame(tmp_path):
@@ -358,9 +358,9 @@ def test_cameras_are_chosen_and_named_by_the_user(v2, tmp_path):
     text = import_lerobot(v2, tmp_path / "recording", ["observation.images.top=global"], processes=1)
     assert [path.name for path in (tmp_path / "recording/rgb").iterdir()] == ["global"]
     assert np.abs(pixels_of(tmp_path / "recording", "global", 7) - picture(1, 1, 1).astype(float)).mean() < CODEC_ERROR
-    assert "data.images: [rgb/global]" in text
-    assert "clip.cameras: [global]" in text
-    assert "data.demonstrations: []  (the fusion model takes three cameras)" in text
+    assert "stages.images: [rgb/global]" in text
+    assert "stages.cameras: [global]" in text
+    assert "stages.demonstrations: []  (the fusion model takes three cameras)" in text
     assert f"dvc add {tmp_path}/recording/recording.json" in text
 
 
@@ -415,7 +415,7 @@ def test_the_scripts_say_what_to_do_next(name, stage, tmp_path):
     assert "2 episodes, 12 frames" in result.stdout
     assert "dvc add data/mine/recording.json data/mine/frames.parquet data/mine/rgb/" in result.stdout
     assert "data.root: data/mine\n" in result.stdout
-    assert "data.depth: []\n" in result.stdout
+    assert "stages.depth: []\n" in result.stdout
     again = stage(f"import_{name}", source, "data/mine")
     assert "data/mine: exists and is not an empty folder" in only_error_line(again)
 

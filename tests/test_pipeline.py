@@ -17,11 +17,11 @@ from dvc.utils.hydra import apply_overrides
 from sightline.core.files import file_sha256
 
 SMALL = {
-    "demo.simulate.episodes": 2, "demo.simulate.steps": 4, "demo.render.global_size": 48, "demo.render.wrist_size": 24,
+    "simulate.episodes": 2, "simulate.steps": 4, "render.global_size": 48, "render.wrist_size": 24,
     "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 64,
     "evaluate.part": "val", "evaluate.baselines": "[mean_image,pca,dct]",
-    "clip.model": "ViT-S-16", "clip.image_size": 32, "clip.grid": 2, "clip.verify.sample": 2,
-    "fusion.epochs": 1, "fusion.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
+    "clip.model": "ViT-S-16", "clip.image_size": 32, "clip.grid": 2, "verify_clip_grids.sample": 2,
+    "fusion.epochs": 1, "views.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
     "evaluate_fusion.part": "val", "evaluate_segmentation.part": "val",
     "segmentation.image_size": "[32,32]", "segmentation.crop": "[16,16]", "segmentation.epochs": 1,
     "segmentation.steps_per_epoch": 1,
@@ -117,7 +117,7 @@ def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_w
 
 @pytest.mark.slow
 def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
-    ran = clone.ran("exp", "run", "-S", "demo.render.rgb_noise=2.0")
+    ran = clone.ran("exp", "run", "-S", "render.rgb_noise=2.0")
     assert ran[0] == "demo/dvc.yaml:render"
     cameras = ("left_wrist", "right_wrist", "global")
     checked = {f"validate_images@rgb/{camera}" for camera in cameras}
@@ -134,7 +134,7 @@ def test_new_recordings_are_held_against_a_committed_reference(clone):
     clone.commit()
     assert set(clone.ran("repro", "validate", "validate_images")) == {"validate", *VALIDATED}
     clone.commit()
-    dark = clone.run("dvc", "exp", "run", "-S", "demo.render.lamp=0.2", "validate", "validate_images")
+    dark = clone.run("dvc", "exp", "run", "-S", "render.lamp=0.2", "validate", "validate_images")
     said = [line for line in (dark.stdout + dark.stderr).splitlines() if line.startswith("warning: data/demo/rgb")]
     assert len(said) == 3
     assert all(re.search(r": brightness .* of reference/validate_images/rgb/\w+/summary.json; 8 of 8", s) for s in said)
@@ -165,8 +165,8 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
     assert clone.ran(
-        "exp", "run", "-S", "data.depth=[]", "-S", "data.images=[rgb/global]", "-S", "data.demonstrations=[]",
-        "-S", "data.masks=[]",
+        "exp", "run", "-S", "stages.depth=[]", "-S", "stages.images=[rgb/global]", "-S", "stages.demonstrations=[]",
+        "-S", "stages.masks=[]",
     ) == []  # fmt: skip
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
     assert set(listed) == {"validate", "validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}

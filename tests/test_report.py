@@ -192,7 +192,7 @@ def test_the_data_are_summed_up_and_what_is_not_real_is_said(tmp_path):
 
 def test_what_a_recording_lacks_is_said(tmp_path):
     text = data_of(small_project(tmp_path, "demonstrations=[];depth=[];masks=[]"))
-    assert "No depth: data.depth does not name any. No masks: " in text
+    assert "No depth: stages.depth does not name any. No masks: " in text
     assert "fusion.pretrained" not in text
 
 

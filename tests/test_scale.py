@@ -10,7 +10,7 @@ from closure import ROOT
 
 from sightline.importers.episodes import import_hdf5
 from sightline.importers.lerobot import import_lerobot
-from sightline.recording.split import DataPart, SplitParams
+from sightline.recording.split import DataParams, SplitParams
 from sightline.validation.validation import validate_recording
 
 RATES = {"decode": 0.01, "status": 1e-4, "add": 1e-3, "hash": 1.5e-4, "index": 400.0, "grid": 75794.5}
@@ -49,7 +49,7 @@ def test_the_limits_are_sorted_and_computed_from_the_rates(load):
 
 def test_the_generated_recording_is_sound(load, tmp_path):
     load("generated").write_recording(tmp_path / "recording", 32)
-    data = DataPart(split=SplitParams(val=0.25, test=0.25))
+    data = DataParams(split=SplitParams(val=0.25, test=0.25))
     found = validate_recording(tmp_path / "recording", tmp_path / "index", data, processes=1)
     assert [found["frames"][part]["episodes"] for part in ("train", "val", "test")] == [4, 2, 2]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sightline.core.errors import UserError
 from sightline.recording.layout import RecordingInfo, write_recording_info
-from sightline.recording.split import DataPart, SplitParams
+from sightline.recording.split import DataParams, SplitParams
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation, table
 from sightline.segmentation.frames import FrameParams, SegmentationFrames
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, load_model, save_model
@@ -224,7 +224,7 @@ def test_the_stage_takes_a_recording(weights, tmp_path, stage):
     write_recording_info(
         root / "recording.json", RecordingInfo(fps=10.0, cameras=("global",), joints=(), classes=classes)
     )
-    validate_recording(root, tmp_path / "index", DataPart(split=SPLIT), processes=1)
+    validate_recording(root, tmp_path / "index", DataParams(split=SPLIT), processes=1)
     result = stage("evaluate_segmentation", weights, "out", "--recording", root, "--index", tmp_path / "index")
     assert result.returncode == 0, result.stderr
     figures = json.loads((tmp_path / "out/evaluation_results.json").read_text())

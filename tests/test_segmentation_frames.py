@@ -10,7 +10,7 @@ from PIL import Image
 
 from sightline.core.errors import UserError
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
-from sightline.recording.split import DataPart, SplitParams
+from sightline.recording.split import DataParams, SplitParams
 from sightline.segmentation import SegmentationFrames
 from sightline.segmentation.batches import choose_labelled
 from sightline.segmentation.frames import FrameParams, open_frames
@@ -53,7 +53,7 @@ def write_recording(root: Path, masked: int = EPISODES * STEPS) -> Path:
         Image.fromarray(raw).save(root / f"depth/{i + 10:06d}.png")
         if i < masked:
             Image.fromarray(mask).save(root / f"masks/{i + 10:06d}.png")
-    validate_recording(root, root.parent / "index", DataPart(), processes=1)
+    validate_recording(root, root.parent / "index", DataParams(), processes=1)
     return root
 
 

@@ -28,7 +28,7 @@ from sightline.segmentation.training import ContrastiveParams, SegmentationParam
 
 SMALL = SegmentationParams(
     image_size=SIZE, method="supervised", labeled_groups=1, epochs=2, steps_per_epoch=2, batch_size=4,
-    unlabelled_batch_size=4, lr=3e-3, precision="fp32", channels=(4, 4, 8, 8, 8, 4), patience=100,
+    unlabelled_batch_size=4, lr=3e-3, precision="fp32", channels=(4, 4, 8, 8, 8, 4), crop=None,
 )  # fmt: skip
 
 
@@ -316,19 +316,20 @@ def test_the_command_on_folders(tmp_path, stage):
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(values).save(tmp_path / folder / f"{i}.png")
     options = ("segmentation.image_size=null", "segmentation.epochs=1", "segmentation.steps_per_epoch=1",
-               "data.split.guard=0", "segmentation.labeled_fraction=0.5", "segmentation.batch_size=2")  # fmt: skip
+               "data.split.guard=0", "segmentation.labeled_groups=null", "segmentation.labeled_fraction=0.5",
+               "segmentation.batch_size=2", "segmentation.crop=null")  # fmt: skip
     settings = [item for option in options for item in ("--set", option)]
     result = stage(
         "train_segmentation", "m.safetensors", "--images", "images", "--masks", "masks", "--metrics-dir", "m", *settings
     )
     assert result.returncode == 0, result.stderr
-    settings[1] = "segmentation.labeled_groups=50"
-    settings[9] = "segmentation.labeled_fraction=null"
+    settings[9] = "segmentation.labeled_groups=50"
+    settings[11] = "segmentation.labeled_fraction=null"
     result = stage(
         "train_segmentation", "o.safetensors", "--images", "images", "--masks", "masks", "--metrics-dir", "o", *settings
     )
     assert "segmentation.labeled_groups is 50, but 8 training groups have masks" in only_error_line(result)
     assert not (tmp_path / "o.safetensors").exists()
     config = load_model(tmp_path / "m.safetensors").config
-    assert (config.image_size, len(config.classes), config.method) == (SIZE, len(CLASSES), "unimatch")
+    assert (config.image_size, len(config.classes), config.method) == (SIZE, len(CLASSES), "bcp")
     assert figures(tmp_path / "m.safetensors")["labelled"]["frames"] == 4

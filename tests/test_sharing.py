@@ -24,8 +24,8 @@ from test_pipeline import Clone
 
 from sightline.core.params import parse_yaml
 
-SMALLER = {"data.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "fusion.designs": "[joints_only]",
-           "data.masks": "[]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
+SMALLER = {"stages.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "stages.designs": "[joints_only]",
+           "stages.masks": "[]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
 GRIDS, EMBEDDINGS = "data/clip/global/000000-000001.hdf5", "data/embeddings/depth.hdf5"
 SHARED = [
     GRIDS, "data/clip/global/shards.json", EMBEDDINGS,
@@ -330,6 +330,6 @@ def test_an_experiment_with_a_mistyped_name_is_refused_before_anything_runs(memb
 
 def test_a_name_forced_into_the_parameters_is_found(member):
     """With ``+`` DVC records an experiment although no stage reads the name; the definition's test tells."""
-    assert member.ran("exp", "run", "--allow-missing", "-S", "+fusion.lrr=1") == []
+    assert member.ran("exp", "run", "--allow-missing", "-S", "+stages.imagse=1") == []
     params = parse_yaml((member.root / "params.yaml").read_text(), "params.yaml")
-    assert unread_parameters(params) == ["fusion.lrr"]
+    assert unread_parameters(params) == ["stages.imagse"]

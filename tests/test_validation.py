@@ -19,11 +19,11 @@ from sightline.core.errors import UserError
 from sightline.recording.frames import read_frames, read_index, write_index
 from sightline.recording.images import read_depth
 from sightline.recording.layout import DepthInfo, RecordingInfo, read_recording_info, write_recording_info
-from sightline.recording.split import DataPart
+from sightline.recording.split import DataParams
 from sightline.validation.validation import validate_recording
 
 REPOSITORY = Path(__file__).parents[1]
-SKIP = DataPart(on_error="skip")
+SKIP = DataParams(on_error="skip")
 
 
 def table(episodes: int = 4, steps: int = 5) -> pd.DataFrame:
@@ -65,12 +65,12 @@ def recording(tmp_path: Path) -> Path:
     return root
 
 
-def refused(recording: Path, data: DataPart | None = None, **options) -> list[str]:
+def refused(recording: Path, data: DataParams | None = None, **options) -> list[str]:
     """The lines of the error that validation raises; nothing may have been written."""
     out_dir = recording.parent / "out"
     before = sorted(out_dir.glob("*"))
     with pytest.raises(UserError) as error:
-        validate_recording(recording, out_dir, data or DataPart(), **{"processes": 1} | options)
+        validate_recording(recording, out_dir, data or DataParams(), **{"processes": 1} | options)
     assert sorted(out_dir.glob("*")) == before
     return str(error.value).splitlines()
 
@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_sound_recording_is_indexed_and_measured(recording, tmp_path):
-    metrics = validate_recording(recording, tmp_path / "out", DataPart(), processes=1)
+    metrics = validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
 
     index = read_index(tmp_path / "out/frames.parquet")
     assert index["frame_id"].tolist() == list(range(100, 120))
@@ -107,10 +107,10 @@ def test_a_sound_recording_is_indexed_and_measured(recording, tmp_path):
 
 
 def test_piece_by_piece_gives_the_same_as_all_at_once(recording, tmp_path):
-    whole = validate_recording(recording, tmp_path / "whole", DataPart(), processes=1)
+    whole = validate_recording(recording, tmp_path / "whole", DataParams(), processes=1)
     pieces = {}
     for only in ("frames", "depth", "masks", "rgb/global"):
-        pieces |= validate_recording(recording, tmp_path / "pieces", DataPart(), only=only, processes=1)
+        pieces |= validate_recording(recording, tmp_path / "pieces", DataParams(), only=only, processes=1)
     assert pieces == whole
     assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
 
@@ -125,7 +125,7 @@ def test_the_number_of_processes_changes_nothing(recording, tmp_path):
     (recording / "depth/001077.png").write_bytes(b"")
     answers = []
     for n in (1, 2):
-        validate_recording(recording, tmp_path / str(n), DataPart(), only="frames")
+        validate_recording(recording, tmp_path / str(n), DataParams(), only="frames")
         with pytest.warns(UserWarning, match="2 of 80 depth images"):
             answers.append(validate_recording(recording, tmp_path / str(n), SKIP, only="depth", processes=n))
     assert answers[0] == answers[1]
@@ -139,7 +139,7 @@ def test_depth_and_mask_figures_are_those_of_the_pixels(recording, tmp_path):
         (recording / folder).rename(tmp_path / folder)
     save_images(recording / "depth", depth)
     save_images(recording / "masks", {104: np.array([[0, 1], [1, 255]], np.uint8)})
-    metrics = validate_recording(recording, tmp_path / "out", DataPart(), processes=1)
+    metrics = validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
     assert metrics["depth"]["invalid_share"] == {"mean": 0.475, "max": 0.5}
     values = np.concatenate([image.ravel() for image in depth.values()])
     valid = np.sort(values[(values > 0) & (values < 65535)])
@@ -234,7 +234,7 @@ def test_skip_leaves_frames_out_of_that_folder_only(recording, tmp_path):
 
 
 def test_skip_that_empties_a_part_of_the_split_is_refused(recording, tmp_path):
-    validate_recording(recording, tmp_path / "other", DataPart(), only="frames")
+    validate_recording(recording, tmp_path / "other", DataParams(), only="frames")
     index = read_index(tmp_path / "other/frames.parquet")
     for frame_id in index["frame_id"][index["split"] == "val"]:
         (recording / f"depth/{frame_id:06d}.png").write_bytes(b"")
@@ -246,7 +246,7 @@ def test_skip_that_empties_a_part_of_the_split_is_refused(recording, tmp_path):
 def test_images_of_no_frame_are_counted_but_not_read(recording, tmp_path):
     (recording / "depth/000999.png").write_bytes(b"")
     with pytest.warns(UserWarning, match="1 of 21 images belong to no frame"):
-        metrics = validate_recording(recording, tmp_path / "out", DataPart(), processes=1)
+        metrics = validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
     assert metrics["depth"]["images"] == 20
 
 
@@ -260,7 +260,7 @@ def test_what_recording_json_does_not_describe_is_said(recording, tmp_path):
     info = read_recording_info(recording / "recording.json").model_copy(update={"depth": None, "cameras": ()})
     write_recording_info(recording / "recording.json", info)
     with pytest.warns(UserWarning, match="does not describe depth, rgb/global"):
-        metrics = validate_recording(recording, tmp_path / "out", DataPart(), processes=1)
+        metrics = validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
     assert sorted(metrics) == ["frames", "masks"]
     for only in ("depth", "rgb/global", "nonsense"):
         assert refused(recording, only=only)[0].startswith(f"{only}: recording.json does not describe it")

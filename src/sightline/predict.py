@@ -168,10 +168,10 @@ def segment(model_file: Path, images: Path, output: Path) -> int:
 def _pack(recording: Path, packed: Path, cameras: tuple[str, ...], size: int) -> None:
     """Decode the views of a recording as for a training, with its joints in the place of actions."""
     from sightline.fusion.views import ViewParams, pack_views
-    from sightline.recording.split import DataPart, SplitParams
+    from sightline.recording.split import DataParams, SplitParams
     from sightline.validation.validation import validate_recording
 
-    index, whole = packed.with_name("index"), DataPart(on_error="skip", split=SplitParams(val=0, test=0))
+    index, whole = packed.with_name("index"), DataParams(on_error="skip", split=SplitParams(val=0, test=0))
     for piece in ("frames", *(f"rgb/{camera}" for camera in cameras)):
         validate_recording(recording, index, whole, only=piece)
     pack_views(recording, index, packed, ViewParams(cameras=cameras, image_size=size), target="joints")

@@ -234,7 +234,8 @@ CASES = [
          edited_json(SUMMARY, depth={"frames": 8, "figures": {"far_mm": {"low": 2, "median": 1, "high": 1}}})),
     Case("validate", "reference/old/summary.json", "a modality twice",
          lambda w: replaced("reference/old/summary.json", (w / SUMMARY).read_bytes())(w)),
-    Case("validate", "data.drift_tolerance", "negative", nothing, with_set("validate", "data.drift_tolerance=-1")),
+    Case("validate", "validation.drift_tolerance", "negative", nothing,
+         with_set("validate", "validation.drift_tolerance=-1")),
     # --- depth
     Case("normalize", "rec/depth", "the folder is missing", missing("rec/depth")),
     Case("normalize", EIGHT, "cut short", cut(EIGHT)),
@@ -305,8 +306,8 @@ CASES = [
     Case("verify_clip_grids", "rec/rgb/global/000002.png", "changed since", swapped("rec/rgb/global/000002.png",
                                                                                    "rec/rgb/global/000003.png")),
     # --- fusion
-    Case("pack_views", "fusion.cameras", "not in the recording", nothing,
-         with_set("pack_views", "fusion.cameras=[front,right_wrist,global]")),
+    Case("pack_views", "views.cameras", "not in the recording", nothing,
+         with_set("pack_views", "views.cameras=[front,right_wrist,global]")),
     Case("pack_views", "index/rgb/global.parquet", "missing", missing("index/rgb/global.parquet")),
     Case("pack_views", "--target", "no such column", nothing, f"{COMMANDS['pack_views']} --target torques"),
     Case("pack_views", "rec/rgb/global/000002.png", "cut short", cut("rec/rgb/global/000002.png")),
@@ -363,7 +364,7 @@ CASES = [
     Case("drift", "index/depth.parquet", "lacks frames", edited_index(lambda t: t[:12])),
     Case("drift", "index/depth.parquet", "one episode", edited_index(lambda t: t.assign(episode=0))),
     # --- the demo, importers
-    Case("simulate", "demo.simulate.episodes", "0", nothing, with_set("simulate", "demo.simulate.episodes=0")),
+    Case("simulate", "simulate.episodes", "0", nothing, with_set("simulate", "simulate.episodes=0")),
     Case("render", "states.hdf5", "another kind of HDF5", swapped("states.hdf5", "depth.hdf5")),
     Case("render", "states.hdf5", "cut short", cut("states.hdf5")),
     Case("import_lerobot", "lerobot", "not such a data set", nothing, "aloha out/recording"),

@@ -36,7 +36,7 @@ from sightline.grids.store import GridStore
 from sightline.recording.frames import read_frames, read_index
 from sightline.recording.images import read_depth, read_rgb
 from sightline.recording.layout import read_recording_info
-from sightline.recording.split import DataPart
+from sightline.recording.split import DataParams
 from sightline.segmentation.model import load_model
 from sightline.validation.drift import read_embeddings
 from sightline.validation.summary import read_reference
@@ -51,7 +51,7 @@ COUNTS: Counter[str] = Counter()  # of refused and of readable files, for docs/r
 
 class Params(Section):
     seed: int = 0
-    data: DataPart = DataPart()
+    data: DataParams = DataParams()
     normalize: NormalizeParams = NormalizeParams()
     train: TrainParams = TrainParams()
 

@@ -16,13 +16,13 @@ from world import copy_world, own, run_command
 from sightline.core.hdf5 import create_contiguous
 from sightline.recording.frames import write_index
 from sightline.recording.layout import DepthInfo, read_recording_info, write_recording_info
-from sightline.recording.split import DataPart, SplitParams
+from sightline.recording.split import DataParams, SplitParams
 from sightline.validation.drift import LIMIT, embedding_drift, frechet, nearest
 from sightline.validation.summary import depth_figures, mask_figures, rgb_figures
 from sightline.validation.validation import DriftGuard, validate_recording
 
-PARTS = DataPart(split=SplitParams(val=0.25, test=0.25))
-ALL_TRAIN = DataPart(split=SplitParams(val=0, test=0))
+PARTS = DataParams(split=SplitParams(val=0.25, test=0.25))
+ALL_TRAIN = DataParams(split=SplitParams(val=0, test=0))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def place(world, tmp_path) -> Path:
     return place
 
 
-def said(place: Path, data: DataPart = PARTS, reference: str | None = "known", **options) -> tuple[list[str], dict]:
+def said(place: Path, data: DataParams = PARTS, reference: str | None = "known", **options) -> tuple[list[str], dict]:
     """Warnings of a validation, and the metrics."""
     guard = DriftGuard(0.5, place / reference if reference else None, place / "out/metrics")
     with warnings.catch_warnings(record=True) as caught:
@@ -234,7 +234,9 @@ def test_the_command_warns_in_one_line_and_succeeds(place):
     assert answer.code == 0
     (line,) = (line for line in answer.stderr.splitlines() if "warning" in line)
     assert line.startswith("warning: rec/rgb/global: rgb/global: frame ")
-    generous = run_command(place, "validate", "rec out --reference known --processes 1 --set data.drift_tolerance=1000")
+    generous = run_command(
+        place, "validate", "rec out --reference known --processes 1 --set validation.drift_tolerance=1000"
+    )
     assert generous.warning == ""
 
 

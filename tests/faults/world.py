@@ -37,7 +37,7 @@ from sightline.fusion.card import about_policy  # noqa: E402
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy  # noqa: E402
 from sightline.fusion.views import ViewParams, pack_views  # noqa: E402
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info  # noqa: E402
-from sightline.recording.split import DataPart, SplitParams  # noqa: E402
+from sightline.recording.split import DataParams, SplitParams  # noqa: E402
 from sightline.segmentation.card import about_segmentation  # noqa: E402
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model  # noqa: E402
 from sightline.training.card import write_card  # noqa: E402
@@ -96,7 +96,7 @@ def make_world(root: Path) -> Path:
         torch.manual_seed(0)
         Path("params.yaml").write_text(PARAMS)
         _recording(Path("rec"))
-        data = DataPart(split=SplitParams(val=0.25, test=0.25))
+        data = DataParams(split=SplitParams(val=0.25, test=0.25))
         guard = DriftGuard(tolerance=0.5, metrics_dir=Path("reference"))
         validate_recording(Path("rec"), Path("index"), data, processes=1, guard=guard)
         normalize_depth(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from sightline.clip.params import ClipParams, Verification, VerifyParams
+from sightline.clip.params import ClipParams, VerifyParams
 from sightline.clip.photographs import list_photographs, prepare, read_file
 from sightline.clip.tokens import GridEncoder
 from sightline.clip.weights import ImageTower, load_image_tower
@@ -35,7 +35,7 @@ _SHUFFLED = 1e-3  # least change of the tokens by shuffled patches, as a share; 
 
 
 def verify_grids(
-    path: Path, folders: Sequence[Path], params: VerifyParams, index: Path | None = None
+    path: Path, folders: Sequence[Path], params: ClipParams, limits: VerifyParams, index: Path | None = None
 ) -> dict[str, Any]:
     """Check the store ``path`` against the photographs in ``folders`` -> figures.
 
@@ -54,7 +54,7 @@ def verify_grids(
             "random_weights": int(encoder.tower.random),
             **_check_values(store),
         }
-        chosen = np.random.default_rng(params.verify.seed).permutation(store.image_ids)[: params.verify.sample]
+        chosen = np.random.default_rng(limits.seed).permutation(store.image_ids)[: limits.sample]
         ids = np.sort(chosen).tolist()
         sample = [images[i] for i in ids]
         _check_hashes(store, ids, sample)
@@ -62,7 +62,7 @@ def verify_grids(
         figures["model"] = reference.probe(sample[:_PROBED])
         stored = store.read(ids).astype(np.float32)
         expected = np.stack([reference.grid(image) for image in tqdm(sample, desc="open_clip's own", unit="img")])
-        compare = partial(_differences, path, params.verify)
+        compare = partial(_differences, path, limits)
         precisions = {store.attributes.get("precision"), encoder.attributes()["precision"]}
     again = _computed(encoder, sample, "computed again")
     figures["live"] = compare("the same computed again", stored, again, precisions)
@@ -199,7 +199,7 @@ def _check_hashes(store: GridStore, ids: list[int], sample: list[Path]) -> None:
 
 
 def _differences(
-    path: Path, limits: Verification, what: str, stored: np.ndarray, expected: np.ndarray, precisions: set[Any]
+    path: Path, limits: VerifyParams, what: str, stored: np.ndarray, expected: np.ndarray, precisions: set[Any]
 ) -> dict[str, float]:
     """Compare float32 [n, P, C] token by token. Raises `UserError` beyond the limits."""
     apart = np.abs(stored - expected)

@@ -7,14 +7,15 @@ visible, so that a value which is read but not declared fails at once instead of
 
 import json
 import os
+import re
+import sys
 from collections.abc import Iterable
-from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml.constructor import ConstructorError
 
 from sightline.core.errors import UserError
 
@@ -26,36 +27,36 @@ class Section(BaseModel):
 
 
 P = TypeVar("P", bound=Section)
+Seed = Annotated[int, Field(ge=0, description="initial weights, order and augmentation of the training data")]
 
 
 def load_params(model: type[P], params_file: Path | None = None, assignments: Iterable[str] = ()) -> P:
-    """Read the sections that ``model`` names, and validate them.
+    """Read the sections that ``model`` names, and validate them; by hand, say on standard error from where.
 
     Args:
-        model: a `Section` whose fields are the sections (or parts of sections) that a stage declares.
+        model: a `Section` whose fields are the sections that a stage declares.
         params_file: YAML 1.2 file to read outside DVC; None reads ``params.yaml`` of the working directory where
-            there is one, and otherwise leaves everything at its default.
+            there is one, and otherwise leaves everything at its default, which is the pipeline's.
         assignments: ``section.key=value`` strings, which win over the file; values are YAML 1.2.
 
     Raises:
         UserError: unreadable file, unknown key, wrong type, value out of range, or ``assignments`` given inside DVC.
     """
     stage, assignments = os.environ.get("DVC_STAGE"), list(assignments)
-    if stage:
-        if params_file or assignments:
-            raise UserError(
-                "--params and --set are for runs by hand; inside DVC use `dvc exp run -S section.key=value`"
-            )
-        tree, source = (
-            _declared_params(stage) if model.model_fields else {},
-            f"params.yaml (as declared by stage {stage})",
-        )
-    else:
+    if stage and (params_file or assignments):
+        raise UserError("--params and --set are for runs by hand; inside DVC use `dvc exp run -S section.key=value`")
+    tree: dict[str, Any] = {}
+    source = f"params.yaml (as declared by stage {stage})" if stage else "parameters"
+    if stage and model.model_fields:
+        import dvc.api
+
+        tree = dvc.api.params_show(stages=stage, deps=True)
+    elif model.model_fields:
         tree, source = _file_params(params_file, model)
     for assignment in assignments:
         _assign(tree, assignment, model)
     try:
-        return model.model_validate_json(json.dumps(tree))  # JSON mode: strict types, but a list may fill a tuple
+        return model.model_validate_json(json.dumps(tree, default=str))  # JSON: strict, but lists fill tuples
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -69,22 +70,56 @@ def load_params(model: type[P], params_file: Path | None = None, assignments: It
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Parse YAML 1.2 (``5e-4`` is a number). Raises `UserError` naming ``source`` where it is not YAML."""
+    """Parse YAML 1.2 (``5e-4`` is a number). Raises `UserError` naming ``source`` where it is not YAML.
+
+    PyYAML lets Python's own errors out where the content does not fit a tag or an escape (``!!int x``).
+    """
     try:
-        return YAML(typ="safe", pure=True).load(StringIO(text))
-    except YAMLError as error:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _declared_params(stage: str) -> dict[str, Any]:
-    import dvc.api
+class _Loader(yaml.SafeLoader):
+    """PyYAML that takes a plain word for what DVC takes it: numbers, true, false and null of YAML 1.2, all else text.
 
-    return dvc.api.params_show(stages=stage, deps=True)
+    PyYAML alone reads YAML 1.1, where ``5e-4`` is text, ``no`` is false, ``012`` is ten and ``1:30`` is ninety.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[None, Any]] = {
+        None: [
+            ("tag:yaml.org,2002:" + tag, re.compile(rf"(?:{pattern})\Z"))
+            for tag, pattern in (
+                ("bool", "true|True|TRUE|false|False|FALSE"),
+                ("null", "~|null|Null|NULL|"),
+                ("merge", "<<"),
+                ("int", "[-+]?(0b_*[01][01_]*|0o_*[0-7][0-7_]*|0x_*[0-9a-fA-F][0-9a-fA-F_]*)|([-+]_*)?[0-9][0-9_]*"),
+                ("float", r"[-+]?[0-9][0-9_]*(\.[0-9_]*([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)"),
+                ("float", r"[-+]?\._*[0-9][0-9_]*([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+            )
+        ]
+    }
+
+    def compose_mapping_node(self, anchor: str | None) -> Any:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and (key.tag, key.value) in seen:
+                raise ConstructorError(None, None, f"the key {key.value} is there twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
+
+    def construct_integer(self, node: Any) -> int:
+        digits = self.construct_scalar(node).replace("_", "")
+        return int(digits, 0 if re.match(r"[-+]?0[box]", digits) else 10)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def _file_params(params_file: Path | None, model: type[Section]) -> tuple[dict[str, Any], str]:
     path = params_file or Path("params.yaml")
     if params_file is None and not path.is_file():
+        _tell("default parameters: no params.yaml here")
         return {}, "parameters"
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
@@ -92,24 +127,13 @@ def _file_params(params_file: Path | None, model: type[Section]) -> tuple[dict[s
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected sections (`train:` ...), got {type(tree).__name__}")
-    return _restrict(tree, model), str(path)
+    _tell(f"parameters from {path}")
+    return {name: tree[name] for name in model.model_fields if name in tree}, str(path)
 
 
-def _restrict(tree: dict[str, Any], model: type[Section]) -> dict[str, Any]:
-    """What ``dvc.api.params_show`` would show of ``tree``: sections the model names, and of partial ones its keys."""
-    kept = {}
-    for name, field in model.model_fields.items():
-        if name in tree:
-            part = isinstance(field.annotation, type) and issubclass(field.annotation, PartOfSection)
-            value = tree[name]
-            if part and isinstance(value, dict):
-                value = {k: v for k, v in value.items() if k in field.annotation.model_fields}  # type: ignore[union-attr]
-            kept[name] = value
-    return kept
-
-
-class PartOfSection(Section):
-    """The keys of a section that one stage uses, where it declares them one by one (``data.on_error``)."""
+def _tell(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first
+        print(f"{Path(sys.argv[0]).stem}: {line}", file=sys.stderr)
 
 
 def _assign(tree: dict[str, Any], assignment: str, model: type[Section]) -> None:

@@ -32,27 +32,23 @@ WRIST_POSE = Pose(  # on the hand: in front of its housing, tilted towards the f
 
 
 class RenderParams(Section):
-    """How the demo recording looks (section ``demo.render``)."""
+    """How the simulated recording looks."""
 
-    seed: int = Field(default=0, ge=0, description="draws light, colours, camera placement and sensor noise")
-    wrist_size: int = Field(default=84, ge=8, le=2048, description="height and width of the wrist pictures, pixels")
-    global_size: int = Field(
-        default=224, ge=8, le=2048, description="height and width of the global view and masks, pixels"
-    )
-    antialias: int = Field(default=2, ge=1, le=8, description="rays per pixel edge where the picture changes; 1 is off")
-    lamp: float = Field(default=1.0, ge=0, le=10, description="strength of the lamp; 1 is the usual")
+    seed: int = Field(0, ge=0, description="light, colours, placement of the camera, sensor noise")
+    wrist_size: int = Field(84, ge=8, le=2048, description="height and width of the wrist pictures, pixels")
+    global_size: int = Field(224, ge=8, le=2048, description="height and width of the global picture and mask, pixels")
+    antialias: int = Field(2, ge=1, le=8, description="rays per pixel edge where the picture changes; 1 is off")
+    lamp: float = Field(1.0, ge=0, le=10, description="strength of the lamp; the ambient light stays")
     camera_shift_m: float = Field(
-        default=0.0, ge=-0.5, le=0.5, description="shift of the global camera to the robots' left, metres"
+        0.0, ge=-0.5, le=0.5, description="shift of the global camera to the robots' left, metres"
     )
-    rgb_noise: float = Field(default=1.0, ge=0, le=64, description="sigma of the colour noise, grey levels of 255")
-    depth_height: int = Field(default=128, ge=8, le=2048, description="height of the depth images, pixels")
-    depth_width: int = Field(default=128, ge=8, le=2048, description="width of the depth images, pixels")
-    depth_near_mm: int = Field(default=250, ge=1, le=65534, description="nearer is no reading, millimetres")
-    depth_far_mm: int = Field(default=1500, ge=2, le=65535, description="farther is no reading, millimetres")
-    depth_noise_mm: float = Field(
-        default=1.0, ge=0, le=100, description="sigma at 1 m, grows with distance squared, millimetres"
-    )
-    depth_dropout: float = Field(default=0.002, ge=0, le=1, description="share of pixels without a reading, anywhere")
+    rgb_noise: float = Field(1.0, ge=0, le=64, description="sigma of the colour noise, grey levels of 255")
+    depth_height: int = Field(128, ge=8, le=2048, description="height of the depth images, pixels")
+    depth_width: int = Field(128, ge=8, le=2048, description="width of the depth images, pixels")
+    depth_near_mm: int = Field(250, ge=1, le=65534, description="nearer is no reading, millimetres")
+    depth_far_mm: int = Field(1500, ge=2, le=65535, description="farther is no reading, millimetres")
+    depth_noise_mm: float = Field(1.0, ge=0, le=100, description="sigma at 1 m, millimetres; grows with the square")
+    depth_dropout: float = Field(0.002, ge=0, le=1, description="share of pixels without a reading, anywhere")
 
     @model_validator(mode="after")
     def _ordered(self) -> "RenderParams":

@@ -40,13 +40,13 @@ LIFTED_M, HELD_M = 0.06, 0.07  # success: the object ends this much higher, and 
 
 
 class SimulateParams(Section):
-    """What happens in the demo recording (section ``demo.simulate``)."""
+    """What happens in the simulated recording; it is made only while data.root is data/demo."""
 
-    seed: int = Field(default=0, ge=0, description="draws scenes, tasks and joint noise")
-    episodes: int = Field(default=24, ge=1, le=100_000, description="number of episodes")
-    steps: int = Field(default=40, ge=1, le=10_000, description="frames per episode at 10 Hz; a lift needs about 40")
-    miss_rate: float = Field(default=0.4, ge=0, le=1, description="share of episodes whose aim is off")
-    aim_error_m: float = Field(default=0.045, ge=0, le=0.5, description="sigma of that error, metres on each axis")
+    seed: int = Field(0, ge=0, description="scenes, tasks and joint noise")
+    episodes: int = Field(24, ge=1, le=100_000, description="number of episodes")
+    steps: int = Field(40, ge=1, le=10_000, description="frames per episode, at 10 Hz; a lift needs about 40")
+    miss_rate: float = Field(0.4, ge=0, le=1, description="share of episodes whose aim is off, so that some fail")
+    aim_error_m: float = Field(0.045, ge=0, le=0.5, description="sigma of that error on each axis, metres")
 
 
 @dataclass(frozen=True)

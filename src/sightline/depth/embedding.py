@@ -29,10 +29,10 @@ from sightline.training.processes import gather, process_device, rank, world_siz
 
 
 class EmbedParams(Section):
-    """Section ``embed``."""
+    """Embeddings of all depth images."""
 
-    batch_size: int = Field(default=64, ge=1, description="images encoded at a time")
-    precision: Precision = Field(default="fp32", description="bf16, fp32, or auto: bf16 where the hardware has it")
+    batch_size: int = Field(64, ge=1, description="images encoded at a time")
+    precision: Precision = "fp32"
 
 
 def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) -> dict[str, Any] | None:

@@ -40,24 +40,21 @@ AUTOENCODER, CLIP_GRID = "autoencoder", "clip_grid"
 
 
 class EvaluateParams(Section):
-    """Section ``evaluate``."""
+    """The depth autoencoder on frames that it was not trained on."""
 
-    part: Literal["val", "test"] = Field(default="test", description="part of the split to evaluate on")
+    part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
     baselines: tuple[BaselineName, ...] = Field(
-        default=("mean_image", "nearest_train_frame", "pca", "grid", "dct"), description="codes to compare with"
+        ("mean_image", "nearest_train_frame", "pca", "grid", "dct"),
+        description="codes of as many numbers to compare with; nearest_train_frame tells whether the split leaks",
     )
-    rotate_pca: bool = Field(default=True, description="fit PCA on the training frames in all four orientations")
-    pca_frames: int = Field(
-        default=1000, ge=2, le=8000, description="training frames at most, evenly spaced, that PCA is fitted on"
-    )
-    probe_frames: int = Field(
-        default=300, ge=2, description="training frames at most, evenly spaced, that probe and centring are fitted on"
-    )
+    rotate_pca: bool = Field(True, description="fit PCA on the training frames in all four orientations")
+    pca_frames: int = Field(1000, ge=2, le=8000, description="training frames at most that PCA is fitted on")
+    probe_frames: int = Field(300, ge=2, description="training frames at most that the linear probes are fitted on")
     probe: tuple[Literal["joints", "object_position"], ...] = Field(
-        default=("joints", "object_position"), description="columns of the frames table to tell, where it has them"
+        ("joints", "object_position"), description="columns of the frames table that a linear map of the code tells"
     )
-    edge_mm: float = Field(default=50.0, gt=0, description="step between neighbouring pixels that is a depth edge")
-    batch_size: int = Field(default=16, ge=1, description="images encoded at a time")
+    edge_mm: float = Field(50.0, gt=0, description="step between neighbouring pixels that is a depth edge, millimetres")
+    batch_size: int = Field(16, ge=1, description="images encoded at a time")
 
 
 class AutoencoderCode:

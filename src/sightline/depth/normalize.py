@@ -28,27 +28,24 @@ BLOCK = 32  # images a worker takes at a time
 
 
 class NormalizeParams(Section):
-    """Section ``normalize``."""
+    """How depth images become 128x128 values in [-1, 1]."""
 
-    channels: Literal[1, 3] = Field(default=1, description="1: uint16 depth images; 3: 8-bit RGB images")
+    channels: Literal[1, 3] = Field(1, description="1: uint16 depth images; 3: 8-bit RGB images")
     height_range: Annotated[tuple[Count, Count], AfterValidator(check_height_range)] | None = Field(
-        default=None,
-        description="raw counts [near, far] that map to [-1, 1]; null: as recorded, else all of uint16; RGB: [0, 255]",
+        None, description="raw counts [near, far] that map to [-1, 1]; null: recording.json's, else all; RGB: [0, 255]"
     )
     invalid: tuple[Count, ...] | None = Field(
-        default=None, description="raw counts of 'no reading'; null: recording.json's, else [0, 65535]; RGB: none"
+        None, description="raw counts that mean 'no reading'; null: recording.json's, else [0, 65535]; RGB: none"
     )
-    unit_mm: float | None = Field(
-        default=None, gt=0, description="millimetres per count; null: recording.json's, else 1"
-    )
+    unit_mm: float | None = Field(None, gt=0, description="millimetres per raw count; null: recording.json's, else 1")
     depth_encoding: Literal["raw", "rotr3", "byteswap"] = Field(
-        default="raw", description="how files hold a count: as it is, rotated by three bits (SUN RGB-D), bytes swapped"
+        "raw", description="how files hold a count: raw, rotr3 (bits rotated, SUN RGB-D), byteswap (NYU raw)"
     )
     fit: Literal["squash", "crop", "pad"] = Field(
-        default="squash", description="how an oblong image becomes square: aspect ratio, central part, invalid margins"
+        "squash", description="how an oblong image becomes square: squash, crop (central part), pad (invalid margins)"
     )
     resize: Literal["nearest", "area"] = Field(
-        default="nearest", description="nearest pixel, or mean over the valid part of each target pixel's footprint"
+        "nearest", description="nearest pixel, or area: mean over the valid part of each target pixel's footprint"
     )
 
     @model_validator(mode="after")

@@ -29,27 +29,20 @@ from sightline.training.processes import process_device, rank, world_size
 
 
 class TrainParams(TrainerParams):
-    """Section ``train``: the depth autoencoder."""
+    """The depth autoencoder."""
 
-    latent_dim: int = Field(default=768, ge=1, description="numbers in the embedding of an image")
-    head: Literal["gap", "flat"] = Field(
-        default="gap", description="global average pooling (rank 512 at most), or channels for each of 8x8 positions"
-    )
+    batch_size: int = Field(8, ge=2, description="frames in a step")
+    latent_dim: int = Field(768, ge=1, description="numbers in the embedding of an image")
+    head: Literal["gap", "flat"] = Field("gap", description="gap: mean over positions; flat: channels for each of 8x8")
     patch_path: PatchPath = Field(
-        default="refined", description="code of 16x16 patches around the network: none, linear, or decoded by more"
+        "refined", description="code of 16x16 patches around it: none, linear, refined (best)"
     )
-    patch_share: float = Field(
-        default=0.0, ge=0, le=1, description="share of the epochs, the first, in which only the patch path is trained"
-    )
-    augment: Augment = Field(
-        default="full", description="none, rotate (by 90 degrees), or full: also mirror, crop, scale and move"
-    )
-    compile: bool = Field(
-        default=False, description="compile the network (torch.compile): fewer, larger kernels on a GPU"
-    )
-    l1_weight: float = Field(default=0.1, ge=0, description="weight of the absolute error beside the squared error")
-    gradient_weight: float = Field(default=0.0, ge=0, description="weight of the error of differences of neighbours")
-    perceptual_weight: float = Field(default=0.0, ge=0, description="weight of the perceptual loss, which needs a file")
+    patch_share: float = Field(0.95, ge=0, le=1, description="share of the epochs, the first, on the patch path alone")
+    augment: Augment = Field("full", description="none, rotate (by 90 degrees), full: also mirror, crop, scale, move")
+    compile: bool = Field(False, description="compile the network: fewer, larger kernels on a GPU; no use on a CPU")
+    l1_weight: float = Field(0.1, ge=0, description="weight of the absolute error beside the squared error")
+    gradient_weight: float = Field(0.0, ge=0, description="weight of the error of neighbours' differences; 0: off")
+    perceptual_weight: float = Field(0.0, ge=0, description="weight of the perceptual loss; needs --perceptual-weights")
 
     @model_validator(mode="after")
     def _is_a_network(self) -> "TrainParams":

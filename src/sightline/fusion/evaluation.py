@@ -46,12 +46,12 @@ _RESAMPLES, _SHOWN = 1000, 4  # bootstrap; actions in the picture
 
 
 class EvaluateFusionParams(Section):
-    """Section ``evaluate_fusion``."""
+    """The fusion model on episodes that it was not trained on."""
 
-    part: Literal["val", "test"] = Field(default="test", description="part of the split to evaluate on")
-    batch_size: int = Field(default=32, ge=1, description="frames at a time")
-    probe_frames: int = Field(default=500, ge=2, description="training frames at most for the linear probes")
-    seed: int = Field(default=0, ge=0, description="which other frame lends its views or joints; the bootstrap")
+    part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
+    batch_size: int = Field(32, ge=1, description="frames at a time")
+    probe_frames: int = Field(500, ge=2, description="training frames at most for the linear probes")
+    seed: int = Field(0, ge=0, description="which other frame lends its views or joints; the bootstrap")
 
 
 def evaluate_fusion(

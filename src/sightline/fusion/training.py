@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from sightline.core.errors import UserError
 from sightline.core.figures import write_figures
 from sightline.core.files import file_sha256, rounded
-from sightline.core.params import PartOfSection
 from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, chunk_rewards, episode_rewards
 from sightline.fusion.augmentation import CHANCES, augment_views
 from sightline.fusion.card import about_policy
@@ -35,8 +34,8 @@ from sightline.training.processes import process_device, rank, world_size
 WARM_UP = 0.1  # share of the steps over which beta rises
 
 
-class FusionParams(TrainerParams, PartOfSection):
-    """Section ``fusion``, what a training reads of it."""
+class FusionParams(TrainerParams):
+    """Three views and the joints, one feature, trained to predict actions."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> "FusionParams":
@@ -48,41 +47,33 @@ class FusionParams(TrainerParams, PartOfSection):
             )
         return self
 
-    chunk: int = Field(default=16, ge=1, description="steps predicted at once; with few, copying the joints wins")
-    stride: int = Field(default=1, ge=1, description="frames between the steps of a chunk: 3 makes 10 Hz of 30 Hz")
-    objective: Objective = Field(default="bc", description="bc: regression; cvae: LAPO's behaviour model")
-    loss: Loss = Field(default="l1", description="of bc: l1, huber or mse")
-    target: Target = Field(
-        default="residual", description="what the network predicts: what a linear map of the joints leaves, or absolute"
-    )
-    beta: float = Field(
-        default=0.01, ge=0, description="weight of the KL divergence of cvae; LAPO's 1 unlearns the latent"
-    )
-    detach_posterior: bool = Field(default=True, description="cvae: the posterior passes no gradient to the feature")
-    prior_weight: float = Field(default=1.0, ge=0, description="cvae: weight of the error at z = 0")
+    weight_decay: float = Field(1e-4, ge=0, description="decay (AdamW) or L2 penalty, not of biases and norms")
+    gradient_clip: float = Field(10.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
+    chunk: int = Field(16, ge=1, description="steps predicted at once; with few, copying the joints wins")
+    stride: int = Field(1, ge=1, description="frames between the steps of a chunk: 3 makes 10 Hz of 30 Hz")
+    objective: Objective = Field("bc", description="bc: regression; cvae: LAPO's behaviour model")
+    loss: Loss = Field("l1", description="error of bc: l1, huber or mse")
+    target: Target = Field("residual", description="residual: what a linear map of the joints leaves; or absolute")
+    beta: float = Field(0.01, ge=0, description="weight of the KL divergence of cvae, after a rise; 1 is too much")
+    detach_posterior: bool = Field(True, description="cvae: the posterior passes no gradient to the feature")
+    prior_weight: float = Field(1.0, ge=0, description="cvae: weight of the error at z = 0")
     weights: Literal["none", "mc", "td"] = Field(
-        default="none", description="of samples: none, or by advantage, of returns (mc) or of LAPO's critics (td)"
+        "none", description="of samples: none, or by advantage: mc, of their returns; td, of LAPO's critics (cvae only)"
     )
-    discount: float = Field(default=0.99, gt=0, le=1, description="mc and td: of later rewards, per frame")
-    expectile: float = Field(default=0.7, gt=0, lt=1, description="mc: of the returns, which the value estimates")
-    advantage_weight: float = Field(
-        default=0.9, gt=0, lt=1, description="mc and td: of positive advantages; others get the rest"
-    )
-    pretrained: str | None = Field(default=None, description="torchvision tag or file for the ResNet-18; None: random")
-    trunk_lr: float = Field(default=3e-5, gt=0, description="highest learning rate of the ResNet-18")
-    compile: bool = Field(
-        default=False, description="compile the encoder (torch.compile): fewer, larger kernels on a GPU"
-    )
-    conv1_init: Conv1Init = Field(default="independent", description="filters of the first convolution")
-    norm: Norm = Field(default="bn", description="bn, frozen_bn or gn")
-    shift: int = Field(default=4, ge=0, description="largest random shift of a view, pixels")
-    jitter: float = Field(default=0.2, ge=0, lt=1, description="largest random change of colours, as a share")
-    joint_dropout: float = Field(default=0.2, ge=0, lt=1, description="probability that a sample's joints are hidden")
-    view_dropout: float = Field(default=0.0, ge=0, lt=1, description="probability that a sample's views are hidden")
-    extra_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that a further input is hidden")
-    ema: float = Field(
-        default=0.0, ge=0, lt=1, description="decay of averaged weights and statistics; 0 switches it off"
-    )
+    discount: float = Field(0.99, gt=0, le=1, description="mc and td: discount of later rewards, per frame")
+    expectile: float = Field(0.7, gt=0, lt=1, description="mc: expectile of the returns, which the value estimates")
+    advantage_weight: float = Field(0.9, gt=0, lt=1, description="mc, td: share of the weight for positive advantages")
+    pretrained: str | None = Field(None, description="torchvision tag or weights file for the ResNet-18; null: random")
+    trunk_lr: float = Field(3e-5, gt=0, description="highest learning rate of the ResNet-18; lr: of everything else")
+    compile: bool = Field(False, description="compile the encoder: fewer, larger kernels on a GPU; slower on a CPU")
+    conv1_init: Conv1Init = Field("independent", description="first filters: independent, copy, copy_mean, block")
+    norm: Norm = Field("bn", description="bn, frozen_bn (for pretrained weights and small batches), gn")
+    shift: int = Field(4, ge=0, description="largest random shift of a view, pixels")
+    jitter: float = Field(0.2, ge=0, lt=1, description="largest random change of colours, as a share")
+    joint_dropout: float = Field(0.2, ge=0, lt=1, description="probability of hiding the joints; 0: cameras go unused")
+    view_dropout: float = Field(0.0, ge=0, lt=1, description="probability of hiding the views, never with the joints")
+    extra_dropout: float = Field(0.1, ge=0, lt=1, description="probability that a further input is hidden")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights and statistics; 0 switches it off")
 
 
 class FusionModule(lightning.LightningModule):

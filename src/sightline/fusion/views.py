@@ -26,7 +26,7 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, claim, discard, fingerprint, scratch_folder
 from sightline.core.hdf5 import create_contiguous, open_hdf5, open_rows, require
 from sightline.core.parallel import unordered_map
-from sightline.core.params import PartOfSection
+from sightline.core.params import Section
 from sightline.recording.frames import first_few, read_frames, read_index
 from sightline.recording.images import list_images, read_pixels
 from sightline.recording.layout import read_recording_info
@@ -35,13 +35,13 @@ _BLOCK = 64  # frames in a job
 _NAMES = ("images", "sound", "joints", "actions", "reward", "frame_id", "episode", "step", "split")
 
 
-class ViewParams(PartOfSection):
-    """Of the section ``fusion``: what is packed."""
+class ViewParams(Section):
+    """The views of a frame, as the fusion model takes them."""
 
     cameras: tuple[str, ...] = Field(
-        default=("left_wrist", "right_wrist", "global"), description="folders under rgb/: left, right and global view"
+        ("left_wrist", "right_wrist", "global"), description="folders under rgb/: left, right and global view, in order"
     )
-    image_size: int = Field(default=84, ge=16, le=512, description="side of the square views, pixels")
+    image_size: int = Field(84, ge=16, le=512, description="side of the square views, pixels")
 
     @field_validator("cameras")
     @classmethod
@@ -118,12 +118,12 @@ def pack_views(
     unknown = [camera for camera in params.cameras if camera not in info.cameras]
     if unknown:
         known = ", ".join(info.cameras) or "none"
-        raise UserError(f"fusion.cameras: {', '.join(unknown)} not in {recording}/recording.json, which has: {known}")
+        raise UserError(f"views.cameras: {', '.join(unknown)} not in {recording}/recording.json, which has: {known}")
     frames = read_frames(recording / "frames.parquet", info)
     for column in ("joints", target):
         if column not in frames:
             raise UserError(f"{recording}/frames.parquet: no column {column}; without demonstrations set "
-                            "data.demonstrations to []")  # fmt: skip
+                            "stages.demonstrations to []")  # fmt: skip
     split = read_index(index_dir / "frames.parquet").set_index("frame_id")["split"]
     frames = frames[frames["frame_id"].isin(split.index)].reset_index(drop=True)
     ids = frames["frame_id"].to_numpy(np.int64)

@@ -312,9 +312,9 @@ def _table(demonstrations: list[Demonstration]) -> pa.Table:
 def _fusion_lines(cameras: list[str]) -> list[str]:
     """The parameters of the fusion model, which takes three views: left, right, and one of everything."""
     if len(cameras) < 3:
-        return ["    data.demonstrations: []  (the fusion model takes three cameras)"]
+        return ["    stages.demonstrations: []  (the fusion model takes three cameras)"]
     ordered = sorted(cameras, key=lambda name: (["left" in name, "right" in name, True].index(True), name))
-    return [f"    fusion.cameras: [{', '.join(ordered[:3])}]"]
+    return [f"    views.cameras: [{', '.join(ordered[:3])}]"]
 
 
 def _summary(
@@ -336,10 +336,10 @@ def _summary(
             f"  dvc add {shlex.join(f'{target}/{name}' for name in tracked)}",
             "  in params.yaml:",
             f"    data.root: {target}",
-            f"    data.images: [{', '.join(folders)}]",
-            "    data.depth: []",
-            "    data.masks: []",
-            f"    clip.cameras: [{', '.join(sizes)}]",
+            f"    stages.images: [{', '.join(folders)}]",
+            "    stages.depth: []",
+            "    stages.masks: []",
+            f"    stages.cameras: [{', '.join(sizes)}]",
             *_fusion_lines(list(sizes)),
             "  dvc repro",
         ]

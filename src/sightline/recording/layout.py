@@ -43,6 +43,30 @@ def _check_folder_name(name: str) -> str:
     return name
 
 
+def _are_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"expected different names, not {list(names)}")
+    return names
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_are_different)]
+
+
+class StageLists(Section):
+    """Lists that make stages, one for each entry; a longer list makes no other stage run again."""
+
+    images: Names = Field(
+        ("depth", "masks", "rgb/left_wrist", "rgb/right_wrist", "rgb/global"), description="folders of images"
+    )
+    depth: Names = Field(("depth",), description="the folder with depth images; []: none")
+    cameras: Names = Field(("global",), description="folders under rgb/ that CLIP encodes, each to files of its own")
+    masks: Names = Field(("masks",), description="the folder with masks to learn a segmentation from; []: none")
+    demonstrations: Names = Field(("actions",), description="columns of frames.parquet to learn from views; []: none")
+    designs: Names = Field(
+        ("nine", "joints_only"), description="fusion models: nine, three, shared, images_only, joints_only"
+    )
+
+
 class RecordingInfo(Section):
     """Content of ``recording.json``."""
 

@@ -12,23 +12,21 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sightline.core.errors import UserError
-from sightline.core.params import PartOfSection, Section
+from sightline.core.params import Section
 
 PARTS = ("train", "val", "test")
 GUARD = "guard"  # a frame between two blocks, in no part
 
 
 class SplitParams(Section):
-    """How much goes to each part; ``train`` is the rest."""
+    """Shares of validation and test, by whole episodes; the rest is for training."""
 
-    seed: int = Field(default=0, ge=0, description="which episodes go where; a bare folder is split in order")
-    val: float = Field(default=0.15, ge=0, lt=1, description="share of the episodes (or frames of a bare folder)")
-    test: float = Field(default=0.15, ge=0, lt=1, description="share of the episodes (or frames); 0: no such part")
-    guard: int = Field(default=10, ge=0, description="frames left out on each side of a border between blocks")
-    folds: int = Field(
-        default=0, ge=0, description="0, or a bare folder is cut into so many blocks, one of them to test"
-    )
-    fold: int = Field(default=0, ge=0, description="which of the folds is for testing, from 0")
+    seed: int = Field(0, ge=0, description="which episodes go where; a bare folder is split in order")
+    val: float = Field(0.15, ge=0, lt=1, description="share of the episodes (or of a bare folder) for validation")
+    test: float = Field(0.15, ge=0, lt=1, description="share of the episodes (or a bare folder) for testing; 0: none")
+    guard: int = Field(10, ge=0, description="frames left out on each side of a border between blocks of a folder")
+    folds: int = Field(0, ge=0, description="blocks that a bare folder is cut into, one for testing; 0: by shares")
+    fold: int = Field(0, ge=0, description="which of the folds is for testing, from 0")
 
     @model_validator(mode="after")
     def _leaves_train(self) -> "SplitParams":
@@ -44,15 +42,13 @@ class SplitParams(Section):
         return ("train", *(("val",) if self.val else ()), *(("test",) if self.test else ()))
 
 
-class OnErrorPart(PartOfSection):
-    """What a stage that reads images, whatever their split, takes of the section ``data``."""
+class DataParams(Section):
+    """The recording, and which of its frames train, validate and test."""
 
-    on_error: Literal["fail", "skip"] = "fail"
-
-
-class DataPart(OnErrorPart):
-    """What the stages that read images and split them take of the section ``data``."""
-
+    root: str = Field("data/demo", description="the recording: recording.json, frames.parquet and folders of images")
+    on_error: Literal["fail", "skip"] = Field(
+        "fail", description="broken or missing images: fail (list all of them), or skip (leave them out, count them)"
+    )
     split: SplitParams = SplitParams()
 
 

@@ -55,9 +55,10 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 def _banners(params: dict[str, Any]) -> list[str]:
     clip, fusion = params.get("clip", {}), params.get("fusion", {})
-    learns = params.get("data", {}).get("demonstrations") and set(fusion.get("designs", [])) - {"joints_only"}
+    stages = params.get("stages", {})
+    learns = stages.get("demonstrations") and set(stages.get("designs", [])) - {"joints_only"}
     found = []
-    if clip.get("cameras") and clip.get("pretrained") == "random":
+    if stages.get("cameras") and clip.get("pretrained") == "random":
         found.append(page.RANDOM_CLIP)
     if learns and fusion.get("pretrained") is None:
         found.append(
@@ -68,8 +69,8 @@ def _banners(params: dict[str, Any]) -> list[str]:
 
 
 def _data(recording: Path, index: Path, params: dict[str, Any]) -> list[str]:
-    data = params.get("data", {})
-    found, facts = [], {"recording": data.get("root"), "folders of images": ", ".join(data.get("images", [])) or "none"}
+    stages, root = params.get("stages", {}), params.get("data", {}).get("root")
+    found, facts = [], {"recording": root, "folders of images": ", ".join(stages.get("images", [])) or "none"}
     fps = 0.0
     if recording.is_file():
         info = read_json(recording)
@@ -84,17 +85,9 @@ def _data(recording: Path, index: Path, params: dict[str, Any]) -> list[str]:
     if index.is_file():
         found.append(_frames(index, fps))
     found.append(Table("recording", ("value",), {name: (value,) for name, value in facts.items()}))
-    lacking = [
-        (name, key)
-        for name, key, values in (
-            ("depth", "data.depth", data.get("depth")),
-            ("masks", "data.masks", data.get("masks")),
-            ("demonstrations", "data.demonstrations", data.get("demonstrations")),
-            ("CLIP grids", "clip.cameras", params.get("clip", {}).get("cameras")),
-        )
-        if not values
-    ]
-    missing = "".join(f"No {name}: {key} does not name any. " for name, key in lacking)
+    lists = {"depth": "depth", "masks": "masks", "demonstrations": "demonstrations", "CLIP grids": "cameras"}
+    lacking = {name: key for name, key in lists.items() if not stages.get(key)}
+    missing = "".join(f"No {name}: stages.{key} does not name any. " for name, key in lacking.items())
     return [page.tables(found), page.paragraph(missing.strip(), "note") if missing else ""]
 
 

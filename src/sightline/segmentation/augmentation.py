@@ -29,17 +29,15 @@ _GREY_SHARE, _COLOUR_SHARE = 0.2, 0.8  # of the strong views
 class AugmentationParams(Section):
     """Of the section ``segmentation``: how images are changed, for every method alike."""
 
-    crop: tuple[int, int] | None = Field(
-        default=None, description="rows and columns of the random part of an image that is trained on; None: all of it"
-    )
-    flip: bool = Field(default=True, description="mirror half of the images, left to right")
-    zoom: float = Field(default=0.3, ge=0, le=2, description="largest random zoom, in and out, as a share")
-    rotate: float = Field(default=10.0, ge=0, le=180, description="largest random rotation, degrees")
-    shift: float = Field(default=0.1, ge=0, le=0.5, description="largest random shift, as a share of the sides")
-    jitter: float = Field(default=0.2, ge=0, lt=1, description="largest random change of colours, as a share")
-    hue: float = Field(default=0.02, ge=0, le=0.5, description="largest random turn of the hue, as a share of a turn")
-    strong_jitter: float = Field(default=0.5, ge=0, lt=1, description="the same of strong views")
-    strong_hue: float = Field(default=0.1, ge=0, le=0.5, description="the same of strong views")
+    crop: tuple[int, int] | None = Field((64, 64), description="rows, columns of the random part trained on; null: all")
+    flip: bool = Field(True, description="mirror half of the images, left to right")
+    zoom: float = Field(0.5, ge=0, le=2, description="largest random zoom, in and out, as a share")
+    rotate: float = Field(30.0, ge=0, le=180, description="largest random rotation, degrees")
+    shift: float = Field(0.1, ge=0, le=0.5, description="largest random shift, as a share of the sides")
+    jitter: float = Field(0.3, ge=0, lt=1, description="largest random change of colours, as a share")
+    hue: float = Field(0.5, ge=0, le=0.5, description="largest random turn of the hue, as a share of a turn; 0.5: any")
+    strong_jitter: float = Field(0.5, ge=0, lt=1, description="jitter of strong views, for semiseg and unimatch")
+    strong_hue: float = Field(0.5, ge=0, le=0.5, description="hue of strong views, for semiseg and unimatch")
 
     @field_validator("crop")
     @classmethod

@@ -42,15 +42,12 @@ _SHOWN = 4  # frames in the picture
 
 
 class EvaluateSegmentationParams(Section):
-    """Section ``evaluate_segmentation``."""
+    """The segmentation model on groups that it was not trained on."""
 
-    part: Literal["val", "test"] = Field(default="test", description="part of the split to evaluate on")
-    batch_size: int = Field(default=16, ge=1, description="frames at a time")
-    windows: bool = Field(
-        default=True,
-        description="of a model trained on parts: mean of whole image and windows of that size; False: whole image",
-    )
-    seed: int = Field(default=0, ge=0, description="of the bootstrap")
+    part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
+    batch_size: int = Field(16, ge=1, description="frames at a time")
+    windows: bool = Field(True, description="of a model of parts, mean of whole image and windows; false: whole image")
+    seed: int = Field(0, ge=0, description="draws of the bootstrap over groups")
 
 
 def evaluate_segmentation(

@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from sightline.core.errors import UserError
-from sightline.core.params import PartOfSection, Section
+from sightline.core.params import Section
 from sightline.grids.store import GridRows, GridStore
 from sightline.recording.frames import first_few, read_index
 from sightline.recording.images import image_files, list_images, read_depth, read_pixels
@@ -48,18 +48,13 @@ Read = Callable[[int], np.ndarray]  # row -> one image, mask or depth image, at 
 class FrameParams(Section):
     """Of the section ``segmentation``: what an image and a mask are."""
 
-    camera: str = Field(default="global", description="folder under rgb/ of a recording: the camera of the masks")
+    camera: str = Field("global", description="folder under rgb/ of the images that the masks belong to")
     image_size: tuple[int, int] | None = Field(
-        default=(96, 96), description="rows and columns that images and masks are brought to; None: as the first image"
+        (128, 128), description="rows and columns that images and masks are brought to; null: as the first image"
     )
-    classes: tuple[str, ...] = Field(
-        default=(), description="names by class id; (): of the recording, or by the highest id"
-    )
-    has_background: bool = Field(
-        default=True,
-        description="class 0 is what is not of interest: left out of means and of the memory bank of ss_net",
-    )
-    void: int | None = Field(default=None, ge=0, le=255, description="class id without meaning, ignored like 255")
+    classes: tuple[str, ...] = Field((), description="names by class id; []: recording.json's, or by the highest id")
+    has_background: bool = Field(True, description="class 0 is of no interest: left out of means and ss_net's bank")
+    void: int | None = Field(None, ge=0, le=255, description="class id without meaning, ignored like 255; null: none")
 
     @property
     def first_class(self) -> int:
@@ -312,12 +307,6 @@ class SegmentationFrames:
         if highest == 0:
             raise UserError(f"{self.name}: no class but the background in {len(rows)} masks; there is nothing to learn")
         return replace(self, classes=("background", *(f"class_{i}" for i in range(1, highest + 1))))
-
-
-class SplitPart(PartOfSection):
-    """Of the section ``data``: how images that no index splits are split."""
-
-    split: SplitParams = SplitParams()
 
 
 def open_frames(

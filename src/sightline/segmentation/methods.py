@@ -52,47 +52,43 @@ UNLABELLED_CHANCES = 2 * VIEW_CHANCES  # of two strong views
 
 
 class SsNetParams(Section):
-    """Section ``segmentation.ss_net``."""
+    """Smoothness in the direction that changes the prediction most, and a memory bank."""
 
-    weight: float = Field(default=0.1, ge=0, description="weight of the smoothness, after the rise")
-    xi: float = Field(default=10.0, gt=0, description="length of the change in which the direction is looked for")
-    eps: float = Field(default=6.0, gt=0, description="length of the change that is measured")
+    weight: float = Field(0.1, ge=0, description="weight of the smoothness, after the rise")
+    xi: float = Field(10.0, gt=0, description="length of the change in which the direction is looked for")
+    eps: float = Field(6.0, gt=0, description="length of the change that is measured")
 
 
 class SemisegParams(Section):
-    """Section ``segmentation.semiseg``."""
+    """Pseudo-labels of a teacher, the average, for images mixed by class, and a memory bank."""
 
-    weight: float = Field(default=1.0, ge=0, description="weight of the pseudo-labels, after the rise")
-    sharpness: float = Field(default=6.0, ge=0, description="power of the confidence that a pseudo-label is weighed by")
-    entropy_weight: float = Field(default=0.01, ge=0, description="weight of the entropy of the predictions")
+    weight: float = Field(1.0, ge=0, description="weight of the pseudo-labels, after the rise")
+    sharpness: float = Field(6.0, ge=0, description="power of the confidence that a pseudo-label is weighed by")
+    entropy_weight: float = Field(0.01, ge=0, description="weight of the entropy of the predictions")
 
 
 class UnimatchParams(Section):
-    """Section ``segmentation.unimatch``."""
+    """Confident predictions of a weak view are labels for strong views."""
 
-    weight: float = Field(default=1.0, ge=0, description="weight of the unlabelled images beside the labelled ones")
-    threshold: float = Field(default=0.95, ge=0, lt=1, description="least probability of a pseudo-label that counts")
-    dropout: float = Field(default=0.5, gt=0, lt=1, description="share of the channels that drop out")
-    teacher: bool = Field(default=True, description="labels from the average, as UniMatch V2; false: from the model")
+    weight: float = Field(1.0, ge=0, description="weight of the unlabelled images beside the labelled ones")
+    threshold: float = Field(0.95, ge=0, lt=1, description="least probability of a pseudo-label that counts")
+    dropout: float = Field(0.5, gt=0, lt=1, description="share of the channels that drop out")
+    teacher: bool = Field(True, description="labels from the average, as UniMatch V2; false: from the model itself")
 
 
 class BcpParams(Section):
-    """Section ``segmentation.bcp``."""
+    """Labelled rectangles in unlabelled images and the reverse, labels of a teacher."""
 
-    weight: float = Field(default=0.5, ge=0, description="weight of unlabelled pixels beside labelled ones")
-    pretrain: float = Field(
-        default=0.3, ge=0, lt=1, description="share of the steps, the first, on labelled images alone"
-    )
-    largest_part: bool = Field(
-        default=False, description="of each class, label only the largest connected part (organs: one of a class)"
-    )
+    weight: float = Field(0.5, ge=0, description="weight of unlabelled pixels beside labelled ones")
+    pretrain: float = Field(0.3, ge=0, lt=1, description="share of the steps, the first, on labelled images alone")
+    largest_part: bool = Field(False, description="label only each class's largest part: true for organs, one of each")
 
 
 class MethodParams(AugmentationParams):
     """Of the section ``segmentation``: the method, and what each has of its own."""
 
-    method: Method = Field(default="unimatch", description="supervised, ss_net, semiseg, unimatch or bcp")
-    ramp: float = Field(default=0.4, gt=0, le=1, description="share of the steps over which weights rise")
+    method: Method = Field("bcp", description="supervised, ss_net, semiseg, unimatch or bcp")
+    ramp: float = Field(0.4, gt=0, le=1, description="share of the steps in which unlabelled and bank weights rise")
     ss_net: SsNetParams = SsNetParams()
     semiseg: SemisegParams = SemisegParams()
     unimatch: UnimatchParams = UnimatchParams()

@@ -44,49 +44,45 @@ SELECTOR_RATE = 0.1  # learning rate of the bank's selectors, in shares of the o
 
 
 class ContrastiveParams(Section):
-    """Section ``segmentation.contrastive``: the memory bank of class features."""
+    """The memory bank of class features, beside any method."""
 
-    weight: float | None = Field(
-        default=None, ge=0, description="0: no bank; None: 0.1 with ss_net and semiseg, else 0"
-    )
+    weight: float | None = Field(None, ge=0, description="0: no bank; null: 0.1 with ss_net and semiseg, else 0")
     preset: Literal["ss_net", "semiseg", "document"] | None = Field(
-        default=None, description="how the bank works; None: semiseg with that method, else ss_net"
+        None, description="ss_net, semiseg or document; null: semiseg with that method, else ss_net"
     )
-    elements_per_class: int | None = Field(default=None, ge=2, description="rows kept of a class; None: the preset's")
-    feature_dim: int = Field(default=32, ge=2, description="numbers in a row, after the heads (document has none)")
-    stride: Literal[1, 2, 4] = Field(default=4, description="of the decoder's map whose pixels are the rows")
-    intra_weight: float = Field(default=0.0, ge=0, description="weight of the distance from the class's direction")
-    inter_weight: float = Field(default=0.0, ge=0, description="weight of the closeness of classes' directions")
+    elements_per_class: int | None = Field(None, ge=2, description="rows kept of a class; null: the preset's")
+    feature_dim: int = Field(32, ge=2, description="numbers in a row, after the heads (document has none)")
+    stride: Literal[1, 2, 4] = Field(4, description="1, 2 or 4: stride of the decoder's map whose pixels are the rows")
+    intra_weight: float = Field(0.0, ge=0, description="weight of the distance from the class's direction")
+    inter_weight: float = Field(0.0, ge=0, description="weight of the closeness of classes' directions")
 
 
-class SegmentationParams(TrainerParams, FrameParams, MethodParams):
-    """Section ``segmentation``."""
+class SegmentationParams(MethodParams, TrainerParams, FrameParams):
+    """Classes of pixels, learnt from few masks and many images."""
 
-    epochs: int = Field(default=8, ge=1, description="looks at the validation part at most")
-    batch_size: int = Field(default=8, ge=2, description="labelled frames in a step")
-    lr: float = Field(default=2e-3, gt=0, description="highest learning rate; a tenth of it for a bank's selectors")
-    weight_decay: float = Field(default=1e-3, ge=0, description="weight decay (AdamW) or L2 penalty (Adam, SGD)")
-    patience: int = Field(default=100, ge=1, description="epochs without a better validation Dice before stopping")
+    epochs: int = Field(12, ge=1, description="looks at the validation part at most, each after steps_per_epoch")
+    batch_size: int = Field(8, ge=2, description="labelled frames in a step")
+    lr: float = Field(2e-3, gt=0, description="highest learning rate; a tenth of it for the selectors of a memory bank")
+    weight_decay: float = Field(1e-3, ge=0, description="decay (AdamW) or L2 penalty, not of biases and norms")
+    patience: int = Field(100, ge=1, description="epochs without a better Dice; with fewer, methods differ in steps")
     labeled_groups: int | None = Field(
-        default=None, ge=1, description="training episodes (patients) whose masks are used; None: labeled_fraction"
+        1, ge=1, description="training episodes (patients) whose masks are used; null: as labeled_fraction says"
     )
-    labeled_fraction: float | None = Field(
-        default=None, gt=0, le=1, description="the same as a share, at least one; None: all"
-    )
-    steps_per_epoch: int = Field(default=50, ge=1, description="steps after which the validation part is looked at")
-    unlabelled_batch_size: int = Field(default=8, ge=2, description="unlabelled frames in a step")
+    labeled_fraction: float | None = Field(None, gt=0, le=1, description="the same as a share; null for both: all")
+    steps_per_epoch: int = Field(50, ge=1, description="steps in an epoch, the same for every method")
+    unlabelled_batch_size: int = Field(8, ge=2, description="unlabelled frames in a step")
     sampling: Literal["uniform", "balanced"] = Field(
-        default="uniform", description="of labelled frames: balanced draws those with rare classes more often"
+        "uniform", description="draws of labelled frames: uniform, or balanced: those with rare classes more often"
     )
     class_weights: Literal["none", "inverse_sqrt"] = Field(
-        default="none", description="of the cross-entropy: none, or inverse_sqrt of the share of the labelled pixels"
+        "none", description="in the cross-entropy: none, or inverse_sqrt of the share of the labelled pixels"
     )
     channels: tuple[int, ...] = Field(
-        default=(16, 16, 32, 64, 128, 16), description="of the network's five levels, and of its last map"
+        (16, 16, 32, 64, 128, 16), description="of the U-Net's five levels, finest first, and of its last map"
     )
-    norm: Norm = Field(default="instance", description="instance, batch or group; batch mixes statistics of the views")
-    extra_dropout: float = Field(default=0.1, ge=0, lt=1, description="probability that a further input is hidden")
-    ema: float = Field(default=0.99, ge=0, lt=1, description="decay of averaged weights and statistics; 0: no average")
+    norm: Norm = Field("instance", description="instance, group (a quarter of the channels), or batch (mixes views)")
+    extra_dropout: float = Field(0.1, ge=0, lt=1, description="probability that a further input is hidden")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights, which are measured; 0: no average")
     contrastive: ContrastiveParams = ContrastiveParams()
 
     @field_validator("channels")

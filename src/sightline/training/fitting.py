@@ -44,18 +44,18 @@ SECOND = 0.3  # highest learning rate of the second part of a training in two, i
 class TrainerParams(Section):
     """Parameters that every training has."""
 
-    epochs: int = Field(default=100, ge=1, description="passes over the training frames at most")
-    batch_size: int = Field(default=32, ge=2, description="frames in a step")
-    accumulate: int = Field(default=1, ge=1, description="batches whose gradients are summed up for one step")
-    optimizer: Literal["AdamW", "Adam", "SGD"] = Field(default="AdamW", description="SGD has a momentum of 0.9")
+    epochs: int = Field(20, ge=1, description="passes over the training frames at most")
+    batch_size: int = Field(32, ge=2, description="frames in a step")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are summed up for one step")
+    optimizer: Literal["AdamW", "Adam", "SGD"] = Field("AdamW", description="AdamW, Adam, or SGD (momentum 0.9)")
     scheduler: Literal["CosineAnnealingLR", "constant"] = Field(
-        default="CosineAnnealingLR", description="course of the learning rate, after a warm-up over 5 % of the steps"
+        "CosineAnnealingLR", description="CosineAnnealingLR (to 0) or constant, after a warm-up over 5 % of the steps"
     )
-    lr: float = Field(default=1e-4, gt=0, description="highest learning rate")
-    weight_decay: float = Field(default=1e-4, ge=0, description="weight decay (AdamW) or L2 penalty (Adam, SGD)")
-    gradient_clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
-    patience: int = Field(default=20, ge=1, description="epochs without a better validation loss before stopping")
-    precision: Precision = Field(default="auto", description="bf16, fp32, or auto: bf16 where the hardware has it")
+    lr: float = Field(1e-3, gt=0, description="highest learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="decay (AdamW) or L2 penalty (Adam, SGD)")
+    gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
+    patience: int = Field(20, ge=1, description="epochs without a better validation loss before stopping")
+    precision: Precision = "auto"
 
 
 def configure_optimizer(

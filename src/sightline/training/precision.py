@@ -1,10 +1,13 @@
 """Which arithmetic the hardware has."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"], Field(description="bf16, fp32, or auto: bf16 where the hardware has it")
+]
 
 
 def use_bf16(precision: Precision) -> bool:

@@ -19,10 +19,11 @@ from pydantic import Field
 from sightline.core.errors import UserError
 from sightline.core.files import write_json
 from sightline.core.parallel import unordered_map
+from sightline.core.params import Section
 from sightline.recording.frames import first_few, read_frames, read_index, write_index
 from sightline.recording.images import list_images, read_depth, read_pixels
 from sightline.recording.layout import RecordingInfo, read_recording_info
-from sightline.recording.split import PARTS, DataPart, SplitParams, split_episodes
+from sightline.recording.split import PARTS, DataParams, SplitParams, split_episodes
 from sightline.validation.summary import (
     TRAIN,
     Reference,
@@ -40,14 +41,11 @@ _CHUNK = 32  # images per job
 _RAW_COUNTS = 65536
 
 
-class ValidateData(DataPart):
-    """What the validation takes of the section ``data``."""
+class ValidationParams(Section):
+    """How frames are compared with those that models know."""
 
-    drift_tolerance: float = Field(
-        default=0.1,
-        ge=0,
-        description="how far a frame may leave the range of the training frames, as a share of its width",
-    )
+    reference: str = Field("reference", description="summaries of what models know; train stands in for what it lacks")
+    drift_tolerance: float = Field(0.1, ge=0, description="how far frames may leave the training range, as a share")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class DriftGuard:
 def validate_recording(
     recording: Path,
     out_dir: Path,
-    data: DataPart,
+    data: DataParams,
     only: str | None = None,
     processes: int | None = None,
     guard: DriftGuard | None = None,
