@@ -47,15 +47,16 @@ CAMERAS = ("left_wrist", "right_wrist", "global")
 EPISODES, STEPS = 4, 4
 CLIP = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32"}
 PARAMS = """
-demo:
-  simulate: {episodes: 1, steps: 3}
-  render: {wrist_size: 16, global_size: 24, depth_height: 16, depth_width: 16, antialias: 1}
+simulate: {episodes: 1, steps: 3}
+render: {wrist_size: 16, global_size: 24, depth_height: 16, depth_width: 16, antialias: 1}
 data: {split: {val: 0.25, test: 0.25}}
 train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32, patch_share: 0.7}
 evaluate: {baselines: [mean_image, pca], batch_size: 4}
 embed: {batch_size: 4}
-clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5, verify: {sample: 2}}
-fusion: {epochs: 3, image_size: 32, chunk: 2, batch_size: 4, precision: fp32}
+clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5}
+verify_clip_grids: {sample: 2}
+views: {image_size: 32}
+fusion: {epochs: 3, chunk: 2, batch_size: 4, precision: fp32}
 evaluate_fusion: {batch_size: 4}
 segmentation: {image_size: [32, 32], epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
                unlabelled_batch_size: 2}
