@@ -77,7 +77,9 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        what = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else str(error)
+        raise UserError(f"{source}: not valid YAML: {' '.join(what.split())}") from None
 
 
 class _Loader(yaml.SafeLoader):
