@@ -29,7 +29,7 @@ def _row(command: str, world: Path) -> str:
         runs = {name: copy_world(world, Path(folder) / name) for name in ("first", "again", "two")}
         for name, place in runs.items():
             program, *arguments = command_line(command)
-            threads = {"OMP_NUM_THREADS": "2" if name == "two" else "1", "DVC_ROOT": str(place)}
+            threads = {"SIGHTLINE_THREADS": "2" if name == "two" else "1", "DVC_ROOT": str(place)}
             line = [sys.executable, ROOT / program, *arguments]
             subprocess.run(line, cwd=place, env=os.environ | threads, capture_output=True, check=True)
         again, two = (_compare(runs["first"], runs[name]) for name in ("again", "two"))
