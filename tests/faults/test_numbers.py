@@ -1,5 +1,7 @@
 """Numbers that are none stop a training, which names the frames; what was good before is kept."""
 
+import sys
+
 import lightning
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.training import AutoencoderModule, TrainParams
 from sightline.training.by_hand import ByHand
-from sightline.training.fitting import Batches, TrainerParams, fit
+from sightline.training.fitting import Batches, TrainerParams, _code_identity, fit
 from sightline.training.order import Draw, EpochBatches, in_order
 
 ROWS, FRAME_IDS = 12, np.arange(12) * 10 + 5
@@ -109,6 +111,14 @@ def test_the_norm_of_the_gradient_is_in_the_curves(tmp_path):
     assert [row["gradient_norm"] for row in result.history] == pytest.approx(expected)
     result.report(tmp_path, {})
     assert "gradient_norm" in (tmp_path / "curves.csv").read_text().splitlines()[0]
+
+
+def test_the_identity_of_the_code_is_that_of_the_files_and_not_of_what_is_imported(monkeypatch):
+    module = AutoencoderModule(Autoencoder(NetworkConfig(latent_dim=64)), TrainParams(), Preprocessing(), None)
+    identity = _code_identity(module)
+    monkeypatch.delitem(sys.modules, "sightline.training.order")
+    assert _code_identity(module) == identity
+    assert _code_identity(Slope(None)) != identity  # of another folder
 
 
 def test_a_batch_without_a_valid_pixel_teaches_nothing_and_poisons_no_statistics():
