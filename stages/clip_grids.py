@@ -36,6 +36,5 @@ parser.add_argument("--index", type=Path, help="frame index; only its frames are
 parser.add_argument("--previous", type=Path, help="older one of the same settings; unchanged images are taken from it")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
 add_shorthands(parser, SHORTHANDS)
-
 if __name__ == "__main__":
     run_stage(parser, Params, main)

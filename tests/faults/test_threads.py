@@ -99,13 +99,14 @@ def run(script: Path, variables: dict[str, str]) -> subprocess.CompletedProcess:
 
 
 def with_threads(world: Path, command: str, folder: Path) -> list[dict[str, str]]:
-    """Hashes of the outputs, besides the number in details.json, with one and two threads."""
+    """Hashes of the outputs with one and two threads."""
     hashes = []
     for number in ("1", "2"):
         place = copy_world(world, folder / number)
         program, *arguments = command_line(command)
         environment = os.environ | {"SIGHTLINE_THREADS": number, "DVC_ROOT": str(place)}
-        subprocess.run([sys.executable, ROOT / program, *arguments], cwd=place, env=environment, check=True)
+        line = [sys.executable, ROOT / program, *arguments]
+        subprocess.run(line, cwd=place, env=environment, capture_output=True, check=True)
         hashes.append(outputs(place))
     return hashes
 
