@@ -109,7 +109,7 @@ def test_the_norm_of_the_gradient_is_in_the_curves(tmp_path):
     result = run(module)
     expected = [np.mean(norms[epoch]) for epoch in range(4)]
     assert [row["gradient_norm"] for row in result.history] == pytest.approx(expected)
-    result.report(tmp_path, {})
+    result.report(tmp_path, {}, {})
     assert "gradient_norm" in (tmp_path / "curves.csv").read_text().splitlines()[0]
 
 
