@@ -3,12 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from sightline.core.cli import add_shorthands, run_stage  # isort: skip
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import ClipParams
-from sightline.core.cli import add_shorthands, run_stage
 from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.recording.split import DataParams
+from sightline.training.processes import join_srun
 
 SHORTHANDS = {
     "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
@@ -22,8 +23,8 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
-    on_error = params.data.on_error
-    figures = extract_grids(args.images, args.output, params.clip, on_error, args.index, args.previous)
+    join_srun()
+    figures = extract_grids(args.images, args.output, params.clip, params.data.on_error, args.index, args.previous)
     if figures:  # of several processes, the first one reports
         report(figures, {name: figures[name] for name in ("images", "random_weights")}, args.metrics_dir)
 
@@ -35,6 +36,5 @@ parser.add_argument("--index", type=Path, help="frame index; only its frames are
 parser.add_argument("--previous", type=Path, help="older one of the same settings; unchanged images are taken from it")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
 add_shorthands(parser, SHORTHANDS)
-
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -8,6 +8,7 @@ from sightline.core.figures import report
 from sightline.core.memory import keep_freed_memory
 from sightline.core.params import Section
 from sightline.depth.embedding import EmbedParams, embed_depth
+from sightline.training.processes import join_srun
 
 
 class Params(Section):
@@ -15,6 +16,7 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
+    join_srun()
     keep_freed_memory()
     figures = embed_depth(args.encoder, args.data, args.output, params.embed)
     if figures:  # of several processes, the first one reports

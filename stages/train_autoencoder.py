@@ -7,6 +7,8 @@ from sightline.core.cli import add_shorthands, run_stage
 from sightline.core.memory import keep_freed_memory
 from sightline.core.params import Section, Seed
 from sightline.depth.training import TrainParams, train_autoencoder
+from sightline.training.by_hand import ByHand
+from sightline.training.processes import join_srun
 
 SHORTHANDS = {
     "num_epochs": "train.epochs", "learning_rate": "train.lr", "augment": "train.augment=full",
@@ -21,20 +23,18 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
+    join_srun()
     keep_freed_memory()
-    by_hand = {name: getattr(args, name) for name in ("output_dir", "checkpoint_every", "resume", "perceptual_weights")}
-    train_autoencoder(args.data, args.weights, args.metrics_dir, params.train, params.seed, **by_hand)
+    files, vgg = (args.data, args.weights, args.metrics_dir), args.perceptual_weights
+    train_autoencoder(*files, params.train, params.seed, perceptual_weights=vgg, by_hand=ByHand.of(args))
 
 
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
 parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
-parser.add_argument("--output-dir", "--output_dir", type=Path, help="folder for checkpoints and TensorBoard logs")
-parser.add_argument("--checkpoint-every", type=int, default=10, help="epochs between numbered checkpoints (10)")
-parser.add_argument("--resume", type=Path, help="checkpoint of another run with an output folder to start from")
 parser.add_argument("--perceptual-weights", type=Path, help="state dict of torchvision's VGG-16")
+ByHand.add_options(parser)
 add_shorthands(parser, SHORTHANDS)
-
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -8,6 +8,8 @@ from sightline.core.cli import run_stage
 from sightline.core.params import Section, Seed
 from sightline.fusion.network import Design
 from sightline.fusion.training import FusionParams, train_fusion
+from sightline.training.by_hand import ByHand
+from sightline.training.processes import join_srun
 
 
 class Params(Section):
@@ -16,10 +18,11 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
+    join_srun()
     extras = {"depth": args.depth_embeddings, "clip": args.clip_grids}
     train_fusion(
         args.views, args.weights, args.metrics_dir, params.fusion, params.seed, design=args.design,
-        extras={name: path for name, path in extras.items() if path}, output_dir=args.output_dir, resume=args.resume,
+        extras={name: path for name, path in extras.items() if path}, by_hand=ByHand.of(args),
     )  # fmt: skip
 
 
@@ -30,8 +33,7 @@ parser.add_argument("--design", choices=get_args(Design), default="nine", help="
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
 parser.add_argument("--depth-embeddings", type=Path, help="file written by stages/embed.py, as a further input")
 parser.add_argument("--clip-grids", type=Path, help="written by stages/clip_grids.py, as a further input")
-parser.add_argument("--output-dir", type=Path, help="folder for checkpoints and TensorBoard logs")
-parser.add_argument("--resume", type=Path, help="checkpoint of an earlier run by hand to go on from")
+ByHand.add_options(parser)
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -8,6 +8,8 @@ from sightline.core.params import Section, Seed
 from sightline.recording.split import DataParams
 from sightline.segmentation.inputs import add_inputs, open_inputs
 from sightline.segmentation.training import SegmentationParams, train_segmentation
+from sightline.training.by_hand import ByHand
+from sightline.training.processes import join_srun
 
 
 class Params(Section):
@@ -17,17 +19,17 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
+    join_srun()
     frames = open_inputs(args, params.segmentation, params.data.split)
-    options = {"output_dir": args.output_dir, "resume": args.resume}
-    train_segmentation(frames, args.weights, args.metrics_dir, params.segmentation, params.seed, **options)
+    by_hand = ByHand.of(args)
+    train_segmentation(frames, args.weights, args.metrics_dir, params.segmentation, params.seed, by_hand=by_hand)
 
 
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("weights", type=Path, help="safetensors file to write")
 add_inputs(parser)
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for figures and curves.csv")
-parser.add_argument("--output-dir", type=Path, help="folder for checkpoints and TensorBoard logs")
-parser.add_argument("--resume", type=Path, help="checkpoint of an earlier run by hand to go on from")
+ByHand.add_options(parser)
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

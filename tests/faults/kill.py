@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 from world import STAGES, copy_world, make_world, run_command
 
-import sightline.core.cli  # noqa: F401
+from sightline.core.cli import end_loading
 
 torch.set_num_threads(1)  # a forked process would wait for threads that only its parent has
 
@@ -72,7 +72,7 @@ def start(world: Path, command: str) -> int:
         code = said.code
     except BaseException as error:
         (world / "said.txt").write_text(traceback.format_exc())
-        sys.excepthook(type(error), error, error.__traceback__)  # as in a script: Ctrl-C ends it
+        end_loading(type(error), error, error.__traceback__)  # as in a script: Ctrl-C ends it
     finally:
         os._exit(code)
 

@@ -38,7 +38,7 @@ def test_ctrl_c_while_libraries_are_loaded_is_one_line(becomes, world, tmp_path)
         f"import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT)\n{becomes or 'finally: pass'}\n"
     )
     command = [sys.executable, ROOT / "stages/normalize.py", world / "recording/depth", tmp_path / "depth.hdf5"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")])}
     process = subprocess.Popen(command, env=environment, stderr=-1, text=True, preexec_fn=_heed_ctrl_c)
     _, errors = process.communicate(timeout=60)
     assert errors == "normalize.py: interrupted while loading, before it began; run it again\n"

@@ -1,17 +1,20 @@
 """Numbers that are none stop a training, which names the frames; what was good before is kept."""
 
+import sys
+
 import lightning
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sightline.core.errors import UserError
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.training import AutoencoderModule, TrainParams
-from sightline.training.fitting import TrainerParams, fit
+from sightline.training.by_hand import ByHand
+from sightline.training.fitting import Batches, TrainerParams, _code_identity, fit
 from sightline.training.order import Draw, EpochBatches, in_order
 
 ROWS, FRAME_IDS = 12, np.arange(12) * 10 + 5
@@ -54,11 +57,8 @@ def run(module: Slope, output_dir=None, **changes):
     torch.manual_seed(0)
     params = TrainerParams(epochs=4, batch_size=4, precision="fp32", gradient_clip=0.0, **changes)
     order = EpochBatches(np.arange(ROWS), 4, seed=0)
-    return fit(
-        module, DataLoader(Line(), sampler=order, batch_size=None),
-        DataLoader(Line(), sampler=in_order(np.arange(ROWS), ROWS), batch_size=None), params,
-        stage="line", identity=[], frame_id=FRAME_IDS, output_dir=output_dir,
-    )  # fmt: skip
+    batches = Batches(Line(), order, Line(), in_order(np.arange(ROWS), ROWS), FRAME_IDS)
+    return fit(module, batches, params, "line", [], ByHand(output_dir))
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
@@ -109,8 +109,16 @@ def test_the_norm_of_the_gradient_is_in_the_curves(tmp_path):
     result = run(module)
     expected = [np.mean(norms[epoch]) for epoch in range(4)]
     assert [row["gradient_norm"] for row in result.history] == pytest.approx(expected)
-    result.write_curves(tmp_path / "curves.csv")
+    result.report(tmp_path, {}, {})
     assert "gradient_norm" in (tmp_path / "curves.csv").read_text().splitlines()[0]
+
+
+def test_the_identity_of_the_code_is_that_of_the_files_and_not_of_what_is_imported(monkeypatch):
+    module = AutoencoderModule(Autoencoder(NetworkConfig(latent_dim=64)), TrainParams(), Preprocessing(), None)
+    identity = _code_identity(module)
+    monkeypatch.delitem(sys.modules, "sightline.training.order")
+    assert _code_identity(module) == identity
+    assert _code_identity(Slope(None)) != identity  # of another folder
 
 
 def test_a_batch_without_a_valid_pixel_teaches_nothing_and_poisons_no_statistics():

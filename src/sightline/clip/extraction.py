@@ -1,6 +1,5 @@
 """Grid features of whole folders of photographs, in a file or in shards, each computed once."""
 
-import os
 import shutil
 import sys
 import warnings
@@ -22,6 +21,7 @@ from sightline.clip.tokens import GridEncoder
 from sightline.core.cache import DIGEST_BYTES, ArrayCache
 from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, fingerprint, scratch_folder
+from sightline.core.threads import threads
 from sightline.grids.store import SHARD_LIST, GridStore
 from sightline.recording.frames import read_index
 from sightline.training.processes import gather, process_device, rank, world_size
@@ -223,12 +223,11 @@ def _encoded(
         return
     on_gpu = encoder.device.type == "cuda"
     size = encoder.params.batch_size if on_gpu else min(encoder.params.batch_size, 16)  # kept that often
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of each process on this machine
     loader = DataLoader(
         _Photographs([path for _, path in jobs], encoder.preparation),
         size,
         collate_fn=_collate,
-        num_workers=max(1, min(16, cores)) if on_gpu else 1,
+        num_workers=min(16, threads()) if on_gpu else 1,
         worker_init_fn=_ignore_warnings,
     )
     waiting: tuple[list[bytes], Tensor, dict[bytes, str]] | None = None

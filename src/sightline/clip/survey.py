@@ -1,6 +1,5 @@
 """What the files of photographs tell before they are encoded: hashes, what is done to them, which cannot be read."""
 
-import os
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from sightline.clip.photographs import inspect, read_file
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
+from sightline.core.threads import threads
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Survey:
 def survey_photographs(items: list[tuple[int, Path]]) -> Survey:
     """Hash every file and read its header, so that most faults show before hours of work."""
     survey = Survey()
-    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(16, threads())) as pool:
         found = pool.map(_look, items)
         for (i, _), (key, change, fault) in zip(
             items, tqdm(found, desc="hash images", total=len(items), unit="img", mininterval=0.5), strict=True

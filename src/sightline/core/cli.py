@@ -2,38 +2,31 @@
 
 import argparse
 import os
-import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sightline.core.errors import UserError, lacks_memory, refusal
 from sightline.core.params import Section, load_params
+from sightline.core.threads import set_threads
 
 P = TypeVar("P", bound=Section)
 
 
-class Shorthand(argparse.Action):
-    """An option that stands for ``--set KEY=VALUE``; ``const`` is the key, or the whole assignment with ``nargs=0``."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        assignment = f"{self.const}={values}" if self.nargs != 0 else self.const
-        namespace.set = [*(namespace.set or []), assignment]
-
-
 def add_shorthands(parser: argparse.ArgumentParser, keys: dict[str, str]) -> None:
-    """Let ``--name`` (with underscores or hyphens) stand for ``--set key=...``, for each name -> key."""
+    """Let ``--name`` (with underscores or hyphens) stand for ``--set key=...``, for each name -> key or assignment."""
     group = parser.add_argument_group("shorthands for --set")
     for name, key in keys.items():
         options = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         if "=" in key:
-            group.add_argument(*options, action=Shorthand, const=key, nargs=0, help=key)
+            group.add_argument(*options, dest="set", action="append_const", const=key, help=key)
         else:
-            group.add_argument(*options, action=Shorthand, const=key, metavar="VALUE", help=key)
+            value = f"{key}={{}}".format
+            group.add_argument(*options, dest="set", action="append", type=value, metavar="VALUE", help=key)
 
 
 def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[argparse.Namespace, P], None]) -> None:
@@ -54,48 +47,28 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
         )
     parser.set_defaults(params=None, set=[])
     args = parser.parse_args()
-    warnings.showwarning = _print_warning  # type: ignore[assignment]
     stopped = _stop_on_signals()
-    chosen: Section | None = None
+    values: Section | None = None
     try:
-        _heed_srun()
-        chosen = load_params(params, args.params, args.set)
-        main(args, chosen)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning  # type: ignore[assignment]
+            values = load_params(params, args.params, args.set)
+            main(args, values)
     except BaseException as error:
         interrupt = next((cause for cause in _chain(error) if isinstance(cause, KeyboardInterrupt)), None)
         if interrupt or stopped:  # libraries may turn the one into errors of their own
-            kept = f" ({interrupt})" if str(interrupt or "") else ""
+            progress = f" ({interrupt})" if str(interrupt or "") else ""
             how = "terminated" if signal.SIGTERM in stopped else "interrupted"
-            print(f"{parser.prog}: {how}; run it again to continue{kept}", file=sys.stderr)
+            print(f"{parser.prog}: {how}; run it again to continue{progress}", file=sys.stderr)
             raise SystemExit(143 if signal.SIGTERM in stopped else 130) from None
         said = str(error) if isinstance(error, UserError) else None
         for cause in _chain(error):
             if said is None:
-                said = f"out of memory; {_less_memory(args, chosen)}" if lacks_memory(cause) else refusal(cause)
+                said = f"out of memory; {_less_memory(args, values)}" if lacks_memory(cause) else refusal(cause)
         if said is None:
             raise
         print(f"{parser.prog}: error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def _heed_srun() -> None:
-    """Where SLURM's srun started several of this command, set the variables that torchrun would have set."""
-    found = os.environ
-    if "RANK" in found or int(found.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
-        return
-    each = re.fullmatch(r"(\d+)(\(x\d+\))?", found["SLURM_STEP_TASKS_PER_NODE"])  # "4(x2)": four on each of two
-    if not each:
-        raise UserError(
-            f"srun: {found['SLURM_STEP_TASKS_PER_NODE']} tasks on the machines; give each as many, --ntasks-per-node"
-        )
-    nodes = found["SLURM_STEP_NODELIST"]  # "gpu[03-05,9],other"
-    first = re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^[]*\])", nodes)[0])
-    job, step = int(found["SLURM_JOB_ID"]), int(found["SLURM_STEP_ID"])
-    found |= {
-        "RANK": found["SLURM_PROCID"], "WORLD_SIZE": found["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": found["SLURM_LOCALID"], "LOCAL_WORLD_SIZE": each[1], "GROUP_RANK": found["SLURM_NODEID"],
-        "MASTER_ADDR": first, "MASTER_PORT": str(15000 + (16 * job + step) % 10000),
-    }  # fmt: skip
 
 
 def _stop_on_signals() -> list[int]:
@@ -132,20 +105,30 @@ def _less_memory(args: argparse.Namespace, params: Section | None) -> str:
     return f"lower {' and '.join(sizes)}" if sizes else "close other programs, or take a machine with more"
 
 
-def _end_loading(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def end_loading(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What Python does with an error that nobody caught; of Ctrl-C one line, and the end that a shell expects."""
-    found = any(isinstance(cause, KeyboardInterrupt) for cause in _chain(error))
-    if not found and "KeyboardInterrupt" not in str(error):  # pydantic has it in its text alone
+    name = Path(sys.argv[0]).name
+    if any(isinstance(cause, KeyboardInterrupt) for cause in _chain(error)) or "KeyboardInterrupt" in str(error):
+        print(f"{name}: interrupted while loading, before it began; run it again", file=sys.stderr)  # pydantic: as text
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    elif isinstance(error, UserError):
+        print(f"{name}: error: {error}", file=sys.stderr)
+    else:
         sys.__excepthook__(kind, error, trace)
-        return
-    print(f"{Path(sys.argv[0]).name}: interrupted while loading, before it began; run it again", file=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-sys.excepthook = _end_loading  # scripts import this module first; torch and its like take seconds after it
 
 
 def _print_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
     if issubclass(category, UserWarning):  # what the user may want to change; the rest is for developers
         print(f"warning: {message}", file=sys.stderr)
+
+
+def _is_command() -> bool:
+    """Whether Python runs a stage script or a module of this package, and not another program that imports it."""
+    script = Path(*sys.argv[:1]).resolve()
+    return script.parent.name == "stages" or script.is_relative_to(Path(__file__).resolve().parents[1])
+
+
+if _is_command():  # it imports this module before those that take seconds to load, and that read the number of threads
+    sys.excepthook = end_loading
+    set_threads()

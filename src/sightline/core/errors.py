@@ -25,7 +25,7 @@ _LOST = r"gloo/transport.* by peer"  # how torch says on a CPU that the connecti
 _MEMORY = r"out of memory|can't allocate memory|Cannot allocate memory|Unable to allocate|os error 12\b"
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake the user can mend: names the file, key or value, and says what to do.
 
     Stage scripts print its message, without a traceback, and exit with status 1.

@@ -14,6 +14,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from sightline.core.errors import UserError
+from sightline.core.threads import threads
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -39,7 +40,7 @@ def unordered_map(
         total: number of units in all, including those done before (``total`` minus the sum over ``jobs``).
         unit: what is counted ("frame").
         title: text before the progress bar.
-        processes: number of processes; None takes one per core.
+        processes: number of processes; None takes as many as `threads`.
 
     Raises:
         UserError: ``processes`` below 1, or a worker that died (usually for lack of memory).
@@ -47,7 +48,7 @@ def unordered_map(
     if processes is not None and processes < 1:
         raise UserError(f"--processes {processes}: at least 1 is needed")
     jobs = list(jobs)
-    processes = min(processes or os.cpu_count() or 1, max(1, len(jobs)))
+    processes = min(processes or threads(), max(1, len(jobs)))
     remaining = sum(units for _, units in jobs)
     with tqdm(desc=title, total=total, initial=total - remaining, unit=unit, mininterval=0.5) as bar:
         if processes == 1:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sightline.core.errors import UserError
-from sightline.core.figures import write_figures
 from sightline.core.files import file_sha256, rounded
 from sightline.depth.augmentation import CHANCES, Augment, augment_images
 from sightline.depth.card import about_autoencoder
@@ -22,8 +21,9 @@ from sightline.depth.perceptual import PerceptualLoss
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
+from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
-from sightline.training.fitting import TrainerParams, configure_optimizer, fit
+from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit
 from sightline.training.order import Draw, EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size
 
@@ -182,10 +182,8 @@ def train_autoencoder(
     params: TrainParams,
     seed: int,
     *,
-    output_dir: Path | None = None,
-    checkpoint_every: int = 10,
-    resume: Path | None = None,
     perceptual_weights: Path | None = None,
+    by_hand: ByHand = IN_PIPELINE,
 ) -> None:
     """Train on the ``train`` part of ``data``, keep the epoch that is best on ``val``, write weights and metrics.
 
@@ -194,19 +192,21 @@ def train_autoencoder(
 
     Args:
         data: file of normalised depth.
-        output_dir, checkpoint_every, resume: for runs by hand, see `sightline.training.fitting.fit`.
         perceptual_weights: weights of VGG-16, see `sightline.depth.perceptual`; needed where params.perceptual_weight
             is not 0.
+        by_hand: checkpoints to write and to start from.
 
     Raises:
         UserError: a file that is not normalised depth, or one without training or validation frames.
     """
+    # The rows to learn from, and those that say which epoch is best.
     store = DepthStore.open(data)
     train_rows, val_rows = store.rows("train"), store.rows("val")
     if len(train_rows) < 2 or len(val_rows) < 1:
         raise UserError(
             f"{data}: {len(train_rows)} training and {len(val_rows)} validation frames; at least 2 and 1 are needed"
         )
+    # The second network of the perceptual loss, where that has a weight.
     perceptual = None
     if params.perceptual_weight:
         if perceptual_weights is None:
@@ -214,26 +214,26 @@ def train_autoencoder(
                 "train.perceptual_weight needs --perceptual-weights FILE, the weights of torchvision's VGG-16"
             )
         perceptual = PerceptualLoss(perceptual_weights)
+    # The network: the seed decides its first weights.
     lightning.seed_everything(seed, verbose=False)
     network = Autoencoder(params.network(store.channels))
-    inputs = [file_sha256(path) if path else None for path in (data, resume, perceptual and perceptual_weights)]
+    # Batches: this process's share of both parts.
     resident = resident_images(store, process_device())
-    order = EpochBatches(train_rows, params.batch_size, seed, CHANCES, rank(), world_size())
-    val_batches: Any = in_order(share_of(val_rows, rank(), world_size()), params.batch_size)
-    result = fit(
-        AutoencoderModule(network, params, store.preprocessing, perceptual),
-        DataLoader(DepthImages(store, params.augment, resident), sampler=order, batch_size=None),
-        DataLoader(DepthImages(store, "none", resident), sampler=val_batches, batch_size=None),
-        params,
-        stage="train_autoencoder",
-        identity=[params.model_dump(mode="json"), seed, *inputs],
-        frame_id=store.frame_id,
-        output_dir=output_dir,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
+    batches = Batches(
+        DepthImages(store, params.augment, resident),
+        EpochBatches(train_rows, params.batch_size, seed, CHANCES, rank(), world_size()),
+        DepthImages(store, "none", resident),
+        in_order(share_of(val_rows, rank(), world_size()), params.batch_size),
+        store.frame_id,
     )
+    # Train. The identity is all that decides the result: only an interrupted run of the same one is continued.
+    module = AutoencoderModule(network, params, store.preprocessing, perceptual)
+    files = (data, by_hand.resume, perceptual and perceptual_weights)
+    identity = [params.model_dump(mode="json"), seed, *(file_sha256(path) if path else None for path in files)]
+    result = fit(module, batches, params, "train_autoencoder", identity, by_hand)
     if rank() != 0:
         return
+    # Write the weights of the best epoch, and what it measured beside the simplest predictor.
     network.load_state_dict(result.best_weights_of("network"))
     header = Header(kind="autoencoder", network=network.config, preprocessing=store.preprocessing)
     save_weights(weights, network, header)
@@ -245,19 +245,14 @@ def train_autoencoder(
             "nothing to the weights that are kept; give it more epochs with a smaller train.patch_share",
             stacklevel=2,
         )
-    errors = _errors(best["val_mse"], best["val_l1"], mm)
+    errors, rmse = _errors(best["val_mse"], best["val_l1"], mm), "rmse_mm" if mm else "rmse"
     figures = {
-        "epochs": len(result.history),
-        "best_epoch": int(best["epoch"]),
         "patch_epochs": params.patch_epochs,  # in a best epoch before this one, the network is still zero
         "parameters": sum(p.numel() for p in network.parameters()),
         "val": errors,
         "val_mean_image": _errors(*_mean_image_errors(store, train_rows, val_rows), mm),
     }
-    rmse = "rmse_mm" if mm else "rmse"
-    write_figures(metrics_dir, {"best_epoch": figures["best_epoch"], f"val_{rmse}": errors[rmse]}, figures)
-    result.write_curves(metrics_dir / "curves.csv")
-    result.finish()
+    result.report(metrics_dir, {f"val_{rmse}": errors[rmse]}, figures)
 
 
 def _errors(mse: float, l1: float, mm_per_unit: float | None) -> dict[str, float]:

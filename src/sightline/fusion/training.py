@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from sightline.core.errors import UserError
-from sightline.core.figures import write_figures
 from sightline.core.files import file_sha256, rounded
 from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, chunk_rewards, episode_rewards
 from sightline.fusion.augmentation import CHANCES, augment_views
@@ -26,8 +24,9 @@ from sightline.fusion.network import Conv1Init, Design, Norm
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, Target, save_policy
 from sightline.fusion.views import Views
 from sightline.grids.store import identifying_file
+from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
-from sightline.training.fitting import TrainerParams, configure_optimizer, fit
+from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit
 from sightline.training.order import EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size
 
@@ -186,8 +185,7 @@ def train_fusion(
     *,
     design: Design = "nine",
     extras: dict[str, Path] | None = None,
-    output_dir: Path | None = None,
-    resume: Path | None = None,
+    by_hand: ByHand = IN_PIPELINE,
 ) -> None:
     """Train on the ``train`` part of ``data``, keep the epoch that is best on ``val``, write weights and metrics.
 
@@ -197,13 +195,14 @@ def train_fusion(
     Args:
         data: file of views.
         extras: name -> depth embeddings or CLIP grids of the same frames, as further inputs.
-        output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
+        by_hand: checkpoints to write and to start from.
 
     Raises:
         UserError: not a file of views, no training or validation frames, a chunk longer than every episode, pretrained
             weights that cannot be had, a further input that lacks frames, no rewards to weigh by, or for td a frame
             without images that a chunk leads to.
     """
+    # The frames to learn from, and those that say which epoch is best.
     views = Views.open(data)
     train_rows, val_rows = views.rows("train"), views.rows("val")
     if len(train_rows) < 2 or len(val_rows) < 1:
@@ -211,8 +210,10 @@ def train_fusion(
             f"{data}: {len(train_rows)} training and {len(val_rows)} validation frames; at least 2 and 1 are needed, "
             "of different episodes: record more, or change data.split"
         )
+    # Further inputs of the same frames.
     further = read_extras(extras or {}, views)
     params = _with_signal(params, views)
+    # The network: the seed decides its first weights.
     lightning.seed_everything(seed, verbose=False)
     in_train = views.split == "train"
     config = PolicyConfig(
@@ -226,49 +227,44 @@ def train_fusion(
     policy = FusionPolicy(config, params.pretrained)
     if params.pretrained is None and design != "joints_only":
         print("train_fusion: the ResNet-18 starts from random weights (fusion.pretrained is null)", file=sys.stderr)
+    # What weighs the samples: returns from the recorded rewards, or from those within a chunk.
     rewards = None
     if params.weights == "mc":
         rewards = episode_rewards(views, params.discount)
     elif params.weights == "td":
         rewards = chunk_rewards(views, params.discount, params.chunk * params.stride)
+    # Chunks of actions, and the scale of joints and actions in the training part.
     chunks = Chunks(views, params.chunk, params.stride, further, rewards, resident_views(views, process_device()))
     joints, actions = (torch.from_numpy(values[in_train]) for values in (views.joints, views.actions))
     policy.fit_normalisation(joints, actions)
+    # A linear map of the joints, which the network then corrects.
     if params.target == "residual":
         base = fit_linear(views.joints, views.actions, chunks.ahead, chunks.inside, np.flatnonzero(in_train), val_rows)
         after, counts = views.actions[chunks.ahead[in_train]], chunks.inside[in_train]
         policy.start_from(base, joints, torch.from_numpy(after), torch.from_numpy(counts))
+    # Batches: this process's share of both parts.
     module = FusionModule(policy, params, rewards)
-    order = EpochBatches(train_rows, params.batch_size, seed, sum(module.chances), rank(), world_size())
-    val_batches: Any = in_order(share_of(val_rows, rank(), world_size()), params.batch_size)
-    given = [identifying_file(path) for path in (extras or {}).values()]
-    inputs = [file_sha256(path) for path in (data, resume, *given) if path]
-    result = fit(
-        module,
-        DataLoader(chunks, sampler=order, batch_size=None),
-        DataLoader(chunks, sampler=val_batches, batch_size=None),
-        params,
-        stage="train_fusion",
-        identity=[params.model_dump(mode="json"), design, seed, sorted(config.extras), *inputs],
-        frame_id=views.frame_id,
-        output_dir=output_dir,
-        resume=resume,
+    batches = Batches(
+        chunks,
+        EpochBatches(train_rows, params.batch_size, seed, sum(module.chances), rank(), world_size()),
+        chunks,
+        in_order(share_of(val_rows, rank(), world_size()), params.batch_size),
+        views.frame_id,
     )
+    # Train. The identity is all that decides the result: only an interrupted run of the same one is continued.
+    files = (data, by_hand.resume, *map(identifying_file, (extras or {}).values()))
+    inputs = [sorted(config.extras), *(file_sha256(path) for path in files if path)]
+    identity = [params.model_dump(mode="json"), design, seed, *inputs]
+    result = fit(module, batches, params, "train_fusion", identity, by_hand)
     if rank() != 0:
         return
+    # Write the weights of the best epoch, and what it measured.
     policy.load_state_dict(result.best_weights_of("average" if params.ema else "policy"))
     save_policy(weights, policy)
     write_card(weights, about_policy(config), config.model_dump(mode="json"), views.split, views.episode)
     errors = rounded({name: result.best[f"val_{name}"] for name in ("loss", "nmse")})
-    figures = {
-        "epochs": len(result.history),
-        "best_epoch": int(result.best["epoch"]),
-        "parameters": sum(p.numel() for p in policy.encoder.parameters()),
-        "val": errors,
-    }
-    write_figures(metrics_dir, {"best_epoch": figures["best_epoch"], "val_nmse": errors["nmse"]}, figures)
-    result.write_curves(metrics_dir / "curves.csv")
-    result.finish()
+    figures = {"parameters": sum(p.numel() for p in policy.encoder.parameters()), "val": errors}
+    result.report(metrics_dir, {"val_nmse": errors["nmse"]}, figures)
 
 
 def _with_signal(params: FusionParams, views: Views) -> FusionParams:

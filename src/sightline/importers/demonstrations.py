@@ -141,6 +141,8 @@ def decode_picture(data: bytes, where: str) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{where}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             return np.asarray(image)
+    except UserError:
+        raise
     except UnidentifiedImageError:
         raise UserError(f"{where}: not a picture in JPEG or PNG; copy the file again") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

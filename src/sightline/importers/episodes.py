@@ -138,6 +138,8 @@ def _control_frequency(path: Path) -> float:
     with _reading(path) as file:
         try:
             return float(json.loads(file["data"].attrs["env_args"])["env_kwargs"]["control_freq"])
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError):
             raise UserError(
                 f"{path}: env_args of data does not say control_freq; give the frames per second, --fps"

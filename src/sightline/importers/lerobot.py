@@ -187,9 +187,9 @@ def _read_info(source: Path) -> Info:
     path = source / "meta/info.json"
     if not path.is_file():
         raise UserError(f"{source}: not a LeRobot data set: no meta/info.json in it; name the folder that holds meta/")
+    require_data(path)
     try:
-        tree = json.loads(require_data(path).read_text(encoding="utf-8"))
-        info = Info.model_validate(tree)
+        info = Info.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -240,6 +240,8 @@ def _read_episodes(source: Path, info: Info, cameras: list[str]) -> list[_Episod
         )
     try:
         return [(_episode_v2 if per_episode else _episode_v3)(source, info, row, videos) for row in rows]
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{where}: an episode lacks {error}, or it is not a number; convert the data set again"
@@ -356,12 +358,15 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> pa.Table:
 
 def _read_parquet(path: Path, columns: list[str], episode: int | None = None) -> pa.Table:
     """The ``columns`` of a table, of all rows or of an episode's."""
+    require_data(path)
     try:
-        schema = pq.read_schema(require_data(path))
+        schema = pq.read_schema(path)
         missing = [name for name in columns if name not in schema.names]
         if missing:
             raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}")
         filters = None if episode is None else [("episode_index", "=", episode)]
         return pq.read_table(path, columns=columns, filters=filters, partitioning=None).replace_schema_metadata()
+    except UserError:
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a parquet file that can be read ({' '.join(str(error).split())})") from None

@@ -112,6 +112,8 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
                     f"{path}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}; shrink it"
                 )
             yield image
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

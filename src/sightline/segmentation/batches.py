@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from sightline.core.errors import UserError
-from sightline.segmentation.frames import SegmentationFrames
+from sightline.segmentation.frames import IGNORE, SegmentationFrames
 from sightline.training.order import Draw
+from sightline.training.processes import process_device
 
 Batch = dict[str, dict[str, Tensor]]
 
@@ -137,6 +138,28 @@ class FrameBatches(Dataset[Batch]):
     ) -> None:
         self.images, self.masks, self.extras, self.rows, self.masked = images, masks, extras, rows, masked
 
+    @classmethod
+    def read(
+        cls, frames: SegmentationFrames, labelled: np.ndarray, unlabelled: np.ndarray, val: np.ndarray
+    ) -> "FrameBatches":
+        """All that a training looks at, read once; on a GPU where it takes less than half of its free memory."""
+        rows, masked = np.unique(np.concatenate([labelled, unlabelled, val])), np.union1d(labelled, val)
+        images, masks, device = frames.images(rows), frames.masks(masked), process_device()
+        if device.type == "cuda" and 2 * (images.nbytes + masks.nbytes) > torch.cuda.mem_get_info(device)[0]:
+            device = torch.device("cpu")
+        extras = {name: torch.from_numpy(values).to(device) for name, values in frames.extras(rows).items()}
+        return cls(torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device), extras, rows, masked)
+
+    def hashes(self) -> list[str]:
+        """SHA-256 of images, masks and each of the further inputs."""
+        arrays = [self.images, self.masks, *(self.extras[name] for name in sorted(self.extras))]
+        return [hashlib.sha256(array.cpu().numpy().tobytes()).hexdigest() for array in arrays]
+
+    def pixels(self, classes: int) -> np.ndarray:
+        """Pixels of each class in each mask, int64 [M, C]."""
+        counts = [torch.bincount(mask.flatten().int(), minlength=IGNORE + 1) for mask in self.masks]
+        return torch.stack(counts).cpu().numpy()[:, :classes]
+
     def __getitem__(self, draw: StepDraw | Draw) -> Batch:
         if isinstance(draw, Draw):
             return {"labelled": self._frames(draw, True)}
@@ -145,9 +168,25 @@ class FrameBatches(Dataset[Batch]):
 
     def _frames(self, draw: Draw, labelled: bool) -> dict[str, Tensor]:
         places = torch.from_numpy(np.searchsorted(self.rows, draw.rows)).to(self.images.device)
-        found = {"image": self.images[places], "chances": torch.from_numpy(draw.chances)}
-        found |= {name: values[places] for name, values in self.extras.items()}
+        batch = {"image": self.images[places], "chances": torch.from_numpy(draw.chances)}
+        batch |= {name: values[places] for name, values in self.extras.items()}
         if labelled:
-            chosen = torch.from_numpy(np.searchsorted(self.masked, draw.rows)).to(self.masks.device)
-            found["mask"] = self.masks[chosen]
-        return found
+            places = torch.from_numpy(np.searchsorted(self.masked, draw.rows)).to(self.masks.device)
+            batch["mask"] = self.masks[places]
+        return batch
+
+
+def class_weights(pixels_NC: np.ndarray) -> Tensor:
+    """Factors of the classes, inverse roots of their shares, with a mean of 1 over those that are there; else 1."""
+    share_C = pixels_NC.sum(axis=0) / pixels_NC.sum()
+    there_C = share_C > 0
+    weights_C = 1 / np.sqrt(np.where(there_C, share_C, 1))
+    return torch.from_numpy(np.where(there_C, weights_C / weights_C[there_C].mean(), 1)).float()
+
+
+def rarity(pixels_NC: np.ndarray) -> np.ndarray:
+    """Probability of each frame: by its rarest class, as the inverse root of the share of frames that have it."""
+    there_NC = pixels_NC > 0
+    rarity_C = 1 / np.sqrt(there_NC.mean(axis=0).clip(min=1e-9))
+    rarity_N = np.where(there_NC, rarity_C, 1).max(axis=1)
+    return rarity_N / rarity_N.sum()

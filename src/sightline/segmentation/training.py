@@ -1,7 +1,6 @@
 """Train a segmentation model from few labelled groups and many unlabelled ones."""
 
 import copy
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +10,12 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sightline.core.errors import UserError
-from sightline.core.figures import write_figures
 from sightline.core.files import rounded
 from sightline.core.params import Section
 from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, weak_view
-from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled
+from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled, class_weights, rarity
 from sightline.segmentation.card import about_segmentation
 from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrames
 from sightline.segmentation.methods import (
@@ -33,10 +30,11 @@ from sightline.segmentation.methods import (
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
 from sightline.segmentation.network import Norm, Output
 from sightline.segmentation.prototypes import PRESETS, ContrastivePrototypeManager
+from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
-from sightline.training.fitting import TrainerParams, configure_optimizer, fit
+from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit
 from sightline.training.order import in_order
-from sightline.training.processes import process_device, rank, world_size
+from sightline.training.processes import rank, world_size
 
 OWN_BANK = ("ss_net", "semiseg")  # methods that have a memory bank unless it is switched off
 OWN_WEIGHT = 0.1  # of that bank
@@ -238,8 +236,7 @@ def train_segmentation(
     params: SegmentationParams,
     seed: int,
     *,
-    output_dir: Path | None = None,
-    resume: Path | None = None,
+    by_hand: ByHand = IN_PIPELINE,
 ) -> None:
     """Train on the labelled and unlabelled frames of part ``train``; keep the epoch that is best on part ``val``.
 
@@ -249,12 +246,13 @@ def train_segmentation(
 
     Args:
         frames: what to learn from.
-        output_dir, resume: for runs by hand, see `sightline.training.fitting.fit`.
+        by_hand: checkpoints to write and to start from.
 
     Raises:
         UserError: a crop larger than the images, no labelled data, fewer groups than asked for, no validation masks,
             and what reading may raise.
     """
+    # The frames whose masks are used, those of which only the images are, and those that say which epoch is best.
     labelled, unlabelled = choose_labelled(frames, params.labeled_groups, params.labeled_fraction, seed)
     val = frames.rows("val")
     val = val[frames.has_mask[val]]
@@ -265,11 +263,13 @@ def train_segmentation(
             f"segmentation.crop is {list(params.crop)}, larger than the images, which are brought to "
             f"{list(frames.image_size)}; lower it, or set it to null"
         )
+    # Read them once, and count the pixels of each class: some may be in no mask.
     frames = frames.with_classes_of(np.concatenate([labelled, val]))
-    data = _read(frames, labelled, unlabelled, val)
-    pixels_NC = _pixels(data.masks, len(frames.classes))
+    data = FrameBatches.read(frames, labelled, unlabelled, val)
+    pixels_NC = data.pixels(len(frames.classes))
     of_labelled, of_val = (pixels_NC[np.searchsorted(data.masked, rows)] for rows in (labelled, val))
     _check_classes(frames, of_labelled, of_val, len(unlabelled), params)
+    # The network: the seed decides its first weights, all training images the scale of its input.
     lightning.seed_everything(seed, verbose=False)
     train = np.union1d(labelled, unlabelled)
     config = SegmentationConfig(
@@ -282,72 +282,36 @@ def train_segmentation(
     )  # fmt: skip
     model = SegmentationModel(config)
     model.fit_normalisation(data.images[torch.from_numpy(np.searchsorted(data.rows, train)).to(data.images.device)])
+    # Batches: every process validates on all frames, as Dice is pooled over their pixels.
     drawn = WEAK_CHANCES + CROP_CHANCES
-    order: Any = StepBatches(
+    order = StepBatches(
         labelled, unlabelled if len(unlabelled) and params.method != "supervised" else None,
         steps=params.steps_per_epoch, sizes=(params.batch_size, params.unlabelled_batch_size),
         chances=(drawn + len(config.extras), drawn + UNLABELLED_CHANCES),
-        seed=seed, weights=_sampling(of_labelled, params), rank=rank(), world_size=world_size(),
+        seed=seed, weights=rarity(of_labelled) if params.sampling == "balanced" else None,
+        rank=rank(), world_size=world_size(),
     )  # fmt: skip
+    batches = Batches(data, order, data, in_order(val, 32), frames.frame_id)
+    # Train. The identity is all that decides the result: only an interrupted run of the same one is continued.
     in_val = torch.from_numpy(of_val.sum(axis=0) > 0)
-    module = SegmentationModule(model, params, _class_weights(of_labelled, params), in_val)
-    val_batches: Any = in_order(val, 32)
-    result = fit(
-        module,
-        DataLoader(data, sampler=order, batch_size=None),
-        DataLoader(data, sampler=val_batches, batch_size=None),
-        params,
-        stage="train_segmentation",
-        identity=[params.model_dump(mode="json"), config.model_dump(mode="json"), _hashed(data)],
-        frame_id=frames.frame_id,
-        output_dir=output_dir,
-        resume=resume,
-    )
+    weights_C = None if params.class_weights == "none" else class_weights(of_labelled)
+    module = SegmentationModule(model, params, weights_C, in_val)
+    identity = [params.model_dump(mode="json"), config.model_dump(mode="json"), data.hashes()]
+    result = fit(module, batches, params, "train_segmentation", identity, by_hand)
     if rank() != 0:
         return
+    # Write the weights of the best epoch, and what it measured.
     model.load_state_dict(result.best_weights_of("average" if params.ema else "model"))
     save_model(weights, model)
     write_card(weights, about_segmentation(config), config.model_dump(mode="json"), frames.split, frames.group)
     best = result.best
     figures = {
-        "epochs": len(result.history),
-        "best_epoch": int(best["epoch"]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "labelled": {"groups": len(config.labeled_groups), "frames": len(labelled)},
         "unlabelled": {"frames": len(unlabelled)},
         "val": rounded({name.removeprefix("val_"): best[name] for name in best if name.startswith("val_")}),
     }
-    headline = {"best_epoch": figures["best_epoch"], "val_dice": figures["val"]["dice"]}
-    write_figures(metrics_dir, headline, figures)
-    result.write_curves(metrics_dir / "curves.csv")
-    result.finish()
-
-
-def _read(frames: SegmentationFrames, labelled: np.ndarray, unlabelled: np.ndarray, val: np.ndarray) -> FrameBatches:
-    """Everything that the training looks at, read once; on a GPU where it takes less than half of its free memory."""
-    rows, masked = np.unique(np.concatenate([labelled, unlabelled, val])), np.union1d(labelled, val)
-    images, masks, device = frames.images(rows), frames.masks(masked), process_device()
-    if device.type == "cuda" and 2 * (images.nbytes + masks.nbytes) > torch.cuda.mem_get_info(device)[0]:
-        device = torch.device("cpu")
-    extras = {name: torch.from_numpy(values) for name, values in frames.extras(rows).items()}
-    return FrameBatches(
-        torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device),
-        {name: values.to(device) for name, values in extras.items()}, rows, masked,
-    )  # fmt: skip
-
-
-def _hashed(data: FrameBatches) -> list[str]:
-    arrays = [data.images, data.masks, *(data.extras[name] for name in sorted(data.extras))]
-    return [hashlib.sha256(array.cpu().numpy().tobytes()).hexdigest() for array in arrays]
-
-
-def _pixels(masks_NHW: Tensor, classes: int) -> np.ndarray:
-    """Pixels of each class in each mask, [N, C]."""
-    return (
-        torch.stack([torch.bincount(m.flatten().int(), minlength=IGNORE + 1) for m in masks_NHW])
-        .cpu()
-        .numpy()[:, :classes]
-    )
+    result.report(metrics_dir, {"val_dice": figures["val"]["dice"]}, figures)
 
 
 def _check_classes(
@@ -380,26 +344,6 @@ def _check_classes(
             "segmentation.labeled_groups",
             stacklevel=3,
         )
-
-
-def _class_weights(pixels_NC: np.ndarray, params: SegmentationParams) -> Tensor | None:
-    """Factors of the classes with a mean of 1 over those that are there; 1 for the others."""
-    if params.class_weights == "none":
-        return None
-    share_C = pixels_NC.sum(axis=0) / pixels_NC.sum()
-    there_C = share_C > 0
-    weights_C = 1 / np.sqrt(np.where(there_C, share_C, 1))
-    return torch.from_numpy(np.where(there_C, weights_C / weights_C[there_C].mean(), 1)).float()
-
-
-def _sampling(pixels_NC: np.ndarray, params: SegmentationParams) -> np.ndarray | None:
-    """Probability of each labelled frame: by its rarest class, as the inverse root of the share of frames with it."""
-    if params.sampling == "uniform":
-        return None
-    there_NC = pixels_NC > 0
-    rarity_C = 1 / np.sqrt(there_NC.mean(axis=0).clip(min=1e-9))
-    rarity_N = np.where(there_NC, rarity_C, 1).max(axis=1)
-    return rarity_N / rarity_N.sum()
 
 
 def _bank(model: SegmentationModel, params: SegmentationParams) -> ContrastivePrototypeManager | None:

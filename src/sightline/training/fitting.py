@@ -6,6 +6,7 @@ for bit, as a run that was never killed; a run with any other parameter never se
 """
 
 import csv
+import inspect
 import logging
 import math
 import os
@@ -13,7 +14,8 @@ import pickle
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,11 +30,13 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from sightline.core.errors import UserError
+from sightline.core.figures import write_figures
 from sightline.core.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder, write_json
 from sightline.core.params import Section
+from sightline.training.by_hand import ByHand
 from sightline.training.precision import Precision, use_bf16
 from sightline.training.processes import rank, world_size
 
@@ -103,44 +107,69 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Batches:
+    """What a training reads: data sets that make a batch of a draw, and the draws of an epoch."""
+
+    train: Dataset
+    train_order: Any  # a sampler with ``set_epoch``
+    val: Dataset
+    val_order: Any
+    frame_id: np.ndarray  # int64 [N], of the rows that are drawn: errors name the frames of a batch
+
+
+@dataclass(frozen=True)
 class FitResult:
     """What a fit leaves behind."""
 
     best_weights: dict[str, Tensor]  # state dict of the epoch with the lowest val_loss; empty but at the first process
     best: dict[str, float]  # that epoch's row of the history
     history: list[dict[str, float]]  # one row per epoch: epoch, lr and everything the module logged
-    scratch: Path  # to be deleted, through `finish`, when the outputs are written
+    scratch: Path  # to be deleted, by `report`, when the outputs are written
 
     def best_weights_of(self, part: str) -> dict[str, Tensor]:
         """Those of the module's attribute ``part``, under its own names."""
         prefix = f"{part}."
         return {name.removeprefix(prefix): v for name, v in self.best_weights.items() if name.startswith(prefix)}
 
-    def write_curves(self, path: Path) -> None:
-        """Write the history as CSV, one row per epoch."""
-        names = list(dict.fromkeys(name for row in self.history for name in row))
-        with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    def report(self, metrics_dir: Path, headline: dict[str, Any], figures: dict[str, Any]) -> None:
+        """Write the figures and, to curves.csv, the history; delete the state that a resumed run would start from.
+
+        The number of threads is among the figures: with another one, sums differ in their last digits.
+        """
+        best_epoch = {"best_epoch": int(self.best["epoch"])}
+        of_run = {"epochs": len(self.history), "threads": torch.get_num_threads(), **best_epoch}
+        write_figures(metrics_dir, best_epoch | headline, of_run | figures)
+        names, curves = list(dict.fromkeys(name for row in self.history for name in row)), metrics_dir / "curves.csv"
+        with atomic_output(curves) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.history)
-
-    def finish(self) -> None:
-        """Delete the state that a resumed run would start from."""
         discard(self.scratch)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning to errors: its hints (more workers, logging intervals) are not the user's to act on here."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"torch\..*", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet()
 def fit(
     module: lightning.LightningModule,
-    train: DataLoader,
-    val: DataLoader,
+    batches: Batches,
     params: TrainerParams,
-    *,
     stage: str,
     identity: list[Any],
-    frame_id: np.ndarray,
-    output_dir: Path | None = None,
-    checkpoint_every: int = 10,
-    resume: Path | None = None,
+    by_hand: ByHand,
 ) -> FitResult:
     """Train ``module`` until ``params.epochs`` or early stopping, continuing an interrupted run of the same identity.
 
@@ -148,31 +177,27 @@ def fit(
 
     Args:
         module: logs ``val_loss`` (and what else belongs in the curves) with ``on_epoch=True``.
-        train, val: loaders; the batch sampler of ``train`` has ``set_epoch``.
         stage: name of the stage, for the scratch folder and the TensorBoard logs in ``runs/``.
         identity: JSON-serialisable parameters and input hashes that decide the result; the code is added here.
-        frame_id: int64 [N], of the rows that ``train`` draws, to name the frames of a batch that cannot be learnt from.
-        output_dir: folder for a run by hand: ``config.json``, ``latest_checkpoint.pth``, ``best_model.pth`` (whole
-            checkpoints), ``best_model_weights.pth`` (the state dict alone), ``checkpoint_epoch_<n>.pth`` every
-            ``checkpoint_every`` epochs, and the TensorBoard logs.
-        resume: whole checkpoint of another run by hand to start from.
 
     Raises:
         UserError: the gradient or the loss is not finite, or the loss diverges (``latest_checkpoint.pth`` and the
-            scratch state are those of the last good epoch); ``resume`` is not a checkpoint of this network, or
-            ``checkpoint_every`` < 1.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; its text says which epochs are kept.
+            scratch state are those of the last good epoch); ``by_hand.resume`` is not a checkpoint of this network, or
+            ``by_hand.checkpoint_every`` < 1.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; its text says how many epochs are kept.
     """
-    if checkpoint_every < 1:
-        raise UserError(f"checkpoint_every must be at least 1, not {checkpoint_every}")
-    _quieten()
-    key = fingerprint(stage, identity, _code_identity(), world_size())
+    if by_hand.checkpoint_every < 1:
+        raise UserError(f"checkpoint_every must be at least 1, not {by_hand.checkpoint_every}")
+    # A folder for the state of this very run: whatever changes the result changes its name.
+    key = fingerprint(stage, identity, _code_identity(module), world_size())
     scratch = scratch_folder(stage, key)
     if rank() == 0:
         claim(scratch)
-    keeper = _Keeper(scratch, output_dir, checkpoint_every)
+    # Every epoch ends in the keeper, which saves that state, and copies of it for a run by hand.
+    keeper, output_dir = _Keeper(scratch, by_hand), by_hand.output_dir
     if output_dir:
         write_json(output_dir / "config.json", {"stage": stage, "identity": identity})
+    # Lightning's own checkpoints, summary, sampler and clipping are off: ours are above, or in the callbacks.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, as torchrun says
     trainer = lightning.Trainer(
         max_epochs=params.epochs,
@@ -185,13 +210,13 @@ def fit(
         callbacks=[
             EarlyStopping("val_loss", patience=params.patience, check_finite=False),
             keeper,
-            _Gradients(params.gradient_clip, train.sampler, frame_id),
+            _Gradients(params.gradient_clip, batches.train_order, batches.frame_id),
             _ProgressBar(),
         ],
         logger=TensorBoardLogger(output_dir, name="tensorboard", version="")
         if output_dir
         else TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
-        # said, because Lightning takes any job of SLURM for one whose processes SLURM has started
+        # explicit, because Lightning takes any job of SLURM for one whose processes SLURM has started
         plugins=[_AtomicCheckpoints(), TorchElasticEnvironment() if world_size() > 1 else LightningEnvironment()],
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -200,14 +225,19 @@ def fit(
         log_every_n_steps=1,
         deterministic="warn" if torch.cuda.is_available() else None,
     )
+    # The state of an interrupted run goes before a checkpoint that the user names: it is the same run, further on.
+    start = by_hand.resume
     if keeper.last.is_file():
-        resume = keeper.last
+        start = keeper.last
         print(f"{stage}: continuing an interrupted run", file=sys.stderr)
-    elif resume:
-        _check_resumable(resume, module)
+    elif start:
+        _check_resumable(start, module)
+    # Lightning answers Ctrl-C with SystemExit; both leave as the one that `run_stage` reports.
+    train = DataLoader(batches.train, sampler=batches.train_order, batch_size=None)
+    val = DataLoader(batches.val, sampler=batches.val_order, batch_size=None)
     try:
-        trainer.fit(module, train, val, ckpt_path=resume, weights_only=True)
-    except (SystemExit, KeyboardInterrupt):  # the first is Lightning's answer to the second
+        trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
+    except (SystemExit, KeyboardInterrupt):
         raise KeyboardInterrupt(f"{len(keeper.history)} of {params.epochs} epochs are kept") from None
     return keeper.result()
 
@@ -215,9 +245,8 @@ def fit(
 class _Keeper(Callback):
     """Keeps the history, the best weights and the state to resume from, after every epoch."""
 
-    def __init__(self, scratch: Path, output_dir: Path | None, every: int) -> None:
-        self.scratch, self.last, self.best = scratch, scratch / "last.ckpt", scratch / "best.pt"
-        self.output_dir, self.every = output_dir, every
+    def __init__(self, scratch: Path, by_hand: ByHand) -> None:
+        self.scratch, self.last, self.best, self.by_hand = scratch, scratch / "last.ckpt", scratch / "best.pt", by_hand
         self.history: list[dict[str, float]] = []
         self.start = 0  # rows of the history before this belong to the run that was resumed by hand
 
@@ -240,13 +269,13 @@ class _Keeper(Callback):
             with atomic_output(self.best) as temporary, open(temporary, "wb") as file:
                 torch.save(module.state_dict(), file)
         trainer.save_checkpoint(self.last)
-        if trainer.is_global_zero and self.output_dir:
+        if trainer.is_global_zero and self.by_hand.output_dir:
             epoch = trainer.current_epoch + 1
             copies = {"latest_checkpoint.pth": self.last}
             copies |= {"best_model.pth": self.last, "best_model_weights.pth": self.best} if is_best else {}
-            copies |= {f"checkpoint_epoch_{epoch}.pth": self.last} if epoch % self.every == 0 else {}
+            copies |= {f"checkpoint_epoch_{epoch}.pth": self.last} if epoch % self.by_hand.checkpoint_every == 0 else {}
             for name, source in copies.items():
-                with atomic_output(self.output_dir / name) as temporary:
+                with atomic_output(self.by_hand.output_dir / name) as temporary:
                     shutil.copyfile(source, temporary)
 
     def state_dict(self) -> dict[str, Any]:
@@ -343,14 +372,12 @@ def _check_resumable(path: Path, module: lightning.LightningModule) -> None:
         raise UserError(f"{path}: a checkpoint of another network; train with the parameters in its config.json")
 
 
-def _code_identity() -> list[str]:
-    """Hashes of the Sightline modules in use, and the version of torch: what besides parameters decides a result."""
-    files = (getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("sightline."))
-    return [*sorted(file_sha256(Path(file)) for file in files if file), torch.__version__]
+def _code_identity(module: lightning.LightningModule) -> list[str]:
+    """Hashes of the code on disk that a training of ``module`` may use, and the version of torch.
 
-
-def _quieten() -> None:
-    """Keep Lightning to errors: its hints (more workers, logging intervals) are not the user's to act on here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
-    warnings.filterwarnings("ignore", module=r"torch\..*", category=UserWarning)
+    That is the module's own folder, the floors and the core, whichever of their files were imported.
+    """
+    floors = [Path(__file__).parents[1] / name for name in ("core", "grids", "recording", "training")]
+    own = Path(inspect.getfile(type(module))).parent
+    files = sorted({path for folder in (own, *floors) for path in folder.glob("*.py")})
+    return [*map(file_sha256, files), torch.__version__]

@@ -1,13 +1,40 @@
-"""This process among those that a launcher (torchrun, or srun, see `sightline.core.cli`) started for one command."""
+"""This process among those that a launcher (torchrun, or SLURM's srun) started for one command."""
 
 import os
+import re
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed
 
+from sightline.core.errors import UserError
+
 T = TypeVar("T")
+
+
+def join_srun() -> None:
+    """Where srun started several of this command, set the variables that torchrun would have set; for commands alone.
+
+    Raises:
+        UserError: the machines have different numbers of tasks.
+    """
+    slurm = os.environ
+    if "RANK" in slurm or int(slurm.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return
+    each = re.fullmatch(r"(\d+)(\(x\d+\))?", slurm["SLURM_STEP_TASKS_PER_NODE"])  # "4(x2)": four on each of two
+    if not each:
+        raise UserError(
+            f"srun: {slurm['SLURM_STEP_TASKS_PER_NODE']} tasks on the machines; give each as many, --ntasks-per-node"
+        )
+    nodes = slurm["SLURM_STEP_NODELIST"]  # "gpu[03-05,9],other"
+    first = re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^[]*\])", nodes)[0])
+    job, step = int(slurm["SLURM_JOB_ID"]), int(slurm["SLURM_STEP_ID"])
+    slurm |= {
+        "RANK": slurm["SLURM_PROCID"], "WORLD_SIZE": slurm["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": slurm["SLURM_LOCALID"], "LOCAL_WORLD_SIZE": each[1], "GROUP_RANK": slurm["SLURM_NODEID"],
+        "MASTER_ADDR": first, "MASTER_PORT": str(15000 + (16 * job + step) % 10000),
+    }  # fmt: skip
 
 
 def rank() -> int:
