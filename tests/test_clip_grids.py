@@ -322,14 +322,14 @@ def test_the_same_id_in_two_folders_is_refused_and_other_files_are_named(tmp_pat
     with pytest.raises(UserError, match=r"b/photo_000001.jpg: same image id 1 as .*a/photo_000001.jpg"):
         extract_grids([a, b], tmp_path / "g.hdf5", small())
     (a / "README.txt").write_text("hello")
-    with pytest.warns(UserWarning, match=r"passed over, not images: .*README.txt"):
+    with pytest.warns(UserWarning, match=r"ignored, not images: .*README.txt"):
         extract_grids([a], tmp_path / "g.hdf5", small())
 
 
 def test_a_folder_of_something_else_is_never_replaced(photos, tmp_path):
     (tmp_path / "g.hdf5").mkdir()
     for output in (photos, tmp_path / "g.hdf5"):
-        with pytest.raises(UserError, match=rf"{output.name}: is a folder of something else; after the folders of im"):
+        with pytest.raises(UserError, match=rf"{output.name}: is a folder of something else; name the output last"):
             extract_grids([photos], output, small())
     assert len(list(photos.iterdir())) == 7
     with pytest.raises(UserError, match=r"photo_000001.jpg: is a file; name one that ends in .hdf5, or another folder"):
@@ -339,7 +339,7 @@ def test_a_folder_of_something_else_is_never_replaced(photos, tmp_path):
 def test_too_little_disk_is_found_before_the_work(photos, tmp_path, monkeypatch):
     counts = counted(monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))
-    with pytest.raises(UserError, match=r": 0.0 MB are needed, 0.0 MB are free; make room"):
+    with pytest.raises(UserError, match=r": 0.0 MB needed, but only 0.0 MB free; make room"):
         extract_grids([photos], tmp_path / "g.hdf5", small())
     assert counts == []
 
