@@ -10,7 +10,7 @@ frames.parquet: one row per frame
     reward    float   optional
     success   bool    optional: an episode has succeeded if any of its frames says so
     object_position  [P]  optional: x, y, z of the task's object (or of several), metres; to probe embeddings with
-Other columns are kept as they are.
+Other columns are copied unchanged.
 
 frame index: the sound frames, with columns frame_id, episode, step, time_s, split (train, val, test)
 """

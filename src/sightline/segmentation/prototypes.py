@@ -62,7 +62,7 @@ class ContrastivePrototypeManager(nn.Module):
 
     In a distributed run, each process has a bank of its own.
 
-    Args: those of `PrototypeOptions`, of which the first four may also be given by position.
+    Args: those of `PrototypeOptions`; the first four may also be positional.
 
     Raises:
         ValueError: an argument out of its range.
