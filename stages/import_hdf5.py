@@ -9,11 +9,7 @@ from sightline.importers.demonstrations import ImportOptions
 from sightline.importers.episodes import import_hdf5
 
 
-class Params(Section):
-    """No parameters: nothing here is part of the pipeline."""
-
-
-def main(args: Namespace, _: Params) -> None:
+def main(args: Namespace, _: Section) -> None:
     options = ImportOptions(args.camera, args.joints, args.actions, args.skip, args.size, args.processes)
     print(import_hdf5(args.source, args.recording, options, args.fps, args.bgr))
 
@@ -35,4 +31,4 @@ parser.add_argument("--bgr", action="store_true", help="exchange red and blue: l
 parser.add_argument("--processes", type=int, help="episodes read at a time (default: one per core)")
 
 if __name__ == "__main__":
-    run_stage(parser, Params, main)
+    run_stage(parser, Section, main)

@@ -9,11 +9,7 @@ from sightline.importers.demonstrations import ImportOptions
 from sightline.importers.lerobot import import_lerobot
 
 
-class Params(Section):
-    """No parameters: nothing here is part of the pipeline."""
-
-
-def main(args: Namespace, _: Params) -> None:
+def main(args: Namespace, _: Section) -> None:
     options = ImportOptions(args.camera, args.joints, args.actions, args.skip, args.size, args.processes)
     print(import_lerobot(args.source, args.recording, options))
 
@@ -33,4 +29,4 @@ parser.add_argument("--size", type=int, default=ImportOptions.size, help="shorte
 parser.add_argument("--processes", type=int, help="episodes read at a time (default: one per core)")
 
 if __name__ == "__main__":
-    run_stage(parser, Params, main)
+    run_stage(parser, Section, main)

@@ -19,7 +19,7 @@ from sightline.clip.photographs import Preparation, list_photographs, prepare
 from sightline.clip.store import StoreLayout, shard_ranges, write_shards, write_store
 from sightline.clip.survey import merged, refuse, survey_photographs, tell
 from sightline.clip.tokens import GridEncoder
-from sightline.core.cache import DIGEST_BYTES, ArrayCache
+from sightline.core.cache import ArrayCache
 from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, fingerprint, scratch_folder
 from sightline.grids.store import SHARD_LIST, GridStore
@@ -296,6 +296,3 @@ class _Figures:
         spread = max(self._squares / self._count - mean**2, 0.0) ** 0.5
         named = {"mean": mean, "std": spread, "min": self._least, "max": self._most}
         return {name: float(f"{value:.4g}") for name, value in named.items()}
-
-
-assert DIGEST_BYTES * 2 == 32  # hexadecimal digits of `content_hash`

@@ -30,10 +30,8 @@ def survey_photographs(items: list[tuple[int, Path]]) -> Survey:
     """Hash every file and read its header, so that most faults show before hours of work."""
     survey = Survey()
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        looks = pool.map(_look, items)
-        for (i, _), (key, change, fault) in zip(
-            items, tqdm(looks, desc="hash images", total=len(items), unit="img", mininterval=0.5), strict=True
-        ):
+        looks = tqdm(pool.map(_look, items), desc="hash images", total=len(items), unit="img", mininterval=0.5)
+        for (i, _), (key, change, fault) in zip(items, looks, strict=True):
             if fault is not None:
                 survey.failures[i] = fault
                 continue

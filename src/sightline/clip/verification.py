@@ -175,13 +175,9 @@ def _check_made_as(store: GridStore, encoder: GridEncoder) -> None:
 def _check_complete(store: GridStore, images: dict[int, Path]) -> None:
     there = {*store.image_ids.tolist(), *store.skipped_ids.tolist()}
     missing, surplus = sorted(set(images) - there), sorted(there - set(images))
-    if missing or surplus:
-        told = (
-            f"lacks images {first_few(missing)}"
-            if missing
-            else f"holds images {first_few(surplus)} that are not in the folders"
-        )
-        raise UserError(f"{store.path}: {told}; extract the grids again")
+    for ids, words in ((missing, "lacks images"), (surplus, "holds images that are not in the folders:")):
+        if ids:
+            raise UserError(f"{store.path}: {words} {first_few(ids)}; extract the grids again")
     if (np.diff(store.image_ids) <= 0).any():
         raise UserError(f"{store.path}: image_ids do not rise; extract the grids again")
 

@@ -20,14 +20,7 @@ from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.demo.control import HOME_RAD, Arm, Policy, draw_task
 from sightline.demo.headless import mujoco
-from sightline.demo.scene import (
-    FINGER_TRAVEL_M,
-    JOINTS_PER_ARM,
-    PHYSICS_STEP_S,
-    SIDES,
-    draw_objects,
-    scene_xml,
-)
+from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, PHYSICS_STEP_S, SIDES, draw_objects, scene_xml
 from sightline.demo.states import EpisodeStates, write_states
 
 FPS = 10

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -54,17 +54,6 @@ class Pictures(Protocol):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield uint8 RGB [H, W, 3]. Raises `UserError` where the file is broken or its pictures are not colour."""
-
-
-class Numbered(Protocol):
-    """An episode of a source, before it is read."""
-
-    @property
-    def number(self) -> int:
-        """Its number in the source."""
-
-
-E = TypeVar("E", bound=Numbered)
 
 
 @dataclass(frozen=True)
@@ -116,13 +105,12 @@ def choose_cameras(options: Iterable[str], keys: Iterable[str], source: Path) ->
     return {key: names[key] for key in keys if key in names}
 
 
-def leave_out(episodes: list[E], skip: Iterable[int], source: Path) -> list[E]:
-    """``episodes`` without those whose number is in ``skip``. Raises `UserError` for a number that no episode has."""
-    numbers = [episode.number for episode in episodes]
+def leave_out(numbers: list[int], skip: Iterable[int], source: Path) -> set[int]:
+    """Numbers of episodes without those in ``skip``. Raises `UserError` for a number that no episode has."""
     for number in skip:
         if number not in numbers:
             raise UserError(f"--skip {number}: no episode {number} in {source}; it has {first_few(sorted(numbers))}")
-    remaining = [episode for episode in episodes if episode.number not in set(skip)]
+    remaining = set(numbers) - set(skip)
     if not remaining:
         raise UserError(f"{source}: no episode is left of {len(numbers)}; skip fewer with --skip")
     return remaining
@@ -160,11 +148,7 @@ def decode_picture(data: bytes, where: str) -> np.ndarray:
 
 
 def write_recording(
-    demonstrations: list[Demonstration],
-    target: Path,
-    fps: float,
-    joint_names: tuple[str, ...],
-    options: ImportOptions,
+    demonstrations: list[Demonstration], target: Path, fps: float, joint_names: tuple[str, ...], options: ImportOptions
 ) -> str:
     """Write a recording of ``demonstrations``, and return what was done and what to do next, for the user to read.
 

@@ -51,13 +51,7 @@ class StoredPictures:
                     yield np.ascontiguousarray(pixels[..., ::-1]) if self.bgr else pixels
 
 
-def import_hdf5(
-    source: Path,
-    target: Path,
-    options: ImportOptions,
-    fps: float | None = None,
-    bgr: bool = False,
-) -> str:
+def import_hdf5(source: Path, target: Path, options: ImportOptions, fps: float | None = None, bgr: bool = False) -> str:
     """Write demonstrations in HDF5 as a recording, and return what was done and what to do next.
 
     Args:
@@ -83,7 +77,8 @@ def import_hdf5(
         places, usual = _episode_groups(source), ("obs/robot0_joint_pos", "actions", "obs")
         fps = fps or _control_frequency(source)
     vectors = {"joints": list(options.joints) or [usual[0]], "actions": list(options.actions) or [usual[1]]}
-    places = leave_out(places, options.skip, source)
+    remaining = leave_out([place.number for place in places], options.skip, source)
+    places = [place for place in places if place.number in remaining]
     # the cameras of the first episode are those of all
     first = places[0]
     with _reading(first.path) as file:

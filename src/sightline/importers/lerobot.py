@@ -103,8 +103,9 @@ def import_lerobot(source: Path, target: Path, options: ImportOptions) -> str:
                 "colour cameras, each with --camera KEY=NAME"
             )
     # the tables of the episodes; their pictures are only described
-    episodes = leave_out(_read_episodes(source, info, list(names)), options.skip, source)
-    demonstrations = [_demonstration(source, info, episode, features, names) for episode in episodes]
+    episodes = _read_episodes(source, info, list(names))
+    remaining = leave_out([episode.number for episode in episodes], options.skip, source)
+    demonstrations = [_demonstration(source, info, e, features, names) for e in episodes if e.number in remaining]
     # names of the joints, if each has one of its own
     labels = [label for key in features["joints"] for label in _joint_names(info.features[key])]
     if not all(labels) or len(set(labels)) < len(labels):

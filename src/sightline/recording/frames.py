@@ -178,14 +178,9 @@ def _lengths(column: pa.ChunkedArray) -> np.ndarray:
 def _check_ids(path: Path, frames: pd.DataFrame) -> None:
     ids = frames["frame_id"]
     negative, repeated = ids[ids < 0], ids[ids.duplicated()].unique()
-    if len(negative):
-        raise UserError(
-            f"{path}: frame_id: {len(negative)} of {len(ids)} are negative ({first_few(np.sort(negative))})"
-        )
-    if len(repeated):
-        raise UserError(
-            f"{path}: frame_id: {len(repeated)} ids are there more than once ({first_few(np.sort(repeated))})"
-        )
+    for wrong, words in ((negative, f"of {len(ids)} are negative"), (repeated, "ids are there more than once")):
+        if len(wrong):
+            raise UserError(f"{path}: frame_id: {len(wrong)} {words} ({first_few(np.sort(wrong))})")
 
 
 def _check_episodes(path: Path, frames: pd.DataFrame) -> None:

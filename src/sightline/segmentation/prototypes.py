@@ -198,11 +198,9 @@ class ContrastivePrototypeManager(nn.Module):
         ignored = self.options.ignore_index
         classes_N = classes_of_rows("class_labels", class_labels, features, self.num_classes, ignored)
         with torch.autocast(features.device.type, enabled=False):
-            rows_ND, members_CN, weights_N = full_precision(rows_ND), class_members(classes_N, self.num_classes), None
-            takes_part_C = self._takes_part(members_CN)
-            if self.feature_selectors is not None:
-                weights_N = feature_weights(self.feature_selectors, rows_ND.detach(), classes_N, takes_part_C.tolist())
-            return self._contrastive(mean_directions(rows_ND, members_CN, self.options.eps, weights_N), takes_part_C)
+            members_CN = class_members(classes_N, self.num_classes)
+            weighted_CD, _ = self._means(full_precision(rows_ND), classes_N, members_CN)
+            return self._contrastive(weighted_CD, members_CN)
 
     def update_and_compute_loss(
         self,
@@ -263,18 +261,11 @@ class ContrastivePrototypeManager(nn.Module):
             # write the bank first, as SS-Net does: the losses below already see this step's rows
             if options.memory_source == "all" or (is_labeled and labels is not None):
                 self._remember(stored_ND.detach(), logits_NC, predicted_N, classes_N)
-            # mean direction of each class, once with the selectors' weights and once without
-            embedded_ND = self._embed(rows_ND)
+            # the three losses from the mean directions of the classes, and their weighted sum
             members_CN = class_members(classes_N, self.num_classes)
-            present_C, takes_part_C = members_CN.any(dim=1), self._takes_part(members_CN)
-            if self.feature_selectors is None:
-                means_CD = weighted_CD = mean_directions(embedded_ND, members_CN, options.eps)
-            else:
-                detached_ND = embedded_ND.detach()
-                weights_N = feature_weights(self.feature_selectors, detached_ND, classes_N, takes_part_C.tolist())
-                weighted_CD, means_CD = weighted_and_plain_means(embedded_ND, members_CN, options.eps, weights_N)
-            # the three losses from those means, and their weighted sum
-            contrastive = self._contrastive(weighted_CD, takes_part_C)
+            weighted_CD, means_CD = self._means(self._embed(rows_ND), classes_N, members_CN)
+            present_C = members_CN.any(dim=1)
+            contrastive = self._contrastive(weighted_CD, members_CN)
             intra = intra_class_loss(means_CD, present_C)
             inter = inter_class_loss(means_CD, present_C, options.inter_margin, options.eps)
             total = contrastive_weight * contrastive + intra_weight * intra + inter_weight * inter
@@ -285,8 +276,18 @@ class ContrastivePrototypeManager(nn.Module):
         """The classes with more than one row here and more than one stored, bool [C]."""
         return (members_CN.sum(dim=1) > 1) & (self.memory_count > 1)
 
-    def _contrastive(self, means_CD: Tensor, takes_part_C: Tensor) -> Tensor:
-        """The loss from the means of the classes' rows at length one, weighted where there are selectors."""
+    def _means(self, rows_ND: Tensor, classes_N: Tensor, members_CN: Tensor) -> tuple[Tensor, Tensor]:
+        """`mean_directions` with the weights of the feature selectors, and without: [C, D] each."""
+        if self.feature_selectors is None:
+            means_CD = mean_directions(rows_ND, members_CN, self.options.eps)
+            return means_CD, means_CD
+        takes_part = self._takes_part(members_CN).tolist()
+        weights_N = feature_weights(self.feature_selectors, rows_ND.detach(), classes_N, takes_part)
+        return weighted_and_plain_means(rows_ND, members_CN, self.options.eps, weights_N)
+
+    def _contrastive(self, means_CD: Tensor, members_CN: Tensor) -> Tensor:
+        """The loss from the means of the classes' rows at length one, weighted if there are selectors."""
+        takes_part_C = self._takes_part(members_CN)
         memory_CKD = F.normalize(self.memory.to(means_CD.dtype), dim=2, eps=self.options.eps)  # free places stay zeros
         if self.memory_selectors is not None:
             live, counts = self.options.memory_weights == "live", self.memory_count.tolist()

@@ -162,11 +162,7 @@ def _spaced(count: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, LIMIT)).round().astype(np.int64)
 
 
-class Params(Section):
-    """No parameters."""
-
-
-def main(args: Namespace, _: Params) -> None:
+def main(args: Namespace, _: Section) -> None:
     figures = embedding_drift(args.reference, args.new, args.index)
     report(figures, {name: figures[name] for name in ("frechet", "far_share")}, args.metrics_dir)
 
@@ -180,4 +176,4 @@ parser.add_argument("--index", type=Path, required=True, help="frame index of th
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
 
 if __name__ == "__main__":
-    run_stage(parser, Params, main)
+    run_stage(parser, Section, main)

@@ -227,7 +227,7 @@ def check_images(
         "skipped": len(problems),
         "sound": len(sound),
     }
-    return sound, counts | _CONTENT[kind](tally, info), pd.concat(tally.figures).loc[sound["frame_id"]]
+    return sound, counts | _KINDS[kind][1](tally, info), pd.concat(tally.figures).loc[sound["frame_id"]]
 
 
 def _answer_problems(
@@ -274,7 +274,7 @@ def _read_chunk(job: tuple[str, RecordingInfo, list[tuple[int, Path]]]) -> _Tall
     with warnings.catch_warnings(action="ignore"):  # Pillow's, on files that it reads all the same
         for frame_id, path in images:
             try:
-                pixels, figures[frame_id] = _READ[kind](path, info)
+                pixels, figures[frame_id] = _KINDS[kind][0](path, info)
             except UserError as error:
                 tally.problems[frame_id] = str(error)
                 continue
@@ -339,13 +339,9 @@ def _kind(folder: str, info: RecordingInfo) -> str:
     return folder.split("/")[0]
 
 
-_READ: dict[str, Callable[[Path, RecordingInfo], tuple[np.ndarray, dict[str, float]]]] = {
-    "depth": _read_depth,
-    "masks": _read_mask,
-    "rgb": _read_rgb,
-}
-_CONTENT: dict[str, Callable[[_Tally, RecordingInfo], dict[str, Any]]] = {
-    "depth": _depth_content,
-    "masks": _mask_content,
-    "rgb": lambda tally, info: {},
+_Read = Callable[[Path, RecordingInfo], tuple[np.ndarray, dict[str, float]]]
+_KINDS: dict[str, tuple[_Read, Callable[[_Tally, RecordingInfo], dict[str, Any]]]] = {
+    "depth": (_read_depth, _depth_content),
+    "masks": (_read_mask, _mask_content),
+    "rgb": (_read_rgb, lambda tally, info: {}),
 }
