@@ -5,16 +5,13 @@ from pathlib import Path
 
 from sightline.core.cli import run_stage
 from sightline.core.params import Section
+from sightline.importers.demonstrations import ImportOptions
 from sightline.importers.episodes import import_hdf5
 
 
-class Params(Section):
-    """No parameters: nothing here is part of the pipeline."""
-
-
-def main(args: Namespace, _: Params) -> None:
-    choices = {name: getattr(args, name) for name in ("joints", "actions", "skip", "size", "fps", "bgr", "processes")}
-    print(import_hdf5(args.source, args.recording, args.camera, **choices))
+def main(args: Namespace, _: Section) -> None:
+    options = ImportOptions(args.camera, args.joints, args.actions, args.skip, args.size, args.processes)
+    print(import_hdf5(args.source, args.recording, options, args.fps, args.bgr))
 
 
 parser = ArgumentParser(description=__doc__)
@@ -28,10 +25,10 @@ KEYS = {"action": "append", "default": [], "metavar": "KEY"}
 parser.add_argument("--joints", **KEYS, help="joint states, e.g. observations/qpos; repeat to join several data sets")
 parser.add_argument("--actions", **KEYS, help="actions, e.g. action; repeat to join several data sets")
 parser.add_argument("--skip", type=int, action="append", default=[], metavar="N", help="leave episode N out; repeat")
-parser.add_argument("--size", type=int, default=224, help="shorter side of pictures, pixels; 0: native size (224)")
+parser.add_argument("--size", type=int, default=ImportOptions.size, help="shorter side, pixels; 0: as is (%(default)s)")
 parser.add_argument("--fps", type=float, help="frames per second (default: 50, or robomimic's control_freq)")
 parser.add_argument("--bgr", action="store_true", help="exchange red and blue: look at a picture if in doubt")
 parser.add_argument("--processes", type=int, help="episodes read at a time (default: one per core)")
 
 if __name__ == "__main__":
-    run_stage(parser, Params, main)
+    run_stage(parser, Section, main)

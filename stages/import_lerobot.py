@@ -5,16 +5,13 @@ from pathlib import Path
 
 from sightline.core.cli import run_stage
 from sightline.core.params import Section
+from sightline.importers.demonstrations import ImportOptions
 from sightline.importers.lerobot import import_lerobot
 
 
-class Params(Section):
-    """No parameters: nothing here is part of the pipeline."""
-
-
-def main(args: Namespace, _: Params) -> None:
-    choices = {name: getattr(args, name) for name in ("joints", "actions", "skip", "size", "processes")}
-    print(import_lerobot(args.source, args.recording, args.camera, **choices))
+def main(args: Namespace, _: Section) -> None:
+    options = ImportOptions(args.camera, args.joints, args.actions, args.skip, args.size, args.processes)
+    print(import_lerobot(args.source, args.recording, options))
 
 
 parser = ArgumentParser(description=__doc__)
@@ -28,8 +25,8 @@ KEYS = {"action": "append", "default": [], "metavar": "KEY"}
 parser.add_argument("--joints", **KEYS, help="feature with joint states; repeat to join several (observation.state)")
 parser.add_argument("--actions", **KEYS, help="feature with actions; repeat to join several (action)")
 parser.add_argument("--skip", type=int, action="append", default=[], metavar="N", help="leave episode N out; repeat")
-parser.add_argument("--size", type=int, default=224, help="shorter side of pictures, pixels; 0: native size (224)")
+parser.add_argument("--size", type=int, default=ImportOptions.size, help="shorter side, pixels; 0: as is (%(default)s)")
 parser.add_argument("--processes", type=int, help="episodes read at a time (default: one per core)")
 
 if __name__ == "__main__":
-    run_stage(parser, Params, main)
+    run_stage(parser, Section, main)

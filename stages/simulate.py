@@ -1,4 +1,4 @@
-"""Simulate the demo recording: two arms that reach for, grasp and lift objects, some of them in vain."""
+"""Simulate the demo recording: two arms that reach for, grasp and lift objects; some attempts fail, on purpose."""
 
 import argparse
 from pathlib import Path

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,17 @@ def scratch_root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("DVC_STAGE", raising=False)
     return tmp_path / ".scratch"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch with one thread: tests run beside each other, and their threads would wait for one another."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def save_depth(path: Path, raw_HW: np.ndarray) -> None:
@@ -72,15 +83,16 @@ def photo_folder(folder: Path, ids: Iterable[int], size: tuple[int, int] = (60, 
 
 def write_grids(path: Path, image_ids: Iterable[int], grids_NPC: np.ndarray, most: int = 3) -> Path:
     """Write grids to a file where its name ends in .hdf5, else to a folder of shards of ``most`` images."""
-    from sightline.clip.store import shard_ranges, write_shards, write_store
+    from sightline.clip.store import StoreLayout, shard_ranges, write_shards, write_store
 
     ids = np.array(image_ids, np.int64)
     made = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 2, "dtype": str(grids_NPC.dtype)}
+    layout = StoreLayout(grids_NPC.shape[1:], made, True, "none")
 
     def write(path: Path, part: np.ndarray, skipped: list[int]) -> None:
         rows = [ids.tolist().index(i) for i in part]
         hashes = [f"{i:032x}".encode() for i in part]
-        write_store(path, part, hashes, skipped, [grids_NPC[rows]], grids_NPC.shape[1:], made, True, "none")
+        write_store(path, part, hashes, skipped, [grids_NPC[rows]], layout)
 
     if path.suffix == ".hdf5":
         write(path, np.sort(ids), [])

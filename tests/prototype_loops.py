@@ -52,13 +52,13 @@ def pairwise_loss(manager, features, labels):
         rows, memory = features[labels == class_id], manager.memory_rows(class_id)
         if memory is None or len(rows) < 2 or len(memory) < 2:
             continue
-        units = torch.stack([row / row.norm().clamp_min(manager.eps) for row in rows])
-        stored = torch.stack([unit(row, manager.eps) for row in memory])
+        units = torch.stack([row / row.norm().clamp_min(manager.options.eps) for row in rows])
+        stored = torch.stack([unit(row, manager.options.eps) for row in memory])
         u, v = torch.ones(len(rows), dtype=rows.dtype), torch.ones(len(memory), dtype=rows.dtype)
         if feature_selectors is not None:
             u = torch.sigmoid(feature_selectors[class_id](rows.detach()))[:, 0]
             u = len(rows) * u / u.sum()
-            if manager.memory_weights == "live":
+            if manager.options.memory_weights == "live":
                 v = torch.sigmoid(memory_selectors[class_id](stored))[:, 0]
                 v = len(memory) * v / v.sum()
         pairs = [
@@ -67,19 +67,19 @@ def pairwise_loss(manager, features, labels):
         losses.append(sum(pairs) / len(pairs))
     if not losses:
         return features.sum() * 0
-    return sum(losses) / (manager.num_classes if manager.divisor == "num_classes" else len(losses))
+    return sum(losses) / (manager.num_classes if manager.options.divisor == "num_classes" else len(losses))
 
 
 def select_rows(manager, rows, class_id):
     """Which rows an update keeps, as a list. Runs the selector, as the manager does."""
-    rows, most = list(rows.detach()), manager.elements_per_update
+    rows, most = list(rows.detach()), manager.options.rows_per_update
     if len(rows) <= most:
         return rows
     selectors, _ = manager.get_selectors()
     if selectors is None:
         return [rows[math.floor(k * len(rows) / most)] for k in range(most)]
     scores = torch.sigmoid(selectors[class_id](torch.stack(rows)))[:, 0].tolist()
-    sign = -1 if manager.selection_order == "descending" else 1
+    sign = -1 if manager.options.selection_order == "descending" else 1
     return [rows[i] for i in sorted(range(len(rows)), key=lambda i: (sign * scores[i], i))[:most]]
 
 
@@ -89,8 +89,8 @@ def update_rows(manager, bank, features_dict):
     for class_id, rows in features_dict.items():
         if len(rows):
             new = select_rows(manager, rows, class_id)
-            older = bank[class_id] if manager.update == "fifo" else []
-            bank[class_id] = (new + older)[: manager.elements_per_class]
+            older = bank[class_id] if manager.options.update == "fifo" else []
+            bank[class_id] = (new + older)[: manager.options.elements_per_class]
     return bank
 
 

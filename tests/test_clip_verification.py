@@ -152,7 +152,7 @@ def test_missing_surplus_and_changed_images_are_found(photos, tmp_path):
         verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
     (photos / "photo_000030.jpg").unlink()
     (photos / "photo_000002.jpg").unlink()
-    with pytest.raises(UserError, match=r"g.hdf5: holds images 2 that are not there"):
+    with pytest.raises(UserError, match=r"g.hdf5: holds images that are not in the folders: 2"):
         verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
     photo_folder(photos, [2], size=(61, 80))
     with pytest.raises(UserError, match=r"photo_000002.jpg: has changed since its grid was extracted"):

@@ -82,7 +82,7 @@ def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     said = [host.communicate(timeout=300) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
     assert sum(output.count('"images": 7') for output, _ in said) == 1  # one process reports
-    assert sum(errors.count("passed over, not images: photos/notes.txt") for _, errors in said) == 1
+    assert sum(errors.count("ignored, not images: photos/notes.txt") for _, errors in said) == 1
     shutil.rmtree(tmp_path / ".scratch")
     (photos / "notes.txt").unlink()
     extract_grids([photos], tmp_path / "one", ClipParams(**small))

@@ -196,7 +196,7 @@ def test_shards_with_a_common_image_are_refused(tmp_path):
     listed = json.loads((tmp_path / "s/shards.json").read_text())
     listed["shards"]["again.hdf5"] = listed["shards"]["000000-000002.hdf5"]
     (tmp_path / "s/shards.json").write_text(json.dumps(listed))
-    with pytest.raises(UserError, match=r"s: image 0 lies in two of its shards; extract the grids again"):
+    with pytest.raises(UserError, match=r"s: image 0 is in two of its shards; extract the grids again"):
         GridStore(tmp_path / "s")
 
 

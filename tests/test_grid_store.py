@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.clip import GridStore
-from sightline.clip.store import write_store
+from sightline.clip.store import StoreLayout, write_store
 from sightline.core.errors import UserError
 from sightline.grids import store as grid_store
 from sightline.grids.store import MissingImageError
@@ -30,7 +30,7 @@ def store_of(path: Path, ids, keyed=True, compression="none", dtype="float16", s
     blocks = iter([grids[: len(ids) // 2], grids[len(ids) // 2 :]])
     hashes = [f"{i:032x}".encode() for i in range(len(ids))]
     attributes = ATTRIBUTES | {"dtype": dtype}
-    write_store(path, np.array(ids), hashes, skipped, blocks, shape, attributes, keyed, compression)
+    write_store(path, np.array(ids), hashes, skipped, blocks, StoreLayout(shape, attributes, keyed, compression))
     return grids
 
 

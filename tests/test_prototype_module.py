@@ -126,7 +126,7 @@ def test_selectors_are_made_with_the_module_and_ready_for_an_optimizer():
         ({"update": "queue"}, "update must be one of replace, fifo, not 'queue'"),
         ({"memory_source": "labeled"}, "memory_source must be one of labelled, all, not 'labeled'"),
         ({"confidence_threshold": 1.0}, r"confidence_threshold must be at least 0 and below 1, not 1\.0"),
-        ({"input_dim": 7}, "input_dim 7 is of the heads"),
+        ({"input_dim": 7}, "input_dim 7 needs the heads"),
         ({"input_dim": 0, "heads": True}, "input_dim must be at least 1, not 0"),
         ({"inter_margin": 0}, "inter_margin must be above 0, not 0"),
         ({"ignore_index": 2}, "ignore_index must not be one of the 3 classes, not 2"),

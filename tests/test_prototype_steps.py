@@ -8,7 +8,7 @@ import torch
 from prototype_loops import draw, fill, logits_of, make, pairwise_loss
 
 from sightline.segmentation import ContrastivePrototypeManager
-from sightline.segmentation.prototypes import PRESETS
+from sightline.segmentation.presets import PRESETS, PrototypeOptions
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -223,8 +223,8 @@ def test_ignored_rows_change_nothing():
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_train(name):
     manager = ContrastivePrototypeManager.from_preset(name, 3, 5, elements_per_class=16, inter_margin=1.5)
-    assert manager.elements_per_class == 16
-    assert manager.inter_margin == 1.5
+    assert manager.options.elements_per_class == 16
+    assert manager.options.inter_margin == 1.5
     features, _, labels = draw(60)
     features = features.float().requires_grad_()
     loss, parts = manager.update_and_compute_loss(features, logits_of(labels), labels)
@@ -235,15 +235,14 @@ def test_presets_train(name):
 
 
 def test_presets_are_what_their_sources_do():
-    ss_net, semiseg, document = (ContrastivePrototypeManager.from_preset(name, 3, 5) for name in PRESETS)
-    plain = ContrastivePrototypeManager(3, 5, 32, True, heads=True)
-    options = [name for name, value in vars(plain).items() if not name.startswith("_") and name != "training"]
-    assert all(getattr(ss_net, name) == getattr(plain, name) for name in options)
+    managers = [ContrastivePrototypeManager.from_preset(name, 3, 5) for name in PRESETS]
+    ss_net, semiseg, document = (manager.options for manager in managers)
+    assert ss_net == PrototypeOptions(3, 5, 32, True, heads=True)
     assert (semiseg.elements_per_class, semiseg.update, semiseg.elements_per_update) == (256, "fifo", 8)
     assert (semiseg.store_background, semiseg.confidence_threshold, semiseg.require_correct) == (True, 0.95, True)
     assert semiseg.selection_order == "ascending"
-    assert document.get_selectors() == (None, None)
-    assert document.projection is None
+    assert managers[2].get_selectors() == (None, None)
+    assert not document.heads
     assert (document.selection_order, document.divisor, document.memory_source) == ("descending", "present", "all")
 
 

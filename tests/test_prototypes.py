@@ -13,7 +13,13 @@ from prototype_loops import assert_bank, draw, logits_of, make, pairwise_loss, u
 from torch.nn import functional as F
 
 from sightline.segmentation import ContrastivePrototypeManager
-from sightline.segmentation.contrastive import class_members, inter_class_loss, intra_class_loss, mean_directions
+from sightline.segmentation.contrastive import (
+    class_members,
+    inter_class_loss,
+    intra_class_loss,
+    mean_directions,
+    weighted_and_plain_means,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 VECTORS = sorted(GOLDEN.glob("*.npz"))
@@ -215,7 +221,7 @@ def test_gradients_of_means_are_those_of_autograd_on_scaled_rows(eps):
             sums = (members * w) @ F.normalize(x, dim=1, eps=eps)
             means = sums / members.sum(dim=1, keepdim=True).clamp_min(1)
         else:
-            means = mean_directions(x, members, eps, w)
+            means, _ = weighted_and_plain_means(x, members, eps, w)
         means.backward(upstream)
         gradients.append((means.detach(), x.grad, w.grad))
     for expected, ours in zip(*gradients, strict=True):

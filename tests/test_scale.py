@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from closure import ROOT
 
+from sightline.importers.demonstrations import ImportOptions
 from sightline.importers.episodes import import_hdf5
 from sightline.importers.lerobot import import_lerobot
 from sightline.recording.split import DataParams, SplitParams
@@ -56,7 +57,7 @@ def test_the_generated_recording_is_sound(load, tmp_path):
 
 @pytest.mark.parametrize(("write", "read"), [("write_aloha", import_hdf5), ("write_lerobot", import_lerobot)])
 def test_generated_demonstrations_are_imported_whole(load, tmp_path, write, read):
-    read(load("generated").__dict__[write](tmp_path / "source", 8), tmp_path / "recording", processes=1)
+    read(load("generated").__dict__[write](tmp_path / "source", 8), tmp_path / "recording", ImportOptions(processes=1))
     frames = pd.read_parquet(tmp_path / "recording/frames.parquet")
     assert frames["episode"].tolist() == [0] * 4 + [1] * 4
     assert len(list((tmp_path / "recording/rgb").glob("*/*.*"))) == 8

@@ -263,7 +263,7 @@ def test_what_recording_json_does_not_describe_is_said(recording, tmp_path):
         metrics = validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
     assert sorted(metrics) == ["frames", "masks"]
     for only in ("depth", "rgb/global", "nonsense"):
-        assert refused(recording, only=only)[0].startswith(f"{only}: recording.json does not describe it")
+        assert refused(recording, only=only)[0].startswith(f"{only}: recording.json describes only")
 
 
 def test_a_folder_alone_needs_the_frame_index(recording):

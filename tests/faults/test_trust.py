@@ -295,10 +295,11 @@ def test_odd_names_of_folders_and_files_are_only_names(world, tmp_path):
 
 
 def test_the_lines_to_paste_after_an_import_are_quoted(place, capsys):
+    from sightline.importers.demonstrations import ImportOptions
     from sightline.importers.episodes import import_hdf5
 
     target = place / "my $(touch pwned) recording"
-    printed = import_hdf5(place / "aloha", target, processes=1)
+    printed = import_hdf5(place / "aloha", target, ImportOptions(processes=1))
     (line,) = (line for line in printed.splitlines() if "dvc add" in line)
     assert shlex.split(line)[2] == f"{target}/recording.json"
 

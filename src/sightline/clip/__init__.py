@@ -1,4 +1,4 @@
-"""CLIP grid features: extracted once, kept in HDF5 files, read by every training after it.
+"""CLIP grid features: extracted once into HDF5 files, which every training after it reads.
 
 The public names load their module when they are first used, so that reading a store does not load open_clip.
 """

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from sightline.clip.params import ClipParams
 from sightline.clip.photographs import Preparation, list_photographs, prepare
-from sightline.clip.store import shard_ranges, write_shards, write_store
+from sightline.clip.store import StoreLayout, shard_ranges, write_shards, write_store
 from sightline.clip.survey import merged, refuse, survey_photographs, tell
 from sightline.clip.tokens import GridEncoder
-from sightline.core.cache import DIGEST_BYTES, ArrayCache
+from sightline.core.cache import ArrayCache
 from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, fingerprint, scratch_folder
 from sightline.core.threads import threads
@@ -44,8 +44,8 @@ def extract_grids(
 ) -> dict[str, Any] | None:
     """Encode every photograph of ``folders``, write the store ``output``, and return figures about it.
 
-    Grids are kept in a content-addressed cache, so that a later or interrupted run computes only what is new; on a
-    CPU the store is the same, byte for byte, as that of a run from nothing. Under a launcher the processes share the
+    Each grid also goes into a content-addressed cache, so that the next run, or a restarted one, computes only what is
+    new; on a CPU the bytes of the store are those of a run from nothing. Under a launcher the processes share the
     photographs; the first writes the output, the others return None.
 
     Args:
@@ -57,16 +57,19 @@ def extract_grids(
     Raises:
         UserError: no images, two of the same id, images that cannot be read (all are listed; with ``on_error`` "skip"
             they are left out), settings that do not fit the model, too little disk, a ``previous`` of other settings;
-            an ``output`` that is something else already.
+            an ``output`` that exists and is not a store.
     """
+    # refuse wrong paths first
     sharded = _is_sharded(output)
     if previous and not previous.exists():
         raise UserError(f"{previous}: no such file or folder")
+    # hash this process's share of the photographs and read their headers: most faults show here, before any computing
     paths = list_photographs(folders, index)
-    items = list(paths.items())[rank() :: world_size()]  # not a share of what is missing: that changes as others append
+    items = list(paths.items())[rank() :: world_size()]  # not a share of the missing ones: others may be adding to them
     survey = survey_photographs(items)
     if on_error == "fail":
         refuse(survey.failures, len(items))
+    # load the model
     device = process_device()
     encoder = GridEncoder(params, device)
     if encoder.tower.random and rank() == 0:
@@ -75,6 +78,7 @@ def extract_grids(
             "only; name a tag or a file of weights for real ones",
             stacklevel=2,
         )
+    # open the cache of all that decides a grid, and add the grids of the previous store
     attributes = encoder.attributes()
     decisive = [attributes[name] for name in _DECISIVE]
     cache = ArrayCache(
@@ -82,10 +86,12 @@ def extract_grids(
     )
     if previous:
         _take_over(previous, cache, attributes, {key for key in survey.digests.values() if key not in cache})
-    missing = {key: paths[i] for i, key in survey.digests.items() if key not in cache}  # each content once
+    # what is left to compute, and whether it fits on the disk
+    missing = {key: paths[i] for i, key in survey.digests.items() if key not in cache}  # equal files only once
     grid_bytes = int(np.prod(encoder.shape)) * np.dtype(params.dtype).itemsize
     if rank() == 0:
         _check_disk(output, grid_bytes * len(paths), grid_bytes * len(missing) * world_size())
+    # compute the missing grids into the cache
     done = len(survey.digests) - len(missing)
     faults: dict[bytes, str] = {}
     with tqdm(desc="clip grids", total=len(survey.digests), initial=done, unit="img", mininterval=0.5) as bar:
@@ -94,6 +100,7 @@ def extract_grids(
             faults |= broken
             bar.update(len(keys) + len(broken))
     survey.failures |= {i: faults[key] for i, key in survey.digests.items() if key in faults}
+    # join what all processes saw; from here on the first one works alone
     surveys = gather(survey)
     if surveys is None:
         return None
@@ -101,13 +108,15 @@ def extract_grids(
     if on_error == "fail" or len(survey.failures) == len(paths):
         refuse(survey.failures, len(paths))
     tell(survey, paths)
+    # write the store from the cache, in the order of the ids
     ids, figures = np.array(list(paths), np.int64), _Figures()
+    layout = StoreLayout(encoder.shape, attributes, params.keyed, params.compression)
 
     def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
         keys = [survey.digests[i] for i in ids.tolist()]
         names = [key.hex().encode() for key in keys]
         blocks = figures.watch(cache.get(keys[start : start + _BLOCK]) for start in range(0, len(keys), _BLOCK))
-        write_store(path, ids, names, skipped, blocks, encoder.shape, attributes, params.keyed, params.compression)
+        write_store(path, ids, names, skipped, blocks, layout)
 
     with atomic_output(output) as temporary:
         if sharded:
@@ -118,6 +127,7 @@ def extract_grids(
             write(temporary, sound, sorted(survey.failures))
         files = list(temporary.glob("*.hdf5")) if sharded else [temporary]
         size = sum(path.stat().st_size for path in files)
+    # figures of the stage
     images = len(paths) - len(survey.failures)
     if params.compression != "none":
         saved = 1 - size / (grid_bytes * images)
@@ -136,10 +146,10 @@ def extract_grids(
 
 
 def _is_sharded(output: Path) -> bool:
-    """Whether a folder of shards is to be written; a folder of anything else is never replaced."""
+    """Whether to write a folder of shards. Raises `UserError` rather than replace a folder of anything else."""
     sharded = output.suffix not in (".hdf5", ".h5")
     if output.is_dir() and not (sharded and (output / SHARD_LIST).is_file()):
-        raise UserError(f"{output}: is a folder of something else; after the folders of images comes what to write")
+        raise UserError(f"{output}: is a folder of something else; name the output last, after the folders of images")
     if sharded and output.is_file():
         raise UserError(f"{output}: is a file; name one that ends in .hdf5, or another folder for the shards")
     return sharded
@@ -156,7 +166,7 @@ def _take_over(previous: Path, cache: ArrayCache, attributes: dict[str, Any], wa
             if store.attributes.get(name) != attributes[name]:
                 raise UserError(
                     f"{previous}: made with {name} {store.attributes.get(name)}, now it is {attributes[name]}; leave "
-                    "it out, and everything is computed"
+                    "it out to compute everything"
                 )
         hashes = [bytes.fromhex(name.decode()) for name in store.content_hash.tolist()]
         rows = np.array([row for row, key in enumerate(hashes) if key in wanted], np.int64)
@@ -167,7 +177,7 @@ def _take_over(previous: Path, cache: ArrayCache, attributes: dict[str, Any], wa
 
 
 def _check_disk(output: Path, store: int, cache: int) -> None:
-    """Say what will be written, and refuse where it does not fit."""
+    """Print how much will be written. Raises `UserError` if the disk has no room for it."""
     place = output.parent
     while not place.exists():
         place = place.parent
@@ -178,7 +188,7 @@ def _check_disk(output: Path, store: int, cache: int) -> None:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise UserError(
-                f"{folder}: {_size(needed)} are needed, {_size(free)} are free; make room, or write elsewhere"
+                f"{folder}: {_size(needed)} needed, but only {_size(free)} free; make room, or write elsewhere"
             )
 
 
@@ -204,7 +214,7 @@ def _collate(photographs: list[Tensor | str]) -> tuple[Tensor, list[str | None]]
     """Photographs that could be read, stacked, and for every position what is wrong with it."""
     sound = [photo for photo in photographs if isinstance(photo, Tensor)]
     faults = [photo if isinstance(photo, str) else None for photo in photographs]
-    # in shared memory from here on: where that has no room, the queue of the DataLoader would lose them, and wait
+    # into shared memory here: if it has no room, the DataLoader's own queue would drop the batch and wait for ever
     return torch.stack(sound).share_memory_() if sound else torch.empty(0), faults
 
 
@@ -217,12 +227,12 @@ def _encoded(
 ) -> Iterator[tuple[list[bytes], np.ndarray, dict[bytes, str]]]:
     """Keys and grids of the photographs that could be read, and the faults of the others by key, batch by batch.
 
-    A GPU computes one batch while the grids of the last are fetched and kept.
+    A GPU computes one batch while the grids of the batch before are copied and cached.
     """
     if not jobs:
         return
     on_gpu = encoder.device.type == "cuda"
-    size = encoder.params.batch_size if on_gpu else min(encoder.params.batch_size, 16)  # kept that often
+    size = encoder.params.batch_size if on_gpu else min(encoder.params.batch_size, 16)  # cached that often
     loader = DataLoader(
         _Photographs([path for _, path in jobs], encoder.preparation),
         size,
@@ -266,7 +276,7 @@ def _fetched(
 
 
 class _Figures:
-    """Figures that tell dead or constant grids, from blocks as they pass."""
+    """Figures that show dead or constant grids, summed up while the blocks are written."""
 
     def __init__(self) -> None:
         self._count, self._sum, self._squares, self._least, self._most = 0, 0.0, 0.0, np.inf, -np.inf
@@ -285,6 +295,3 @@ class _Figures:
         spread = max(self._squares / self._count - mean**2, 0.0) ** 0.5
         named = {"mean": mean, "std": spread, "min": self._least, "max": self._most}
         return {name: float(f"{value:.4g}") for name, value in named.items()}
-
-
-assert DIGEST_BYTES * 2 == 32  # hexadecimal digits of `content_hash`

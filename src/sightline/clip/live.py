@@ -1,4 +1,4 @@
-"""Grids for a consumer, from a store or computed when they are asked for: the same values by one switch."""
+"""Grids for a training, read from a store or computed on demand: one switch, the same values."""
 
 import warnings
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class LiveGrids:
         return self._encode(image_ids).to(device)
 
     def close(self) -> None:
-        """Nothing is held open; here so that it is used like a store."""
+        """Do nothing: a store has this method, too."""
 
     def __enter__(self) -> "LiveGrids":
         return self
@@ -78,7 +78,7 @@ class LiveGrids:
 def open_grids(
     features: Literal["stored", "live"], store: Path | str, folders: Sequence[Path], params: ClipParams
 ) -> GridStore | LiveGrids:
-    """What a training reads grids from: ``store``, checked to be of ``params``, or ``folders`` through the live model.
+    """Open what a training reads grids from: ``store``, checked against ``params``, or ``folders`` and the live model.
 
     On a CPU both give the same bits.
 

@@ -1,4 +1,4 @@
-"""Photographs as CLIP takes them: found by image id, read whatever their mode, resized, cut to a square.
+"""Photographs as CLIP takes them: listed by image id, read in any colour mode, resized, cut to a square.
 
 Geometry and interpolation are those of open_clip's own transform; pixels differ by less than 0.01 grey levels on
 average, because torchvision's resizing of whole numbers, which is twice as fast, takes the place of Pillow's.
@@ -56,7 +56,7 @@ def list_photographs(folders: Sequence[Path], index: Path | None = None) -> dict
     others = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() not in SUFFIXES]
     others = [path for path in others if path.is_file() and path.name[0] != "."]
     if others and rank() == 0:
-        warnings.warn(f"passed over, not images: {first_few(list(map(str, others)))}", stacklevel=2)
+        warnings.warn(f"ignored, not images: {first_few(list(map(str, others)))}", stacklevel=2)
     if index is None:
         return images
     ids = read_index(index)["frame_id"].tolist()
@@ -68,7 +68,7 @@ def list_photographs(folders: Sequence[Path], index: Path | None = None) -> dict
 
 
 def inspect(path: Path, data: bytes) -> str | None:
-    """What is done to a photograph besides reading it: "CMYK", "EXIF orientation", None for nothing. By its header.
+    """How a photograph will be changed, by its header: "EXIF orientation", a colour mode such as "CMYK", or None.
 
     Raises:
         UserError: not an image, of several pictures, of more than 8 bits, or too large.
@@ -110,7 +110,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _opened(path: Path, data: bytes) -> Image.Image:
-    """The image in ``data``, its header read, of a kind that can be made RGB without a guess."""
+    """Open the image in ``data`` and check its header: only kinds that become RGB without a guess."""
     try:
         image = Image.open(io.BytesIO(data))
         pictures = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
@@ -124,7 +124,7 @@ def _opened(path: Path, data: bytes) -> Image.Image:
     if image.mode not in _EIGHT_BITS:
         raise UserError(f"{path}: pixels of more than 8 bits (mode {image.mode}); convert it to 8-bit RGB")
     if pictures > 1:
-        raise UserError(f"{path}: {pictures} pictures in one file, which are you after? save one of them")
+        raise UserError(f"{path}: {pictures} pictures in one file; save the one you want in a file of its own")
     return image
 
 

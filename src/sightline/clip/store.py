@@ -1,6 +1,7 @@
 """Writing grid features: one file, see `sightline.grids.file`, or a folder of shards, see `sightline.grids.store`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,20 @@ from sightline.grids.file import GridFile, content_key, load_codecs
 from sightline.grids.store import SHARD_LIST
 
 
+@dataclass(frozen=True)
+class StoreLayout:
+    """What all files of a store have in common."""
+
+    shape: tuple[int, int]  # of a grid, (P, C)
+    attributes: Mapping[str, Any]  # see `sightline.grids.file`; ``dtype`` is that of the grids
+    keyed: bool  # with one more key for each image
+    compression: Compression
+
+
 def shard_ranges(image_ids: np.ndarray, episodes: np.ndarray, most: int) -> dict[str, np.ndarray]:
     """Name -> ascending image ids of each shard: whole episodes in the order of their numbers, as many as fit.
 
-    Where a shard begins depends only on what comes before it: episodes that are added behind leave the others as they
-    are.
+    Where a shard begins depends only on what comes before it: appended episodes rewrite at most the last shard.
 
     Args:
         episodes: of each image; the image ids themselves where there are no episodes.
@@ -56,7 +66,7 @@ def write_shards(
         if len(sound):
             parts.append((name, sound, early + skipped))
             early = []
-        else:  # the shard before it, or the first one, tells of them
+        else:  # no such shard is written: the one before it, or else the first one, lists these images
             (parts[-1][2] if parts else early).extend(skipped)
     listed = {}
     for name, ids, skipped in parts:
@@ -74,34 +84,30 @@ def write_store(
     content_hash: Sequence[bytes],
     skipped_ids: Sequence[int],
     blocks: Iterable[np.ndarray],
-    shape: tuple[int, int],
-    attributes: Mapping[str, Any],
-    keyed: bool,
-    compression: Compression,
+    layout: StoreLayout,
 ) -> None:
     """Write a file of grids to ``path``.
 
     Args:
         image_ids: int64 [N], ascending; content_hash: N hashes of 32 hexadecimal digits; blocks: the grids in that
-            order, in pieces [n, P, C] of any length; shape: (P, C).
-        attributes: see `sightline.grids.file`; ``dtype`` is that of the grids.
+            order, in pieces [n, P, C] of any length.
     """
-    whole, dtype = (len(image_ids), *shape), np.dtype(attributes["dtype"])
+    whole, dtype = (len(image_ids), *layout.shape), np.dtype(layout.attributes["dtype"])
     filled = {
         "image_ids": image_ids.astype(np.int64),
         "content_hash": np.array(content_hash, "S32"),
         "skipped_ids": np.array(skipped_ids, np.int64),
     }
-    plain = compression == "none"
-    create_contiguous(path, {"grids": (whole, dtype)} if plain else {}, filled, attributes)
+    plain = layout.compression == "none"
+    create_contiguous(path, {"grids": (whole, dtype)} if plain else {}, filled, layout.attributes)
     with h5py.File(path, "r+", libver=("earliest", "v110")) as file:
         if not plain:
-            grids = file.create_dataset("grids", whole, dtype, chunks=(1, *shape), **_filter(compression))
+            grids = file.create_dataset("grids", whole, dtype, chunks=(1, *layout.shape), **_filter(layout.compression))
             for start, block in _placed(blocks):
                 for i, one in enumerate(block, start):
                     grids.write_direct(np.ascontiguousarray(one), dest_sel=np.s_[i])
-        if keyed:
-            _add_keys(file, image_ids, shape)
+        if layout.keyed:
+            _add_keys(file, image_ids, layout.shape)
     if plain:
         rows = open_rows(path, "grids", "r+")
         for start, block in _placed(blocks):
@@ -126,7 +132,7 @@ def _filter(compression: Compression) -> dict[str, Any]:
 
 
 def _add_keys(file: h5py.File, image_ids: np.ndarray, shape: tuple[int, int]) -> None:
-    """A virtual data set for each image, which is a row of ``grids``: the data are not there twice."""
+    """Add a virtual data set for each image, a view of its row of ``grids``: no second copy of the numbers."""
     grids = file["grids"].id
     kind, one, rows = grids.get_type(), h5py.h5s.create_simple(shape), grids.get_space()
     for row, image_id in enumerate(image_ids.tolist()):

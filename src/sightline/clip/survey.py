@@ -1,4 +1,4 @@
-"""What the files of photographs tell before they are encoded: hashes, what is done to them, which cannot be read."""
+"""What we learn from photographs before encoding: their hashes, how they will be changed, which cannot be read."""
 
 import warnings
 from collections import Counter
@@ -16,7 +16,7 @@ from sightline.core.threads import threads
 
 @dataclass
 class Survey:
-    """What reading the files told, by image id."""
+    """By image id: hash of the file, change to the picture if any; or what is wrong with it."""
 
     digests: dict[int, bytes] = field(default_factory=dict)
     changes: dict[int, str] = field(default_factory=dict)
@@ -30,10 +30,8 @@ def survey_photographs(items: list[tuple[int, Path]]) -> Survey:
     """Hash every file and read its header, so that most faults show before hours of work."""
     survey = Survey()
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(16, threads())) as pool:
-        found = pool.map(_look, items)
-        for (i, _), (key, change, fault) in zip(
-            items, tqdm(found, desc="hash images", total=len(items), unit="img", mininterval=0.5), strict=True
-        ):
+        looks = tqdm(pool.map(_look, items), desc="hash images", total=len(items), unit="img", mininterval=0.5)
+        for (i, _), (key, change, fault) in zip(items, looks, strict=True):
             if fault is not None:
                 survey.failures[i] = fault
                 continue
@@ -62,7 +60,7 @@ def merged(surveys: list[Survey]) -> Survey:
 
 
 def refuse(failures: dict[int, str], total: int) -> None:
-    """Raise `UserError` that lists the images that cannot be read, where there are some."""
+    """Raise `UserError` with a line for each image that cannot be read, if there are any."""
     if failures:
         remedy = "mend them, or set data.on_error=skip to leave them out" if len(failures) < total else "none is left"
         lines = [failures[i] for i in sorted(failures)]
@@ -70,7 +68,7 @@ def refuse(failures: dict[int, str], total: int) -> None:
 
 
 def tell(survey: Survey, paths: dict[int, Path]) -> None:
-    """Say once what the user may want to change."""
+    """Warn once about images that are left out, and about each kind of change."""
     if survey.failures:
         first = min(survey.failures)
         warnings.warn(f"{len(survey.failures)} of {len(paths)} images left out; {survey.failures[first]}", stacklevel=3)

@@ -1,4 +1,4 @@
-"""From photographs to grids: one way for extraction, live use and verification."""
+"""From photographs to grids: the same code for extraction, live use and verification."""
 
 import json
 from importlib.metadata import version
@@ -20,8 +20,8 @@ _PACKAGES = ("open_clip_torch", "pillow", "torch", "torchvision")  # whose versi
 class GridEncoder:
     """Turns prepared photographs into grids, as ``params`` say.
 
-    The same photograph gives the same grid in any company: batches are filled up to a fixed size. (On a GPU another
-    ``batch_size`` may change the rounding.)
+    A photograph gives the same grid whatever else is in its batch: batches are padded to a fixed size. (On a GPU
+    another ``batch_size`` may change the rounding.)
 
     Raises:
         UserError: see `sightline.clip.weights.load_image_tower`; a grid that does not divide the model's own; weights
@@ -65,8 +65,8 @@ class GridEncoder:
                 filled = filled.pin_memory()
             pixels = filled.to(self.device, non_blocking=True)
             images = ((pixels.float() / 255 - self._mean) / self._std).to(self._kind)
-            found = grid_features(self._visual, images, self.params.tokens, self.params.pool, self.params.grid)
-            grids.append(found[: len(part)].to(getattr(torch, self.params.dtype)))
+            features = grid_features(self._visual, images, self.params.tokens, self.params.pool, self.params.grid)
+            grids.append(features[: len(part)].to(getattr(torch, self.params.dtype)))
         return torch.cat(grids)
 
     def attributes(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class GridEncoder:
         tower, params = self.tower, self.params
         return {
             "model": params.model,
-            "pretrained": params.pretrained.rsplit("/", 1)[-1],  # of a file its name, not where it lies
+            "pretrained": params.pretrained.rsplit("/", 1)[-1],  # a file's name without its folders
             "weights_sha256": tower.sha256,
             "random_weights": tower.random,
             "quick_gelu": tower.quick_gelu,
@@ -94,15 +94,15 @@ class GridEncoder:
 def grid_features(visual: Any, images: Tensor, tokens: Tokens, pool: Pool, grid: int) -> Tensor:
     """Patch tokens of normalised ``images`` [B, 3, S, S] without the class token -> float32 [B, grid * grid, C].
 
-    ``raw`` is what the last block gives, ``ln_post`` that after the tower's last norm (open_clip's own output tokens),
-    ``projected`` that times the matrix which takes the class token to text space (not MaskCLIP's value path). A grid
-    smaller than the model's averages squares of neighbours, after the last norm or before it.
+    ``raw``: the output of the last block. ``ln_post``: the same after the tower's last norm (open_clip's own output
+    tokens). ``projected``: these times the matrix that takes the class token to text space (not MaskCLIP's value path).
+    A grid smaller than the model's averages squares of neighbours, after the last norm or before it.
     """
     normalised = tokens != "raw" and pool == "after_norm"
-    found = visual.forward_intermediates(
+    outputs = visual.forward_intermediates(
         images, indices=1, normalize_intermediates=normalised, output_fmt="NLC", intermediates_only=True
     )
-    x_BNC = average_patches(found["image_intermediates"][0], grid)
+    x_BNC = average_patches(outputs["image_intermediates"][0], grid)
     if tokens != "raw" and not normalised:
         x_BNC = visual.ln_post(x_BNC)
     if tokens == "projected":

@@ -1,9 +1,9 @@
-"""Are the grids in a store what their name says? Compared with open_clip's own path, and with the images themselves.
+"""Are the grids in a store what their attributes say? Compared with open_clip's own path, and with the images.
 
-Computing a grid twice with the same code proves little: position embeddings that were never loaded, a wrong norm or
-shifted ids are the same both times. So the reference reads images with Pillow and open_clip's transform and takes
-tokens from open_clip's own forward pass in float32; and the model itself is probed: its class token must give
-``encode_image``, and an image with shuffled patches must give other tokens.
+Computing a grid twice with the same code proves little: missing position embeddings, a wrong norm or shifted ids give
+the same error both times. So the reference reads images with Pillow and open_clip's transform, and takes tokens from
+open_clip's own forward pass in float32. The model itself is probed, too: its class token must give ``encode_image``,
+and an image with shuffled patches must give other tokens.
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,10 @@ def verify_grids(
     """Check the store ``path`` against the photographs in ``folders`` -> figures.
 
     Raises:
-        UserError: the first check that fails, with its figure and its limit; or whatever keeps the model, the store
-            or the images from being read.
+        UserError: the first check that fails, with its figure and its limit; a model, a store or images that cannot
+            be read.
     """
+    # the store as a whole: settings, ids, finite numbers
     images, device = list_photographs(folders, index), process_device()
     with GridStore(path, model=params.model, tokens=params.tokens, grid=params.grid) as store:
         encoder = GridEncoder(params, device)
@@ -54,16 +55,19 @@ def verify_grids(
             "random_weights": int(encoder.tower.random),
             **_check_values(store),
         }
-        chosen = np.random.default_rng(limits.seed).permutation(store.image_ids)[: limits.sample]
-        ids = np.sort(chosen).tolist()
+        # a sample of images, unchanged since they were encoded
+        drawn = np.random.default_rng(limits.seed).permutation(store.image_ids)[: limits.sample]
+        ids = np.sort(drawn).tolist()
         sample = [images[i] for i in ids]
         _check_hashes(store, ids, sample)
+        # their grids by open_clip's own path
         reference = _Reference(load_image_tower(params.model, params.pretrained, params.image_size), params)
         figures["model"] = reference.probe(sample[:_PROBED])
         stored = store.read(ids).astype(np.float32)
         expected = np.stack([reference.grid(image) for image in tqdm(sample, desc="open_clip's own", unit="img")])
         compare = partial(_differences, path, limits)
         precisions = {store.attributes.get("precision"), encoder.attributes()["precision"]}
+    # compare the stored grids with our own and with the reference's
     again = _computed(encoder, sample, "computed again")
     figures["live"] = compare("the same computed again", stored, again, precisions)
     figures["reference"] = compare("open_clip's own", stored, expected, precisions)
@@ -80,7 +84,7 @@ def _computed(encoder: GridEncoder, sample: list[Path], title: str) -> np.ndarra
 
 
 class _Reference:
-    """Grids by the shortest way through open_clip, in float32, with Pillow."""
+    """Grids as open_clip itself computes them, in float32, from images as Pillow reads them."""
 
     def __init__(self, tower: ImageTower, params: ClipParams) -> None:
         self.params, self.tower, self.device = params, tower, process_device()
@@ -106,12 +110,12 @@ class _Reference:
         _, tokens = self.visual(self.image(path)[None])
         params, raw = self.params, self._raw[:, 1:]
         if params.tokens == "raw":
-            found = self._pool(raw)
+            grid = self._pool(raw)
         elif params.pool == "after_norm":
-            found = self._pool(tokens)
+            grid = self._pool(tokens)
         else:
-            found = self.visual.ln_post(self._pool(raw))
-        return (found @ self.visual.proj if params.tokens == "projected" else found)[0].cpu().numpy()
+            grid = self.visual.ln_post(self._pool(raw))
+        return (grid @ self.visual.proj if params.tokens == "projected" else grid)[0].cpu().numpy()
 
     def _pool(self, tokens: Tensor) -> Tensor:
         rows, side = self.tower.rows, self.tower.rows // self.params.grid
@@ -120,7 +124,7 @@ class _Reference:
 
     @torch.inference_mode()
     def probe(self, paths: list[Path]) -> dict[str, float]:
-        """Check what the comparison of grids cannot see; figures."""
+        """Check the model for faults that our code and open_clip's would share -> figures."""
         positions = self.visual.positional_embedding[1:]
         spread = float(positions.std(0).mean())
         if not spread > 0:
@@ -132,7 +136,7 @@ class _Reference:
         if not apart <= _CLASS_TOKEN:
             raise UserError(
                 f"{self.params.model}: its class token differs from encode_image by {apart:.2g} of its norm (limit "
-                f"{_CLASS_TOKEN}): its tokens are not what they are taken for"
+                f"{_CLASS_TOKEN}): its patch tokens are not what we expect"
             )
         order = torch.randperm(self.tower.rows**2, generator=torch.Generator().manual_seed(0))
         _, moved = self.visual(_shuffle(images, order, self.tower.image_size // self.tower.rows))
@@ -171,11 +175,9 @@ def _check_made_as(store: GridStore, encoder: GridEncoder) -> None:
 def _check_complete(store: GridStore, images: dict[int, Path]) -> None:
     there = {*store.image_ids.tolist(), *store.skipped_ids.tolist()}
     missing, surplus = sorted(set(images) - there), sorted(there - set(images))
-    if missing or surplus:
-        told = (
-            f"lacks images {first_few(missing)}" if missing else f"holds images {first_few(surplus)} that are not there"
-        )
-        raise UserError(f"{store.path}: {told}; extract the grids again")
+    for ids, words in ((missing, "lacks images"), (surplus, "holds images that are not in the folders:")):
+        if ids:
+            raise UserError(f"{store.path}: {words} {first_few(ids)}; extract the grids again")
     if (np.diff(store.image_ids) <= 0).any():
         raise UserError(f"{store.path}: image_ids do not rise; extract the grids again")
 

@@ -17,7 +17,7 @@ DIGEST_BYTES = 16
 
 
 def digest(content: np.ndarray | bytes) -> bytes:
-    """16 bytes that identify the values of an array, or the bytes of a file."""
+    """16-byte hash of the values of an array, or of the bytes of a file."""
     data = content if isinstance(content, bytes) else np.ascontiguousarray(content).data
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
@@ -28,7 +28,7 @@ class ArrayCache:
     Several processes may append at the same time. A record cut short by a kill is overwritten by the next append.
 
     Args:
-        model_fingerprint: whatever decides the arrays besides the image: weights, precision, library version.
+        model_fingerprint: of all that decides the arrays besides the image: weights, precision, library version.
         shape, dtype: of an array.
     """
 
@@ -52,24 +52,24 @@ class ArrayCache:
             file.write(records.view(np.uint8).data)
 
     def get(self, keys: list[bytes]) -> np.ndarray:
-        """Arrays [len(keys), *shape], also those that others have appended.
+        """Arrays [len(keys), *shape], also those that other processes have appended.
 
         Raises:
-            UserError: one is not there, though somebody has computed it.
+            UserError: one is missing, though a process of this run has computed it.
         """
         if any(key not in self._rows for key in keys):
             self.reload()
         missing = sum(key not in self._rows for key in keys)
         if missing:
             raise UserError(
-                f"{self.path}: lacks {missing} of {len(keys)} results that were computed in this run; machines that "
-                "work together need one .scratch folder, on a file system that they share; do not delete it meanwhile"
+                f"{self.path}: lacks {missing} of {len(keys)} results of this run; machines that work together need "
+                "one .scratch folder on a file system that they share; do not delete it while they run"
             )
         return self._records["array"][[self._rows[key] for key in keys]]
 
     def reload(self) -> None:
-        """Find also what was appended since the cache was opened."""
-        with open(self.path, "rb") as file:  # opening it makes NFS ask for what other machines have written
+        """Read also what was appended since the cache was opened."""
+        with open(self.path, "rb") as file:  # on NFS, opening a file fetches what other machines wrote
             count = file.seek(0, os.SEEK_END) // self._record.itemsize
         empty = np.empty(0, self._record)
         self._records = np.memmap(self.path, self._record, "r", shape=(count,)) if count else empty

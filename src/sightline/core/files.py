@@ -20,8 +20,8 @@ from sightline.core.errors import UserError
 def atomic_output(target: Path) -> Iterator[Path]:
     """Give a temporary path (nothing exists there) beside ``target``; rename it to ``target`` when the block succeeds.
 
-    Works for a file and for a folder; an older ``target`` is replaced, but no folder by a file. On an error nothing is
-    left behind, and what a killed process has left is removed by the next that writes the same ``target``.
+    Works for a file and for a folder; an older ``target`` is replaced, but never a folder by a file. An error leaves
+    nothing behind; what a killed process leaves, the next writer of the same ``target`` removes.
 
     Raises:
         UserError: a file was written where a folder is, or the parent is not a folder.
@@ -62,12 +62,12 @@ def claim(folder: Path) -> Path:
         except BlockingIOError:
             file.close()
             raise UserError(f"{folder}: another process is doing the same work; wait for it, or stop it") from None
-        except FileNotFoundError:  # the other has just discarded the folder
+        except FileNotFoundError:  # another process has just discarded the folder
             file.close()
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder such that a kill never leaves a part of it under its name."""
+    """Delete a folder; even a kill leaves no part of it under its name."""
     if folder in _CLAIMS:
         _CLAIMS.pop(folder).close()
     _remove_leftovers(folder)
@@ -81,11 +81,11 @@ def _beside(target: Path, kind: str = "") -> Path:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what processes of this machine, killed since, were writing for ``target``, or deleting of it."""
+    """Remove what killed processes of this machine left beside ``target`` while they wrote or deleted it."""
     name = re.compile(re.escape(f".{target.name}.{socket.gethostname()}.") + r"(\d+)\.(old\.)?tmp")
     for path in target.parent.iterdir():
-        found = name.fullmatch(path.name)
-        if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
+        match = name.fullmatch(path.name)
+        if match and not Path(f"/proc/{match[1]}").exists() and Path("/proc/self").exists():
             _remove(path)
 
 

@@ -1,8 +1,8 @@
 """HDF5 files with contiguous data sets that are filled in place, by row, by several processes.
 
-HDF5 allows one writer and does not survive a killed one. Here the file is created whole (layout and attributes, space
-allocated) and closed; rows are then written through memory maps at the data sets' offsets. The file is a valid HDF5
-file at every moment, an interrupted run can continue, and equal content gives equal bytes.
+HDF5 allows one writer, and a killed writer breaks the file. So we create the whole file first (layout, attributes,
+allocated space) and close it; rows are then written through memory maps at the data sets' offsets. The file is valid
+HDF5 at every moment, an interrupted run can continue, and equal content gives equal bytes.
 """
 
 import itertools
@@ -17,17 +17,17 @@ import numpy as np
 
 from sightline.core.errors import UserError
 
-_SMALL = 2**26  # bytes that may be declared whatever the file holds
+_SMALL = 2**26  # bytes that a data set may declare in any file
 _DEFLATE = 1100  # gzip makes data smaller by at most 1032 times
 _UNEXPECTED = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
 class DataFile(h5py.File):
-    """An HDF5 file from anybody, for reading: its faults are errors a user can read, and nothing outside it is read.
+    """An HDF5 file that we do not trust, for reading.
 
-    Links to other files are refused when they are met, and so are data sets whose values lie in other files, or that
-    declare far more than the file holds: a few bytes could ask for terabytes of memory.
-    What fails while the file is open becomes a `UserError`, so that a reader may rely on what its writer writes.
+    Links to other files are refused, and so are data sets whose values lie in other files, or that declare far more
+    than the file holds: a few bytes could ask for terabytes of memory. Whatever fails while the file is open becomes a
+    `UserError`, so that a reader need not check each thing that it reads.
     """
 
     def __contains__(self, name: Any) -> bool:
@@ -57,7 +57,7 @@ class DataFile(h5py.File):
                 raise UserError(f"{self.filename}: {place}: a link to another file; copy the data into this one")
 
     def rows(self, name: str) -> np.memmap:
-        """Memory map of a contiguous data set of this very file, even where another has taken its name since.
+        """Memory map of a contiguous data set of the open file, even if another file has taken its name since.
 
         Raises:
             UserError: no such data set, or one that is not contiguous.
@@ -74,11 +74,11 @@ class DataFile(h5py.File):
 
 
 def require(path: Path, kinds: Mapping[str, tuple[np.ndarray, str, int]]) -> None:
-    """Raise `UserError` naming the first data set of ``kinds`` that is not what its reader takes it for.
+    """Raise `UserError` naming the first data set of ``kinds`` that is not what its reader expects.
 
     Args:
         kinds: name -> (values, their kind as numpy's ``dtype.kind`` (several letters: any), number of dimensions);
-            all have as many rows as the first. Numbers that are no numbers are refused, too, other than in memory maps.
+            all have as many rows as the first. NaN and infinity are refused, too, except in memory maps.
     """
     rows = None
     for name, (values, kind, dimensions) in kinds.items():
@@ -131,7 +131,7 @@ def create_contiguous(
         for name, values in filled.items():
             file.create_dataset(name, data=values)
         file.attrs.update(attributes)
-    if hasattr(os, "posix_fallocate"):  # else a full disk shows when a map is written to, and kills the process
+    if hasattr(os, "posix_fallocate"):  # else writing to a map on a full disk would kill the process
         with open(path, "r+b") as plain:
             os.posix_fallocate(plain.fileno(), 0, os.fstat(plain.fileno()).st_size)
 

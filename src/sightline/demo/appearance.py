@@ -1,7 +1,7 @@
 """How the demo looks: colours, wood, light and camera placement of an episode, and the shading of ray hits.
 
-Colours are display values from 0 to 1, RGB; light is added up in their squares (a gamma of 2, whose inverse is the
-square root: exact on every processor, unlike powers).
+Colours are display values from 0 to 1, RGB. Light is added up in their squares: a gamma of 2, because the square root
+is exact on every processor, and other powers are not.
 """
 
 import colorsys
@@ -67,7 +67,7 @@ def draw_look(world: World, rng: np.random.Generator, lamp: float = 1.0, camera_
     class_id = np.zeros(len(materials) + 1, np.uint8)
     for geom, material in enumerate(materials):
         if material is None:
-            continue  # touches, but is never seen
+            continue  # it touches, but cameras do not see it
         class_name, paint, gloss[geom] = SURFACES[material]
         class_id[geom] = CLASSES.index(class_name)
         colour[geom] = paint or (_draw_object_colour(material, rng) if material in TYPICAL_HUE else SKY)
@@ -76,7 +76,7 @@ def draw_look(world: World, rng: np.random.Generator, lamp: float = 1.0, camera_
 
 
 def _draw_object_colour(kind: str, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Colour hints at the class, no more: two objects of five have any hue."""
+    """Colour only hints at the class: two objects of five have a random hue."""
     typical = (TYPICAL_HUE[kind] + rng.uniform(0, 0.2)) % 1
     hue, hinted = rng.random(), rng.random() < 0.6
     saturation, value = rng.uniform(0.5, 0.95, 2)
@@ -118,7 +118,7 @@ def shade(world: World, look: Look, hits: Hits) -> np.ndarray:
     """Display values [N, 3] of ray hits: ambient light, one lamp with shadows, and its highlights."""
     points, normal = hits.points(), hits.normal
     colour = _paint(look, hits.geom, points)
-    from_light = points + normal * 2e-3 - look.light  # off the surface, lest it shadow itself
+    from_light = points + normal * 2e-3 - look.light  # just off the surface, so that it does not shadow itself
     distance = norm(from_light)
     to_light, to_eye = -from_light / distance[:, None], -hits.rays / norm(hits.rays)[:, None]
     lambert = np.clip(dot(normal, to_light), 0, 1)

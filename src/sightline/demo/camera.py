@@ -39,7 +39,7 @@ class Pose:
         return np.stack([dot(vectors, row) for row in self.axes], axis=1)
 
     def on(self, body: "Pose") -> "Pose":
-        """The world pose of a camera whose own pose is given in the frame of ``body``."""
+        """World pose of a camera whose own pose is relative to ``body``."""
         position = body.position + body.to_world(self.position[None])[0]
         return Pose(position, body.to_world(self.axes.T).T)
 

@@ -1,7 +1,7 @@
 """The scripted policy of the demo: one arm reaches, grasps and lifts an object, the other sways.
 
-No BLAS and no LAPACK: their last bits differ between processors, and contacts magnify last bits into other
-trajectories. Small matrices are multiplied elementwise, and six equations are solved in plain Python.
+It uses no BLAS and no LAPACK: their last bits differ between processors, and contacts magnify them into other
+trajectories. Small matrices are multiplied elementwise, and plain Python solves the six equations.
 """
 
 import math

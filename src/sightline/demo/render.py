@@ -1,8 +1,8 @@
 """Pictures of the demo: renders the states that `sightline.demo.simulate` left.
 
-Another look (light, colours, image sizes, sensor noise) needs no new simulation. An episode's pictures depend on the
-states, the parameters and the episode's number alone. Finished episodes stay in the scratch folder until all are
-there, so that an interrupted rendering continues.
+Another look (light, colours, image sizes, sensor noise) needs no new simulation. An episode's pictures depend only on
+the states, the parameters and the episode's number. Finished episodes stay in the scratch folder until all are done,
+so that an interrupted rendering continues.
 """
 
 import shutil
@@ -84,7 +84,7 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     scratch = claim(scratch_folder("render", fingerprint(params.model_dump(), file_sha256(states_path), code)))
     jobs = [_Job(params, states, number, scratch / name) for number, name in enumerate(states.names)]
-    to_do = [(job, states.steps) for job in jobs if not job.folder.is_dir()]  # the others were done before
+    to_do = [(job, states.steps) for job in jobs if not job.folder.is_dir()]  # earlier runs did the others
     frames = len(jobs) * states.steps
     for _ in unordered_map(_render_job, to_do, total=frames, unit="frame", title="render", processes=processes):
         pass
@@ -111,10 +111,12 @@ def _render_job(job: _Job) -> None:
 
 def _render_episode(job: _Job, folder: Path) -> None:
     params, episode = job.params, job.states.episode(job.states.names[job.number])
-    rng = {  # one stream for each purpose: another size of one picture leaves the noise of the others as it was
+    # one random stream for each purpose: another size of one picture does not change the noise of the others
+    rng = {
         purpose: np.random.default_rng([params.seed, job.number, 2 + stream])
         for stream, purpose in enumerate(("look", *FOLDERS))
     }
+    # the scene, how it looks, and the sensors that see it
     world = World(episode.mjcf)
     look = draw_look(world, rng["look"], params.lamp, params.camera_shift_m)
     global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
@@ -122,6 +124,7 @@ def _render_episode(job: _Job, folder: Path) -> None:
     depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
     depth_sensor = DepthSensor(params.depth_near_mm, params.depth_far_mm, params.depth_noise_mm, params.depth_dropout)
 
+    # picture by picture
     for frame_id, qpos in zip(episode.frame_id, episode.qpos, strict=True):
         world.place(qpos)
         images = {}

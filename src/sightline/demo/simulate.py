@@ -1,8 +1,8 @@
 """Physics of the demo: episodes of reaching, grasping and lifting, written as frames and states.
 
-An episode depends on (seed, episode number) alone: neither on the other episodes nor on the number of processes. To
-give the same trajectories on other processors too, the state is rounded after every control step, which wipes out
-last-bit differences between mathematics libraries before contacts can magnify them.
+An episode depends only on (seed, episode number), not on other episodes or on the number of processes. To give the same
+trajectories on every processor, the state is rounded after every control step: that removes last-bit differences
+between mathematics libraries before contacts can magnify them.
 """
 
 import math
@@ -20,14 +20,7 @@ from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.demo.control import HOME_RAD, Arm, Policy, draw_task
 from sightline.demo.headless import mujoco
-from sightline.demo.scene import (
-    FINGER_TRAVEL_M,
-    JOINTS_PER_ARM,
-    PHYSICS_STEP_S,
-    SIDES,
-    draw_objects,
-    scene_xml,
-)
+from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, PHYSICS_STEP_S, SIDES, draw_objects, scene_xml
 from sightline.demo.states import EpisodeStates, write_states
 
 FPS = 10
@@ -91,6 +84,7 @@ def _simulate_job(job: tuple[SimulateParams, int]) -> tuple[int, Episode]:
 
 def simulate_episode(params: SimulateParams, number: int) -> Episode:
     """Simulate episode ``number`` of the recording that ``params`` describe."""
+    # draw the scene and the task
     rng, noise = (np.random.default_rng([params.seed, number, stream]) for stream in (0, 1))
     objects = draw_objects(rng)
     mjcf = scene_xml(objects)
@@ -101,6 +95,7 @@ def simulate_episode(params: SimulateParams, number: int) -> Episode:
     task = draw_task(rng, objects, params.miss_rate, params.aim_error_m)
     _settle(model, data, arms, start)
 
+    # in each step: measure, decide, record, and move the physics on
     policy = Policy(model, task, arms, start, params.steps)
     target = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, f"object{task.target}")
     start_height = float(data.xpos[target, 2])
@@ -119,6 +114,7 @@ def simulate_episode(params: SimulateParams, number: int) -> Episode:
         lifted = float(data.xpos[target, 2]) - start_height
         away = math.dist(data.site_xpos[arms[task.side].tcp], data.xpos[target]) - task.grasp_above_centre_m
         rewards.append(5 * min(max(lifted, 0), 0.2) - away)  # near is good, high is better
+    # judged by the end of the episode
     success = lifted > LIFTED_M and away < HELD_M
     return Episode(
         mjcf, np.stack(qpos), np.stack(joints), np.stack(actions), np.stack(positions), np.array(rewards), success

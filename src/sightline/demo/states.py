@@ -5,7 +5,7 @@
     episode_000000/qpos     float64  [steps, nq]  MuJoCo's positions at every frame: m, rad, unit quaternions
     episode_000000/frame_id int64    [steps]
 
-The order of ``qpos``, and so where each object is, is told by `sightline.demo.scene.scene_xml`.
+`sightline.demo.scene.scene_xml` documents the order of ``qpos``, and so where each object is.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ class EpisodeStates:
 
 def write_states(path: Path, episodes: list[EpisodeStates], fps: float, joints: tuple[str, ...]) -> None:
     """Write the states file: the same bytes for the same episodes."""
-    with h5py.File("states", "w", driver="core", backing_store=False) as file:  # HDF5 does not survive a full disk
+    with h5py.File(
+        "states", "w", driver="core", backing_store=False
+    ) as file:  # in memory: a full disk would crash HDF5
         file.attrs["format"], file.attrs["fps"] = np.bytes_(FORMAT), fps
         file.attrs["joints"], file.attrs["steps"] = np.array(joints, dtype="S"), len(episodes[0].qpos)
         for number, episode in enumerate(episodes):
@@ -70,6 +72,6 @@ class StatesFile:
             mjcf, frame_id, qpos = (file[f"{name}/{part}"][:] for part in ("mjcf", "frame_id", "qpos"))
             text = mjcf.tobytes().decode()
         require(self.path, {f"{name}/qpos": (qpos, "f", 2), f"{name}/frame_id": (frame_id, "i", 1)})
-        if "file=" in text:  # the demo's scenes have no meshes or textures of files
+        if "file=" in text:  # scenes of the demo read no meshes or textures
             raise UserError(f"{self.path}: {name}: its scene reads other files; write it again with stages/simulate.py")
         return EpisodeStates(text, frame_id, qpos)

@@ -1,1 +1,1 @@
-"""The format of CLIP grids: a file, a folder of shards, rows read where they lie."""
+"""The format of CLIP grids: a file or a folder of shards, and fast reading of their rows."""

@@ -3,7 +3,7 @@
     grids         float16 or float32 [N, P, C]   P patches in row-major order, C channels
     image_ids     int64 [N]                      ascending
     content_hash  S32 [N]                        BLAKE2b of each image file, hexadecimal
-    skipped_ids   int64 [M]                      images that were left out, because they cannot be read
+    skipped_ids   int64 [M]                      images left out because they cannot be read
     <image_id>_grids  [P, C]                     optional: the rows of ``grids`` again, as views, for captioning codes
 
 The root attributes say what made the grids: ``model``, ``pretrained``, ``weights_sha256``, ``random_weights``,
@@ -31,7 +31,7 @@ from sightline.grids.rows import RowReader
 class GridFile:
     """One file of grid features, opened for reading.
 
-    Rows are read where they lie, so that its size does not matter; a compressed file is read through HDF5.
+    Only the rows asked for are read, past HDF5, so that its size does not matter; a compressed file needs HDF5.
 
     Args:
         path: the file.
@@ -103,7 +103,7 @@ class GridFile:
 
 
 def content_key(image_ids: np.ndarray, content_hash: np.ndarray, skipped_ids: np.ndarray, made: Mapping) -> str:
-    """32 hexadecimal digits that tell a file of grids from one of other images or settings."""
+    """32 hexadecimal digits that differ for files of other images or other settings."""
     key = hashlib.blake2b(json.dumps(dict(made), sort_keys=True).encode(), digest_size=16)
     for values, kind in ((image_ids, np.int64), (content_hash, "S32"), (skipped_ids, np.int64)):
         key.update(np.ascontiguousarray(values, kind).data)
@@ -111,15 +111,15 @@ def content_key(image_ids: np.ndarray, content_hash: np.ndarray, skipped_ids: np
 
 
 def load_codecs() -> None:
-    """Make HDF5 know the codecs that it does not bring. Raises `UserError` where the package is missing."""
+    """Register the codecs that HDF5 does not bring. Raises `UserError` if their package is missing."""
     try:
         import hdf5plugin  # noqa: F401  (registers itself)
     except ImportError:
-        raise UserError("hdf5plugin is not installed, which reads and writes blosc2; pip install hdf5plugin") from None
+        raise UserError("blosc2 needs the package hdf5plugin, which is not installed; pip install hdf5plugin") from None
 
 
 def _identity(file: DataFile) -> tuple[int, int, int]:
-    """Tells one file from another that takes its name."""
+    """Differs when another file has taken this one's name."""
     about = os.fstat(file.id.get_vfd_handle())
     return about.st_dev, about.st_ino, about.st_mtime_ns
 

@@ -1,4 +1,4 @@
-"""Rows of a data set, read in any order where they lie in the file."""
+"""Rows of a data set, read from the file in any order, without HDF5."""
 
 import os
 from io import FileIO
@@ -10,18 +10,18 @@ from sightline.core.errors import UserError
 from sightline.core.hdf5 import DataFile
 
 _PROBED = 4  # rows of a batch that tell whether it is in memory
-_NOWAIT = getattr(os, "RWF_NOWAIT", None)  # of Linux; other systems do not tell what is in memory
+_NOWAIT = getattr(os, "RWF_NOWAIT", None)  # Linux only; other systems do not tell what is in memory
 
 
 class RowReader:
     """Rows of a contiguous data set of an open file, which may be closed, and even replaced, afterwards.
 
-    Where rows are not in memory, all of a batch are asked for before the first is read: a disk serves many at a time,
-    where a loop, and a memory map even more, would wait for each.
+    If rows are not in memory, the system is told about the whole batch before the first read: a disk serves many
+    requests at a time, while a loop, and even more a memory map, would wait for each.
 
     Args:
-        file: what is read.
-        name: a contiguous data set of it. Raises `UserError` where it is none.
+        file: it holds the data set.
+        name: of the data set. Raises `UserError` if it is not contiguous.
     """
 
     def __init__(self, file: DataFile, name: str) -> None:
@@ -29,14 +29,14 @@ class RowReader:
         self._path, self._dtype, self._shape = Path(file.filename), rows.dtype, rows.shape
         self._start, self._end, self._size = rows.offset, rows.offset + rows.nbytes, rows[:1].nbytes
         self._raw = FileIO(f"/dev/fd/{file.id.get_vfd_handle()}")
-        self._map: np.ndarray | None = None  # made when it is needed: it takes another descriptor
+        self._map: np.ndarray | None = None  # made on first use: it takes another descriptor
 
     def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray, mapped: bool) -> None:
         """Put ``rows`` [B] into ``out`` at ``places`` [B], which ascend.
 
         Args:
-            mapped: copy from a memory map. That is faster where the process has read the pages before and slower where
-                it has not, and they count as its memory; else rows are read one by one.
+            mapped: copy from a memory map, else read row by row. A map is faster for pages that this process has read
+                before, slower for others, and its pages count as memory of the process.
 
         Raises:
             UserError: the file has become shorter.
@@ -60,7 +60,7 @@ class RowReader:
                     raise self._cut_off()
 
     def _fetch(self, rows: np.ndarray) -> None:
-        """Ask for all of ``rows`` where some are not in memory."""
+        """Tell the system that ``rows`` will be read, unless a sample of them is in memory."""
         if self._in_memory(rows[:: max(1, len(rows) // _PROBED)]):
             return
         for row in rows.tolist():

@@ -1,10 +1,10 @@
-"""Grid features for whoever reads them: a file, or a folder of shards that are read as one.
+"""Reading grid features: a file, or a folder of shards that are read as one.
 
-    <folder>/<first>-<last>.hdf5   a shard, see `sightline.grids.file`; of a range of episodes, or of image ids
+    <folder>/<first>-<last>.hdf5   a shard, see `sightline.grids.file`: a range of episodes, or of image ids
     <folder>/shards.json           the shards by name: number of images, and a key of images and settings
 
-New episodes go into new shards, and into the last one where it has room; the others keep their bytes, so that DVC
-pushes only what is new. The list tells where one is missing, or was made from other images or with other settings.
+Appended episodes rewrite at most the last shard; DVC pushes only what is new. The list shows whether a shard is
+missing, or was made from other images or with other settings.
 """
 
 import json
@@ -22,7 +22,7 @@ from sightline.grids.file import GridFile, content_key
 
 SHARD_LIST = "shards.json"
 GPU_SHARE = 0.5  # of the free memory of a GPU that a store may take
-_MOST_MAPPED = 2**30  # bytes of grids that are read through memory maps, and count as memory of the process
+_MOST_MAPPED = 2**30  # bytes: larger stores are not read through memory maps, which count as memory of the process
 _MOST_OPEN = 256  # files of a store that are held open at a time
 
 
@@ -35,8 +35,8 @@ class MissingImageError(UserError, KeyError):
 class GridStore:
     """Grid features, opened for reading.
 
-    It can be pickled, and used in forked and spawned DataLoader workers, each of which opens the files for itself. A
-    plain file is read faster than workers can pass it on: use none (``num_workers=0``).
+    It can be pickled, and used in forked and spawned DataLoader workers, each of which opens the files for itself. But
+    reading a plain file is faster than passing its rows between processes: use ``num_workers=0``.
 
     Args:
         path: a file, or a folder of shards.
@@ -67,7 +67,7 @@ class GridStore:
         self.image_ids: np.ndarray = ids if self._order is None else ids[self._order]
         twice = self.image_ids[1:][np.diff(self.image_ids) == 0]
         if len(twice):
-            raise UserError(f"{path}: image {twice[0]} lies in two of its shards; extract the grids again")
+            raise UserError(f"{path}: image {twice[0]} is in two of its shards; extract the grids again")
         self.skipped_ids: np.ndarray = np.sort(_joined([file.skipped_ids for file in self._files]))
         self.shape: tuple[int, int, int] = (len(ids), *first.shape[1:])
         self._mapped = math.prod(self.shape) * self.dtype.itemsize <= _MOST_MAPPED
@@ -102,7 +102,7 @@ class GridStore:
             if value is not None and self.attributes.get(name) != value:
                 raise UserError(
                     f"{self.path}: {name} is {self.attributes.get(name)!r}, but {value!r} is expected; "
-                    "extract the grids again, or change what expects them"
+                    "extract the grids again, or change the parameters"
                 )
 
     @property
@@ -144,9 +144,9 @@ class GridStore:
         """Row numbers of ``image_ids``, int64 [B]. Raises `MissingImageError`."""
         wanted = np.asarray(image_ids, np.int64)
         rows = np.searchsorted(self.image_ids, wanted)
-        found = self.image_ids[np.minimum(rows, len(self) - 1)] == wanted
-        if not found.all():
-            missing = wanted[~found]
+        is_here = self.image_ids[np.minimum(rows, len(self) - 1)] == wanted
+        if not is_here.all():
+            missing = wanted[~is_here]
             why = "it could not be read when the file was made" if missing[0] in self.skipped_ids else "extract it"
             raise MissingImageError(
                 f"{self.path}: no grid of image {missing[0]} ({len(missing)} of {len(wanted)} are missing); {why}"
@@ -193,7 +193,7 @@ class GridStore:
         return f"GridStore({str(self.path)!r}: {len(self):,} x {self.shape[1:]} {self.dtype}, {model}, {tokens})"
 
     def _use(self, holder: int) -> GridFile:
-        """A file that is about to be read; of many, the one unused for longest is closed."""
+        """The file to read from; if too many are open, the one unused for longest is closed."""
         self._open.pop(holder, None)
         self._open[holder] = None
         if len(self._open) > _MOST_OPEN:
@@ -228,7 +228,7 @@ class GridRows:
 
 
 def identifying_file(path: Path) -> Path:
-    """The file whose content tells one store from another: the store itself, or a folder's list of shards."""
+    """The file whose hash identifies a store: the store itself, or a folder's list of shards."""
     return path / SHARD_LIST if path.is_dir() else path
 
 

@@ -10,12 +10,12 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +33,20 @@ NATIVE = 0  # picture size: as it is
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the user chooses about an import, whatever the source."""
+
+    cameras: Sequence[str] = ()  # see `choose_cameras`
+    joints: Sequence[str] = ()  # keys of the source that are joined as joint states; empty: the format's usual one
+    actions: Sequence[str] = ()  # the same of the actions
+    skip: Sequence[int] = ()  # numbers of the episodes to leave out
+    size: int = 224  # shorter side of the written pictures, pixels; smaller ones are not enlarged. `NATIVE`: no change
+    processes: int | None = None  # that read and write pictures; None: one per core
+
+
 class Pictures(Protocol):
-    """The pictures of one camera in one episode; can be sent to another process, its ``repr`` says all that it is."""
+    """The pictures of one camera in one episode. Can be sent to another process; equal ``repr``, equal pictures."""
 
     @property
     def path(self) -> Path:
@@ -42,17 +54,6 @@ class Pictures(Protocol):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield uint8 RGB [H, W, 3]. Raises `UserError` where the file is broken or its pictures are not colour."""
-
-
-class Numbered(Protocol):
-    """An episode of a source, before it is read."""
-
-    @property
-    def number(self) -> int:
-        """Its number in the source."""
-
-
-E = TypeVar("E", bound=Numbered)
 
 
 @dataclass(frozen=True)
@@ -73,51 +74,50 @@ class Demonstration:
         return len(self.columns["time_s"])
 
 
-def choose_cameras(options: Iterable[str], known: Iterable[str], source: Path) -> dict[str, str]:
-    """Which cameras are imported, and their names in the recording -> key of the source: name, in the source's order.
+def choose_cameras(options: Iterable[str], keys: Iterable[str], source: Path) -> dict[str, str]:
+    """Which cameras are imported: key in the source -> name in the recording, in the source's order.
 
     Args:
         options: ``KEY=NAME`` or ``KEY`` strings; with any, only these cameras. Without: all, each named by the last
             component of its key.
-        known: the keys of the source's cameras.
+        keys: of the source's cameras.
         source: for messages.
 
     Raises:
         UserError: no cameras, an unknown key, a name that cannot be a folder's, two cameras of one name.
     """
-    known, chosen = list(known), {}
-    if not known:
+    keys, names = list(keys), dict[str, str]()
+    if not keys:
         raise UserError(f"{source}: no camera pictures in it; a recording needs at least one camera")
-    for option in options or known:
+    for option in options or keys:
         key, _, name = option.partition("=")
-        if key not in known:
-            raise UserError(f"--camera {option}: no camera {key!r} in {source}; known are {', '.join(known)}")
-        if key in chosen:
+        if key not in keys:
+            raise UserError(f"--camera {option}: no camera {key!r} in {source}; it has {', '.join(keys)}")
+        if key in names:
             raise UserError(f"--camera {option}: {key} is named twice; name it once")
-        chosen[key] = name or re.split(r"[./]", key)[-1]
-        if not re.fullmatch(r"\w[\w-]*", chosen[key]):
-            raise UserError(f"--camera {option}: {chosen[key]!r} names a folder; use letters, digits, _ and - only")
-    for name, count in Counter(chosen.values()).items():
+        names[key] = name or re.split(r"[./]", key)[-1]
+        if not re.fullmatch(r"\w[\w-]*", names[key]):
+            raise UserError(f"--camera {option}: {names[key]!r} names a folder; use letters, digits, _ and - only")
+    for name, count in Counter(names.values()).items():
         if count > 1:
-            keys = " and ".join(key for key in chosen if chosen[key] == name)
-            raise UserError(f"cameras {keys} would both be called {name}; name them with --camera KEY=NAME")
-    return {key: chosen[key] for key in known if key in chosen}
+            same = " and ".join(key for key in names if names[key] == name)
+            raise UserError(f"cameras {same} would both be called {name}; name them with --camera KEY=NAME")
+    return {key: names[key] for key in keys if key in names}
 
 
-def leave_out(episodes: list[E], numbers: Iterable[int], source: Path) -> list[E]:
-    """``episodes`` without those whose ``number`` is among ``numbers``. Raises `UserError` where there is no such."""
-    known = [episode.number for episode in episodes]
-    for number in numbers:
-        if number not in known:
-            raise UserError(f"--skip {number}: no episode {number} in {source}; it has {first_few(sorted(known))}")
-    kept = [episode for episode in episodes if episode.number not in set(numbers)]
-    if not kept:
-        raise UserError(f"{source}: no episode is left of {len(known)}; take fewer --skip")
-    return kept
+def leave_out(numbers: list[int], skip: Iterable[int], source: Path) -> set[int]:
+    """Numbers of episodes without those in ``skip``. Raises `UserError` for a number that no episode has."""
+    for number in skip:
+        if number not in numbers:
+            raise UserError(f"--skip {number}: no episode {number} in {source}; it has {first_few(sorted(numbers))}")
+    remaining = set(numbers) - set(skip)
+    if not remaining:
+        raise UserError(f"{source}: no episode is left of {len(numbers)}; skip fewer with --skip")
+    return remaining
 
 
 def require_data(path: Path) -> Path:
-    """``path``, where it is a file with data. Raises `UserError` where it is missing or a git-LFS pointer."""
+    """Return ``path`` if it is a file with data. Raises `UserError` if it is missing or a git-LFS pointer."""
     try:
         with open(path, "rb") as file:
             start = file.read(len(_LFS))
@@ -129,10 +129,10 @@ def require_data(path: Path) -> Path:
 
 
 def decode_picture(data: bytes, where: str) -> np.ndarray:
-    """Decode a JPEG or PNG image (bytes behind its end are ignored) -> uint8 RGB [H, W, 3].
+    """Decode a JPEG or PNG image (bytes after its end are ignored) -> uint8 RGB [H, W, 3].
 
     Raises:
-        UserError: naming ``where``: not an image, a broken one, or not one of 8-bit colours.
+        UserError: naming ``where``: not an image, a broken one, or not 8-bit RGB.
     """
     try:
         with Image.open(BytesIO(data)) as image:
@@ -150,54 +150,53 @@ def decode_picture(data: bytes, where: str) -> np.ndarray:
 
 
 def write_recording(
-    demonstrations: list[Demonstration],
-    target: Path,
-    fps: float,
-    joints: tuple[str, ...],
-    size: int = 224,
-    processes: int | None = None,
+    demonstrations: list[Demonstration], target: Path, fps: float, joint_names: tuple[str, ...], options: ImportOptions
 ) -> str:
     """Write a recording of ``demonstrations``, and return what was done and what to do next, for the user to read.
 
     ``target`` appears whole or not at all. frame_id counts the frames of all episodes, in the order of their numbers,
-    so that episodes added at the end change no older one. Finished episodes are kept in the scratch folder until then.
+    so that episodes added at the end change no older one. Finished episodes stay in the scratch folder until then.
 
     Args:
         fps: frames per second, for recording.json.
-        joints: names of the joints.
-        size: length of the shorter side of the pictures written, pixels; smaller ones are not enlarged. `NATIVE`
-            leaves all as they are.
-        processes: number of processes that read and write pictures; None takes one per core.
+        options: of which ``size`` and ``processes`` count here; the others are for the reader of the source.
 
     Raises:
         UserError: ``target`` is not empty; episodes without rows, of different columns or joint counts, with NaN or
             with time that does not rise; pictures that are broken, not colour, or not one per row; a full disk.
     """
+    # refuse what can be refused before any picture is read
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not an empty folder; name a new one, or delete it first")
+    size = options.size
     if size < 0:
-        raise UserError(f"--size {size}: pixels of the shorter side are needed, or 0 for the pictures' own size")
+        raise UserError(f"--size {size}: give the shorter side in pixels, or 0 for the pictures' own size")
     demonstrations = sorted(demonstrations, key=lambda d: d.number)
     _check(demonstrations)
-    cameras = tuple(demonstrations[0].pictures)
+    info = RecordingInfo(fps=fps, cameras=tuple(demonstrations[0].pictures), joints=joint_names)
     sizes = {camera: _first_size(pictures) for camera, pictures in demonstrations[0].pictures.items()}
+    # one job per episode; its folder in the scratch folder is named by all that decides its pictures
     place = target.resolve()
     scratch = claim(scratch_folder("import", fingerprint(str(place))))
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     jobs = [_Job(d, scratch / _identity(d, size, code), size) for d in demonstrations]
-    to_do = [(job, job.demonstration.steps) for job in jobs if not job.folder.is_dir()]  # the others were done before
+    to_do = [(job, job.demonstration.steps) for job in jobs if not job.folder.is_dir()]  # earlier runs did the others
     frames, first = sum(d.steps for d in demonstrations), 0
     try:
-        for _ in unordered_map(_write_pictures, to_do, total=frames, unit="frame", title="import", processes=processes):
+        # write the pictures, episode by episode
+        for _ in unordered_map(
+            _write_pictures, to_do, total=frames, unit="frame", title="import", processes=options.processes
+        ):
             pass
+        # put the recording together, and let it appear in one step
         with atomic_output(place) as temporary:
-            for camera in cameras:
+            for camera in info.cameras:
                 (temporary / "rgb" / camera).mkdir(parents=True)
             for job in jobs:
                 _link_pictures(job, temporary / "rgb", first)
                 first += job.demonstration.steps
             pq.write_table(_table(demonstrations), temporary / "frames.parquet")
-            write_recording_info(temporary / "recording.json", RecordingInfo(fps=fps, cameras=cameras, joints=joints))
+            write_recording_info(temporary / "recording.json", info)
     except OSError as error:
         raise UserError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from None
     discard(scratch)
@@ -212,7 +211,7 @@ class _Job:
 
 
 def _check(demonstrations: list[Demonstration]) -> None:
-    """What can be known without reading pictures."""
+    """Check all that needs no pictures."""
     first = demonstrations[0]
     for one, other in pairwise(demonstrations):
         if one.number == other.number:
@@ -242,7 +241,7 @@ def _check(demonstrations: list[Demonstration]) -> None:
 
 
 def _first_size(pictures: Pictures) -> tuple[int, int]:
-    """Height and width of the first picture: a camera that cannot be imported fails here, before hours of work."""
+    """Height and width of the first picture. A camera that cannot be imported fails here, before hours of work."""
     for pixels in pictures:
         return pixels.shape[0], pixels.shape[1]
     raise UserError(f"{pictures.path}: holds no pictures; copy or record it again")
@@ -254,7 +253,7 @@ def _target_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def _identity(demonstration: Demonstration, size: int, code: list[str]) -> str:
-    """Whatever decides the pictures written of an episode; a file is taken to be the same as long as its date is."""
+    """Hash of all that decides an episode's pictures; a source file counts as unchanged while its size and date are."""
     files = [pictures.path.stat() for pictures in demonstration.pictures.values()]
     dates = [(file.st_size, file.st_mtime_ns) for file in files]
     return fingerprint(repr(demonstration.pictures), demonstration.steps, dates, size, code)
@@ -285,7 +284,7 @@ def _save(pixels_HWC: np.ndarray, path: Path, size: int) -> None:
 
 
 def _link_pictures(job: _Job, rgb: Path, first_id: int) -> None:
-    """Give the pictures of an episode their place in the recording, without spending disk on a second copy."""
+    """Put an episode's pictures into the recording, as hard links: a copy would take the disk space twice."""
     for camera in job.demonstration.pictures:
         for step in range(job.demonstration.steps):
             source, target = job.folder / camera / f"{step:06d}.png", rgb / camera / f"{first_id + step:06d}.png"
@@ -312,7 +311,7 @@ def _table(demonstrations: list[Demonstration]) -> pa.Table:
 
 
 def _fusion_lines(cameras: list[str]) -> list[str]:
-    """The parameters of the fusion model, which takes three views: left, right, and one of everything."""
+    """The parameters of the fusion model, which takes three views: left, right, and one of the whole scene."""
     if len(cameras) < 3:
         return ["    stages.demonstrations: []  (the fusion model takes three cameras)"]
     ordered = sorted(cameras, key=lambda name: (["left" in name, "right" in name, True].index(True), name))

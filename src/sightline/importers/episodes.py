@@ -9,7 +9,7 @@ with the attribute ``compress``) or of its own length.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sightline.core.errors import UserError
 from sightline.core.hdf5 import open_hdf5
 from sightline.importers.demonstrations import (
     Demonstration,
+    ImportOptions,
     choose_cameras,
     decode_picture,
     leave_out,
@@ -50,53 +51,42 @@ class StoredPictures:
                     yield np.ascontiguousarray(pixels[..., ::-1]) if self.bgr else pixels
 
 
-def import_hdf5(
-    source: Path,
-    target: Path,
-    cameras: Iterable[str] = (),
-    joints: Iterable[str] = (),
-    actions: Iterable[str] = (),
-    skip: Iterable[int] = (),
-    size: int = 224,
-    fps: float | None = None,
-    bgr: bool = False,
-    processes: int | None = None,
-) -> str:
+def import_hdf5(source: Path, target: Path, options: ImportOptions, fps: float | None = None, bgr: bool = False) -> str:
     """Write demonstrations in HDF5 as a recording, and return what was done and what to do next.
 
     Args:
         source: a folder with ALOHA/ACT's ``episode_<i>.hdf5``, or a robomimic file.
         target: folder to write; must be new or empty.
-        cameras: see `choose_cameras`; keys are paths of data sets within an episode (``observations/images/cam_high``,
-            ``obs/agentview_image``).
-        joints, actions: paths of the data sets that are put side by side as joints (default ``observations/qpos`` or
-            ``obs/robot0_joint_pos``) and actions (default ``action`` or ``actions``).
-        skip: numbers of episodes that are left out.
+        options: its keys are paths of data sets within an episode. Cameras are for example
+            ``observations/images/cam_high`` or ``obs/agentview_image``; the usual joints are ``observations/qpos`` or
+            ``obs/robot0_joint_pos``, the usual actions ``action`` or ``actions``.
         fps: frames per second; None takes 50 for ALOHA/ACT, whose files do not say it, and robomimic's control_freq.
-        bgr: red and blue are exchanged in the source, as where OpenCV encoded RGB pictures.
-        size, processes: see `write_recording`.
+        bgr: exchange red and blue, for sources whose RGB pictures were encoded by OpenCV.
 
     Raises:
         UserError: not such files, missing data sets, counts that differ, cameras that are not colour; and see
             `write_recording`.
     """
     if fps is not None and not (np.isfinite(fps) and fps > 0):
-        raise UserError(f"--fps {fps:g}: frames per second, above 0, are needed")
+        raise UserError(f"--fps {fps:g}: give frames per second, above 0")
+    # which of the two formats it is decides where episodes are, and the usual keys
     if source.is_dir():
         places, usual = _episode_files(source), ("observations/qpos", "action", "observations/images")
         fps = fps or 50.0
     else:
         places, usual = _episode_groups(source), ("obs/robot0_joint_pos", "actions", "obs")
         fps = fps or _control_frequency(source)
-    vectors = {"joints": list(joints) or [usual[0]], "actions": list(actions) or [usual[1]]}
-    places = leave_out(places, skip, source)
+    vectors = {"joints": list(options.joints) or [usual[0]], "actions": list(options.actions) or [usual[1]]}
+    remaining = leave_out([place.number for place in places], options.skip, source)
+    places = [place for place in places if place.number in remaining]
+    # the cameras of the first episode are those of all
     first = places[0]
     with _reading(first.path) as file:
-        known = _cameras(file, first, usual[2])
-    names = choose_cameras(cameras, known, first.path)
+        names = choose_cameras(options.cameras, _cameras(file, first, usual[2]), first.path)
     demonstrations = [_demonstration(place, vectors, names, fps, bgr) for place in places]
-    labels = tuple(f"joint_{i}" for i in range(demonstrations[0].columns["joints"].shape[1]))
-    return write_recording(demonstrations, target, fps, labels, size, processes)
+    # neither format names its joints
+    joint_names = tuple(f"joint_{i}" for i in range(demonstrations[0].columns["joints"].shape[1]))
+    return write_recording(demonstrations, target, fps, joint_names, options)
 
 
 @dataclass(frozen=True)
@@ -142,12 +132,12 @@ def _control_frequency(path: Path) -> float:
             raise
         except (KeyError, TypeError, ValueError):
             raise UserError(
-                f"{path}: env_args of data does not say control_freq; give the frames per second, --fps"
+                f"{path}: env_args of data has no control_freq; give the frames per second with --fps"
             ) from None
 
 
 def _cameras(file: h5py.File, place: _Place, folder: str) -> list[str]:
-    """Keys of the data sets in ``folder`` of an episode that hold pictures: all of them, or among others all 4-D."""
+    """Keys of the data sets with pictures in ``folder`` of an episode: all, but in robomimic's ``obs`` the 4-D ones."""
     group = file.get(place.key(folder))
     if not isinstance(group, h5py.Group):
         raise UserError(f"{place}: no group {folder} in it; a recording needs camera pictures")
@@ -178,11 +168,11 @@ def _demonstration(
 def _dataset(file: h5py.File, place: _Place, key: str) -> h5py.Dataset:
     dataset = file.get(place.key(key))
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim == 0:
-        known: list[str] = []
+        names: list[str] = []
         (file[place.group] if place.group else file).visititems(
-            lambda name, item: known.append(name) if isinstance(item, h5py.Dataset) else None
+            lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None
         )
-        raise UserError(f"{place}: no data set {key} in it; known are {', '.join(known) or 'none'}")
+        raise UserError(f"{place}: no data set {key} in it; it has {', '.join(names) or 'none'}")
     return dataset
 
 
@@ -209,5 +199,5 @@ def _check_pictures(dataset: h5py.Dataset, place: _Place, key: str, steps: int) 
 
 
 def _reading(path: Path) -> h5py.File:
-    """An HDF5 file with data in it, not a pointer of git-LFS."""
+    """Open an HDF5 file, unless it is a git-LFS pointer."""
     return open_hdf5(require_data(path))

@@ -10,7 +10,7 @@ cameras                              features of dtype ``video`` (mp4), or ``ima
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 from sightline.core.errors import UserError
 from sightline.importers.demonstrations import (
     Demonstration,
+    ImportOptions,
     Pictures,
     choose_cameras,
     decode_picture,
@@ -36,11 +37,11 @@ from sightline.importers.demonstrations import (
 from sightline.recording.frames import first_few
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-_NO_PLAYLISTS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"}  # those open further files
+_NO_PLAYLISTS = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"}  # playlists open further files
 
 
 class Feature(BaseModel):
-    """What ``info.json`` says of one feature; keys not needed here are passed over."""
+    """What ``info.json`` says about one feature; keys that we do not need are ignored."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -71,52 +72,45 @@ class Info(BaseModel):
     total_episodes: int | None = None
 
 
-def import_lerobot(
-    source: Path,
-    target: Path,
-    cameras: Iterable[str] = (),
-    joints: Iterable[str] = (),
-    actions: Iterable[str] = (),
-    skip: Iterable[int] = (),
-    size: int = 224,
-    processes: int | None = None,
-) -> str:
+def import_lerobot(source: Path, target: Path, options: ImportOptions) -> str:
     """Write a LeRobot data set as a recording, and return what was done and what to do next.
 
     Args:
         source: folder that holds ``meta/info.json``.
         target: folder to write; must be new or empty.
-        cameras: see `choose_cameras`; keys are names of features.
-        joints, actions: names of the features that are put side by side as joints (default ``observation.state``)
-            and actions (default ``action``).
-        skip: numbers of episodes that are left out.
-        size, processes: see `write_recording`.
+        options: its keys are names of features; the usual joints are ``observation.state``, the usual actions
+            ``action``.
 
     Raises:
-        UserError: not a LeRobot data set of a known version, unknown features, missing files, counts that differ,
+        UserError: not a LeRobot data set of a version we read, unknown features, missing files, counts that differ,
             cameras that are not colour; and see `write_recording`.
     """
+    # the features to read, and the cameras
     info = _read_info(source)
     features = {
-        "joints": list(joints) or ["observation.state"],
-        "actions": list(actions) or ["action"],
+        "joints": list(options.joints) or ["observation.state"],
+        "actions": list(options.actions) or ["action"],
         **{column: [key] for column, key in _OUTCOME.items() if key in info.features},
     }
     for key in (key for keys in features.values() for key in keys):
         _require_vector(key, info, source)
-    names = choose_cameras(cameras, (key for key, feature in info.features.items() if feature.is_camera), source)
+    cameras = [key for key, feature in info.features.items() if feature.is_camera]
+    names = choose_cameras(options.cameras, cameras, source)
     for key in names:
         if not info.features[key].is_colour:
             raise UserError(
                 f"{source / 'meta/info.json'}: {key}: a depth or greyscale camera, which is not imported; name the "
                 "colour cameras, each with --camera KEY=NAME"
             )
-    episodes = leave_out(_read_episodes(source, info, list(names)), skip, source)
-    demonstrations = [_demonstration(source, info, episode, features, names) for episode in episodes]
+    # the tables of the episodes; their pictures are only described
+    episodes = _read_episodes(source, info, list(names))
+    remaining = leave_out([episode.number for episode in episodes], options.skip, source)
+    demonstrations = [_demonstration(source, info, e, features, names) for e in episodes if e.number in remaining]
+    # names of the joints, if each has one of its own
     labels = [label for key in features["joints"] for label in _joint_names(info.features[key])]
     if not all(labels) or len(set(labels)) < len(labels):
         labels = [f"joint_{i}" for i in range(len(labels))]
-    return write_recording(demonstrations, target, info.fps, tuple(labels), size, processes)
+    return write_recording(demonstrations, target, info.fps, tuple(labels), options)
 
 
 _OUTCOME = {"reward": "next.reward", "success": "next.success"}
@@ -125,7 +119,7 @@ _TIME = ("timestamp", "frame_index", "episode_index")
 
 @dataclass(frozen=True)
 class VideoClip:
-    """The frames of a video that are shown from ``start_s`` up to, and without, ``end_s``."""
+    """The frames of a video from ``start_s`` up to, but without, ``end_s``."""
 
     path: Path
     start_s: float
@@ -198,7 +192,7 @@ def _read_info(source: Path) -> Info:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if info.codebase_version not in VERSIONS:
         raise UserError(
-            f"{path}: codebase_version: {info.codebase_version!r} is not known; known are {', '.join(VERSIONS)}: "
+            f"{path}: codebase_version: {info.codebase_version!r} is not one of {', '.join(VERSIONS)}; "
             "convert the data set with LeRobot's own scripts"
         )
     return info
@@ -209,14 +203,14 @@ def _require_vector(key: str, info: Info, source: Path) -> None:
     if key not in info.features or info.features[key].is_camera:
         numbers = [name for name, feature in info.features.items() if not feature.is_camera]
         raise UserError(
-            f"{path}: no feature {key!r} with numbers; known are {', '.join(numbers)}: see --joints, --actions"
+            f"{path}: no feature {key!r} with numbers; choose from {', '.join(numbers)} with --joints, --actions"
         )
     if len(info.features[key].shape) != 1:
         raise UserError(f"{path}: {key}: shape {list(info.features[key].shape)}, but one number per joint is needed")
 
 
 def _joint_names(feature: Feature) -> list[str]:
-    """The feature's own names, ``["a", "b"]`` or ``{"motors": ["a", "b"]}``; empty ones where there are none."""
+    """The feature's own names, ``["a", "b"]`` or ``{"motors": ["a", "b"]}``; empty ones if it has none."""
     names = feature.names
     if isinstance(names, dict):
         names = [name for group in names.values() if isinstance(group, list) for name in group]
@@ -302,7 +296,7 @@ def _place(source: Path, info: Info, pattern: str, **values: Any) -> Path:
             raise ValueError
         return source / text.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError):
-        raise UserError(f"{where} cannot be filled in; known are {', '.join(values)}") from None
+        raise UserError(f"{where} cannot be filled in; it may use {', '.join(values)}") from None
 
 
 def _demonstration(
@@ -338,7 +332,7 @@ def _demonstration(
 
 
 def _numbers(rows: pa.Table, key: str, width: int, label: str) -> np.ndarray:
-    """A column of numbers, or of lists of ``width`` numbers -> [T, width]; no number becomes NaN."""
+    """A column of numbers, or of lists of ``width`` numbers -> [T, width]; a missing number becomes NaN."""
     column = rows.column(key).combine_chunks()
     is_list = hasattr(column.type, "value_type")
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False) if is_list else np.array([1])

@@ -1,1 +1,1 @@
-"""What a recording is: layout, reader, validation, episode split, demo simulator."""
+"""What every reader of a recording needs: its layout, table of frames, split and images."""

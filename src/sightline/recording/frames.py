@@ -10,7 +10,7 @@ frames.parquet: one row per frame
     reward    float   optional
     success   bool    optional: an episode has succeeded if any of its frames says so
     object_position  [P]  optional: x, y, z of the task's object (or of several), metres; to probe embeddings with
-Other columns are kept as they are.
+Other columns are copied unchanged.
 
 frame index: the sound frames, with columns frame_id, episode, step, time_s, split (train, val, test)
 """
@@ -178,14 +178,9 @@ def _lengths(column: pa.ChunkedArray) -> np.ndarray:
 def _check_ids(path: Path, frames: pd.DataFrame) -> None:
     ids = frames["frame_id"]
     negative, repeated = ids[ids < 0], ids[ids.duplicated()].unique()
-    if len(negative):
-        raise UserError(
-            f"{path}: frame_id: {len(negative)} of {len(ids)} are negative ({first_few(np.sort(negative))})"
-        )
-    if len(repeated):
-        raise UserError(
-            f"{path}: frame_id: {len(repeated)} ids are there more than once ({first_few(np.sort(repeated))})"
-        )
+    for wrong, words in ((negative, f"of {len(ids)} are negative"), (repeated, "ids are there more than once")):
+        if len(wrong):
+            raise UserError(f"{path}: frame_id: {len(wrong)} {words} ({first_few(np.sort(wrong))})")
 
 
 def _check_episodes(path: Path, frames: pd.DataFrame) -> None:

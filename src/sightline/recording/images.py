@@ -1,4 +1,4 @@
-"""Image files of a recording: which there are, and strict reading of depth."""
+"""Image files of a recording: listing them, and reading them strictly."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def list_images(*folders: Path, suffixes: tuple[str, ...] = SUFFIXES, called: st
     The id is the trailing integer of the file name: ``frame-000042.depth.png`` and ``000042.png`` -> 42.
 
     Args:
-        suffixes: endings, in lower case, of the files that are images; others are passed over.
+        suffixes: endings, in lower case, of the files that are images; other files are ignored.
         called: what messages call the id.
 
     Raises:
@@ -48,8 +48,8 @@ def image_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path
     """Paths of the images in ``folder``, sorted.
 
     Raises:
-        UserError: no such folder, no images in it, a link that leads nowhere, or what is no file (a pipe would never
-            end).
+        UserError: no such folder, no images in it, a broken link, or something that is not a file (reading a pipe
+            would never end).
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -69,7 +69,7 @@ def read_depth(path: Path) -> np.ndarray:
 
     Raises:
         UserError: missing or broken file, or anything that is not one channel of 16 bits (8-bit, RGB, palette, JPEG):
-            such files have already lost the depth, and reading them as if they had not would train on rubbish.
+            such files have already lost the depth, and a training on them would learn rubbish.
     """
     with _opened(path) as image:
         pgm = image.format == "PPM" and image.mode == "I" and image.tile[0][0] == "raw"  # else Pillow rescales it
@@ -104,7 +104,7 @@ def read_rgb(path: Path) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """An image file whose faults, also those found while decoding, are errors a user can read."""
+    """Open an image file; every fault, also one while decoding, becomes a `UserError`."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:

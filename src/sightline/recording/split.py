@@ -55,10 +55,10 @@ class DataParams(Section):
 def split_episodes(episodes: Iterable[int] | np.ndarray, params: SplitParams) -> dict[int, str]:
     """Map each episode to ``train``, ``val`` or ``test``, sorted by episode.
 
-    A pure function of the set of episode ids and ``params``: neither the order nor repetitions matter, and
-    no random generator whose stream might change with a version is asked. Every part with a share gets at least one
-    episode. Episodes are ranked by a hash; the first are for testing, the last for validation. So a further episode
-    moves at most one other into or out of each of the two.
+    A pure function of the set of episode ids and ``params``: neither order nor repetitions matter, and it uses no
+    random generator, whose stream might change with a version. Every part with a share gets at least one episode.
+    Episodes are ranked by a hash; the first are for testing, the last for validation. So one more episode moves at
+    most one other into or out of each of the two.
 
     Args:
         episodes: episode ids, one per frame or each once.
@@ -93,14 +93,14 @@ def split_blocks(n: int, params: SplitParams) -> np.ndarray:
     """
     if params.folds:
         return _split_fold(n, params)
-    kept = n - 2 * params.guard * (len(params.parts) - 1)
-    if kept < len(params.parts):
+    remaining = n - 2 * params.guard * (len(params.parts) - 1)
+    if remaining < len(params.parts):
         raise UserError(
             f"{n} frames are too few to split into {', '.join(params.parts)} with {params.guard} frames left out on "
-            f"each side of a border; {n - kept + len(params.parts)} are needed, or a smaller data.split.guard"
+            f"each side of a border; {n - remaining + len(params.parts)} are needed, or a smaller data.split.guard"
         )
-    n_val, n_test = _counts(kept, params)
-    blocks = [np.full(kept - n_val - n_test, "train")]
+    n_val, n_test = _counts(remaining, params)
+    blocks = [np.full(remaining - n_val - n_test, "train")]
     for part, length in (("val", n_val), ("test", n_test)):
         blocks += [np.full(2 * params.guard, GUARD), np.full(length, part)] if part in params.parts else []
     return np.concatenate(blocks)

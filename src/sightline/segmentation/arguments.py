@@ -1,7 +1,5 @@
 """Arguments of the memory bank, checked and brought to rows."""
 
-from typing import Any, get_args
-
 import torch
 from torch import Tensor
 
@@ -59,16 +57,3 @@ def check_floating(name: str, x: Tensor) -> None:
 
 def _kind(x: object) -> str:
     return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-
-
-def at_least_one(name: str, value: int) -> int:
-    """``value``. Raises `ArgumentError` where it is below 1."""
-    if value < 1:
-        raise ArgumentError(f"{name} must be at least 1, not {value}")
-    return value
-
-
-def check_one_of(name: str, value: str, literal: Any) -> None:
-    """Raise `ArgumentError` unless ``value`` is one of the strings of a ``Literal``."""
-    if value not in get_args(literal):
-        raise ArgumentError(f"{name} must be one of {', '.join(get_args(literal))}, not {value!r}")

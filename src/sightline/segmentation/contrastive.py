@@ -26,26 +26,22 @@ def class_members(labels_N: Tensor, num_classes: int) -> Tensor:
     return torch.arange(num_classes, device=labels_N.device)[:, None] == labels_N
 
 
-def mean_directions(features_ND: Tensor, members_CN: Tensor, eps: float, weights_N: Tensor | None = None) -> Tensor:
-    """Mean over the rows of each class of the rows at length one -> [C, D], each of length 0..1; zero where none.
+def mean_directions(features_ND: Tensor, members_CN: Tensor, eps: float) -> Tensor:
+    """Mean over the rows of each class of the rows at length one -> [C, D], each of length 0..1; zero without rows.
 
     Args:
         features_ND: rows of any length; a row shorter than ``eps`` is divided by ``eps``, so that zeros stay zeros.
         members_CN: from `class_members`.
         eps: smallest length that a row is scaled from. The gradient of a row grows to 1 / eps as it nears zero.
-        weights_N: factor of each row; None is 1.
     """
-    counts_C = members_CN.sum(dim=1).clamp_min(1)
-    factors_CN = members_CN.to(features_ND.dtype) / counts_C[:, None]
-    if weights_N is not None:
-        factors_CN = factors_CN * weights_N
+    factors_CN = members_CN.to(features_ND.dtype) / members_CN.sum(dim=1).clamp_min(1)[:, None]
     return _UnitSums.apply(features_ND, factors_CN, eps)
 
 
 def weighted_and_plain_means(
     features_ND: Tensor, members_CN: Tensor, eps: float, weights_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`mean_directions` with ``weights_N`` and without, [C, D] each, in one pass over the rows."""
+    """`mean_directions` with a factor for each row, and without: [C, D] each, in one pass over the rows."""
     factors_CN = members_CN.to(features_ND.dtype) / members_CN.sum(dim=1).clamp_min(1)[:, None]
     weighted_CD, plain_CD = _UnitSums.apply(features_ND, torch.cat([factors_CN * weights_N, factors_CN]), eps).chunk(2)
     return weighted_CD, plain_CD

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.segmentation.arguments import full_precision
 from sightline.segmentation.frames import IGNORE
 
 _SMOOTH = 1e-5
@@ -37,7 +38,7 @@ def dice_cross_entropy(
 def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """One minus the soft Dice coefficient of all images together (Milletari et al., V-Net, 3DV 2016), a scalar.
 
-    Mean over the classes that are there: of a class that is not in ``labels`` the loss would be 1 whatever is done.
+    Mean over the classes in ``labels``: the loss of another class would be 1 whatever the network predicts.
 
     Args:
         logits, labels: as in `dice_cross_entropy`.
@@ -75,9 +76,9 @@ def virtual_adversarial_loss(
     """How much the prediction changes under the small change of ``x`` that changes it most, a scalar with gradient.
 
     Miyato et al., "Virtual Adversarial Training" (TPAMI 2018), with the distance that Wu et al. (SS-Net, MICCAI 2022)
-    take: the soft Dice distance between maps of probabilities. The direction starts as uniform noise and is found by
-    ``iterations`` steps of the power method. Batch normalisation uses the batch's statistics where the model is in
-    train mode, and its running statistics do not move; gradients of the weights are those of the returned loss alone.
+    take: the soft Dice distance between maps of probabilities. The direction starts as uniform noise; ``iterations``
+    steps of the power method turn it. In train mode, batch normalisation uses the batch's statistics, and its running
+    statistics do not move; gradients of the weights come from the returned loss alone.
 
     Args:
         model: ``model(x, **inputs)`` gives logits [B, C, ...].
@@ -93,7 +94,7 @@ def virtual_adversarial_loss(
         if target is None:
             with torch.no_grad():
                 target = model(x, **inputs).softmax(dim=1)
-        target = _full_precision(target.detach())
+        target = full_precision(target.detach())
         direction = _unit(torch.rand(x.shape, generator=generator).sub(0.5).to(x))
         for _ in range(iterations):
             direction.requires_grad_()
@@ -103,11 +104,7 @@ def virtual_adversarial_loss(
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    return _full_precision(logits).softmax(dim=1)
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return full_precision(logits).softmax(dim=1)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a step learns, by method. All see the same labelled images; they differ in what they make of the unlabelled.
+"""What a step learns, by method. All see the same labelled images; they differ in how they use the unlabelled ones.
 
     supervised  the labelled images alone
     ss_net      Wu et al., "Exploring Smoothness and Class-Separation for Semi-supervised Medical Image Segmentation"
@@ -104,7 +104,7 @@ class MethodParams(AugmentationParams):
 
 @dataclass
 class Step:
-    """What every method is given: changed labelled images, and where the training stands."""
+    """What every method gets: changed labelled images, and how far the training is."""
 
     model: SegmentationModel
     teacher: SegmentationModel  # the average of the model, in evaluation mode; the model itself where there is none
@@ -121,8 +121,8 @@ class Step:
 class Unlabelled:
     """Weakly changed images without labels.
 
-    Where parts of images are trained on, a teacher is given the whole ones and its labels are cut: it needs what is
-    around a part as much as anybody.
+    If the training uses parts of images, a teacher still sees the whole ones, and its labels are cut to the same parts:
+    a network predicts a part better when it sees what is around it.
     """
 
     inputs: Inputs
@@ -178,11 +178,11 @@ def semiseg(step: Step, more: Unlabelled) -> Learnt:
     params, rise = step.params.semiseg, step.params.rise(step.done)
     confidence, pseudo = _predicted(step.teacher, more)
     # ClassMix (Olsson et al., WACV 2021): half of the classes of another image are pasted
-    chosen_BC = torch.rand(len(pseudo), len(step.model.config.classes) + 1, generator=step.generator) < 0.5
-    chosen_BC[:, -1] = False  # what lies outside
+    drawn_BC = torch.rand(len(pseudo), len(step.model.config.classes) + 1, generator=step.generator) < 0.5
+    drawn_BC[:, -1] = False  # what lies outside
     other = pseudo.roll(1, dims=0)
-    index = torch.where(other == IGNORE, chosen_BC.shape[1] - 1, other).flatten(1)
-    box = chosen_BC.to(pseudo.device).gather(1, index).view_as(other)[:, None]
+    index = torch.where(other == IGNORE, drawn_BC.shape[1] - 1, other).flatten(1)
+    box = drawn_BC.to(pseudo.device).gather(1, index).view_as(other)[:, None]
     view = strong_view(more.inputs, more.chances[:, :STRONG_CHANCES], step.params)
     view, pseudo = pasted(view, _rolled(view), box), torch.where(box[:, 0], other, pseudo)
     confidence = torch.where(box[:, 0], confidence.roll(1, dims=0), confidence)
@@ -226,7 +226,7 @@ def unimatch(step: Step, more: Unlabelled) -> Learnt:
     of_strong = dice_cross_entropy(strong.logits, torch.cat(labels), pixel_weights=torch.cat(trust).float())
     sure = (confidence >= params.threshold).float()
     of_dropped = dice_cross_entropy(perturbed.logits, pseudo, pixel_weights=sure)
-    losses = {  # of the two strong views the mean, so that each counts 0.125
+    losses = {  # the mean of the two strong views, so that each counts 0.125
         "labelled": 0.5 * _labelled_loss(step, labelled),
         "strong": 0.25 * weight * of_strong,
         "dropped": 0.25 * weight * of_dropped,
@@ -247,15 +247,15 @@ def bcp(step: Step, more: Unlabelled) -> Learnt:
         output = _run(step.model, pasted(first, _rolled(first), box))
         loss = dice_cross_entropy(output.logits, mixed, step.class_weights)
         return Learnt({"labelled": loss, "pseudo": torch.zeros_like(loss)}, [(output, mixed, True)])
-    known, unknown = {name: values[:count] for name, values in step.labelled.items()}, more.first(count)
-    _, pseudo = _predicted(step.teacher, unknown)
+    labelled, unlabelled = {name: values[:count] for name, values in step.labelled.items()}, more.first(count)
+    _, pseudo = _predicted(step.teacher, unlabelled)
     if step.params.bcp.largest_part:
         pseudo = largest_parts(pseudo, len(step.model.config.classes))
-    inward, outward = pasted(known, unknown.inputs, box), pasted(unknown.inputs, known, box)
+    inward, outward = pasted(labelled, unlabelled.inputs, box), pasted(unlabelled.inputs, labelled, box)
     output = _run(step.model, _joined(inward, outward))
-    is_known = torch.cat([~box[:, 0], box[:, 0]])
+    has_label = torch.cat([~box[:, 0], box[:, 0]])
     true, guessed = torch.cat([labels[:count]] * 2), torch.cat([pseudo] * 2)
-    true, guessed = torch.where(is_known, true, IGNORE), torch.where(is_known, IGNORE, guessed)
+    true, guessed = torch.where(has_label, true, IGNORE), torch.where(has_label, IGNORE, guessed)
     losses = {
         "labelled": dice_cross_entropy(output.logits, true, step.class_weights),
         "pseudo": step.params.bcp.weight * dice_cross_entropy(output.logits, guessed),
@@ -264,21 +264,21 @@ def bcp(step: Step, more: Unlabelled) -> Learnt:
 
 
 def largest_parts(labels: Tensor, classes: int) -> Tensor:
-    """Of each class but 0, in each image, the largest connected part; the others become 0. Found on the CPU, by SciPy.
+    """Of each class but 0, in each image, the largest connected part; the others become 0. SciPy works on the CPU.
 
     Args:
         labels: class ids, int64 [B, H, W], 255 = ignore. Corners connect, as in the code of Bai et al.
     """
     ids, neighbours = labels.cpu().numpy(), np.zeros((3, 3, 3), bool)
     neighbours[1] = True  # within an image
-    kept = np.where(ids == IGNORE, IGNORE, 0)
+    largest = np.where(ids == IGNORE, IGNORE, 0)
     for c in range(1, classes):
         parts, _ = ndimage.label(ids == c, neighbours)
         sizes = np.bincount(parts.ravel())
         sizes[0] = 0
         size = sizes[parts]
-        kept[(size > 0) & (size == size.max(axis=(1, 2), keepdims=True))] = c
-    return torch.from_numpy(kept).to(labels.device)
+        largest[(size > 0) & (size == size.max(axis=(1, 2), keepdims=True))] = c
+    return torch.from_numpy(largest).to(labels.device)
 
 
 SEMI_SUPERVISED: dict[str, Callable[[Step, Unlabelled], Learnt]] = {
@@ -336,5 +336,5 @@ def _split(output: Output, count: int) -> tuple[Output, Output]:
 
 
 def _drop_channels(level: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    kept = torch.rand(level.shape[:2], generator=generator) >= share
-    return level * (kept.to(level.device, level.dtype) / (1 - share))[(..., *[None] * (level.ndim - 2))]
+    stays_BC = torch.rand(level.shape[:2], generator=generator) >= share
+    return level * (stays_BC.to(level.device, level.dtype) / (1 - share))[(..., *[None] * (level.ndim - 2))]

@@ -17,9 +17,7 @@ from torch.nn import functional as F
 
 from sightline.segmentation.arguments import (
     ArgumentError,
-    at_least_one,
     check_floating,
-    check_one_of,
     check_same,
     classes_of_rows,
     flatten,
@@ -34,7 +32,7 @@ from sightline.segmentation.contrastive import (
     mean_directions,
     weighted_and_plain_means,
 )
-from sightline.segmentation.presets import PRESETS, Divisor, MemorySource, MemoryWeights, SelectionOrder, Update
+from sightline.segmentation.presets import PRESETS, PrototypeOptions
 from sightline.segmentation.selectors import (
     evenly_spaced,
     feature_weights,
@@ -64,37 +62,7 @@ class ContrastivePrototypeManager(nn.Module):
 
     In a distributed run, each process has a bank of its own.
 
-    Args:
-        num_classes: C; class 0 is the background.
-        feature_dim: D, numbers in a row that is stored and compared.
-        elements_per_class: K, rows kept of each class. A class of which only one is stored has no contrastive loss.
-        use_learned_selector: two small networks for each class. The feature selector scores the rows that may be
-            stored, and weighs those of the loss; the memory selector weighs the stored ones. Without them all
-            weights are 1, and of more rows than fit, evenly spaced ones are kept.
-        selection_order: which scores are kept first. SS-Net sorts upwards and so keeps the lowest, though its comment,
-            and Alonso et al., say the highest; the loss teaches selectors to give outliers low scores.
-        divisor: what the sum over classes is divided by: all classes, also those that are absent, as in SS-Net, or
-            those that take part.
-        store_background: store class 0 as well; `update_and_compute_loss` alone heeds this and the next two.
-        require_correct: store only rows whose prediction equals their label.
-        confidence_threshold: store only rows whose predicted class has more than this probability; 0 stores all.
-        memory_weights: "ones": SS-Net normalises each stored row's weight by itself, so that all are exactly 1 and
-            memory selectors learn nothing. "live": they have a mean of 1, and are learned. The same without selectors.
-        update: "replace" the rows of a class that is seen, as SS-Net, or "fifo": put new rows before the older ones,
-            as Alonso et al.; a class that is not seen keeps its rows either way.
-        elements_per_update: most rows of a class that one update stores; None is K, with which a queue of full-size
-            images is replaced at every step.
-        memory_source: who may write the bank in `update_and_compute_loss`: labelled rows alone, or all, unlabelled ones
-            with their predicted class.
-        heads: put SS-Net's projection and prediction heads before the losses of `update_and_compute_loss`: stored is
-            the projection of a row (in eval mode), compared is the prediction from the projection. Without such an
-            asymmetry, here or in the network (see ``memory_features``), the loss pulls all classes to one direction.
-        input_dim: numbers in a row that the heads take; None is ``feature_dim``.
-        inter_margin: see `sightline.segmentation.contrastive.inter_class_loss`.
-        ignore_index: the label of rows without a class; they are neither stored nor compared.
-        eps: smallest length that a row is scaled to length one from. A row of zeros has a gradient of the order of
-            1 / eps: harmless with heads, whose rows are never all zeros; raise it to 1e-3 for raw features after a
-            ReLU.
+    Args: those of `PrototypeOptions`; the first four may also be positional.
 
     Raises:
         ValueError: an argument out of its range.
@@ -107,64 +75,13 @@ class ContrastivePrototypeManager(nn.Module):
         self,
         num_classes: int,
         feature_dim: int,
-        elements_per_class: int = 32,
-        use_learned_selector: bool = False,
-        *,
-        selection_order: SelectionOrder = "ascending",
-        divisor: Divisor = "num_classes",
-        store_background: bool = False,
-        require_correct: bool = True,
-        confidence_threshold: float = 0.0,
-        memory_weights: MemoryWeights = "ones",
-        update: Update = "replace",
-        elements_per_update: int | None = None,
-        memory_source: MemorySource = "labelled",
-        heads: bool = False,
-        input_dim: int | None = None,
-        inter_margin: float = 1.0,
-        ignore_index: int = 255,
-        eps: float = 1e-12,
+        elements_per_class: int = PrototypeOptions.elements_per_class,
+        use_learned_selector: bool = PrototypeOptions.use_learned_selector,
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.num_classes = at_least_one("num_classes", num_classes)
-        self.feature_dim = at_least_one("feature_dim", feature_dim)
-        self.elements_per_class = at_least_one("elements_per_class", elements_per_class)
-        check_one_of("selection_order", selection_order, SelectionOrder)
-        self.selection_order = selection_order
-        check_one_of("divisor", divisor, Divisor)
-        self.divisor = divisor
-        self.store_background = store_background
-        self.require_correct = require_correct
-        if not 0 <= confidence_threshold < 1:
-            raise ArgumentError(f"confidence_threshold must be at least 0 and below 1, not {confidence_threshold}")
-        self.confidence_threshold = confidence_threshold
-        check_one_of("memory_weights", memory_weights, MemoryWeights)
-        self.memory_weights = memory_weights
-        check_one_of("update", update, Update)
-        self.update = update
-        self.elements_per_update = elements_per_class
-        if elements_per_update is not None:
-            self.elements_per_update = at_least_one("elements_per_update", elements_per_update)
-            if elements_per_update > elements_per_class:
-                raise ArgumentError(
-                    f"elements_per_update must be at most elements_per_class {elements_per_class}, "
-                    f"not {elements_per_update}"
-                )
-        check_one_of("memory_source", memory_source, MemorySource)
-        self.memory_source = memory_source
-        if input_dim is not None and not heads:
-            raise ArgumentError(f"input_dim {input_dim} is of the heads: give heads=True as well")
-        self.input_dim = feature_dim if input_dim is None else at_least_one("input_dim", input_dim)
-        if not inter_margin > 0:
-            raise ArgumentError(f"inter_margin must be above 0, not {inter_margin}")
-        self.inter_margin = inter_margin
-        if 0 <= ignore_index < num_classes:
-            raise ArgumentError(f"ignore_index must not be one of the {num_classes} classes, not {ignore_index}")
-        self.ignore_index = ignore_index
-        if not eps > 0:
-            raise ArgumentError(f"eps must be above 0, not {eps}")
-        self.eps = eps
-
+        self.options = PrototypeOptions(num_classes, feature_dim, elements_per_class, use_learned_selector, **options)
+        self.num_classes, self.feature_dim = num_classes, feature_dim
         self.register_buffer("memory", torch.zeros(num_classes, elements_per_class, feature_dim))
         self.register_buffer("memory_count", torch.zeros(num_classes, dtype=torch.int64))
         self.feature_selectors: nn.ModuleList | None = None
@@ -174,8 +91,8 @@ class ContrastivePrototypeManager(nn.Module):
             self.memory_selectors = nn.ModuleList(selector(feature_dim) for _ in range(num_classes))
         self.projection: nn.Module | None = None
         self.prediction: nn.Module | None = None
-        if heads:
-            self.projection = head(self.input_dim, feature_dim)
+        if self.options.heads:
+            self.projection = head(self.options.rows_dim, feature_dim)
             self.prediction = head(feature_dim, feature_dim)
 
     @classmethod
@@ -194,7 +111,8 @@ class ContrastivePrototypeManager(nn.Module):
         return cls(num_classes, feature_dim, **{**PRESETS[name], **options})
 
     def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, elements={self.elements_per_class}"
+        elements = self.options.elements_per_class
+        return f"num_classes={self.num_classes}, feature_dim={self.feature_dim}, elements={elements}"
 
     def get_selectors(self) -> tuple[nn.ModuleList | None, nn.ModuleList | None]:
         """Feature selectors and memory selectors, one of each for every class; (None, None) without any."""
@@ -224,19 +142,19 @@ class ContrastivePrototypeManager(nn.Module):
         """
         self._check_class("class_id", class_id)
         self._check_rows("features", features)
-        count, most = len(features), self.elements_per_update
+        count, most = len(features), self.options.rows_per_update
         if count <= most:
             return features.detach()  # the selector does not run, and its statistics do not move
         if self.feature_selectors is None:
-            chosen = evenly_spaced(count, most, features.device)
+            places = evenly_spaced(count, most, features.device)
         else:
             score_N = scores(self.feature_selectors[class_id], features)
-            chosen = score_N.argsort(descending=self.selection_order == "descending", stable=True)[:most]
-        return features.detach()[chosen]
+            places = score_N.argsort(descending=self.options.selection_order == "descending", stable=True)[:most]
+        return features.detach()[places]
 
     @torch.no_grad()
     def update_memory(self, features_dict: Mapping[int, Tensor]) -> None:
-        """Store rows: class -> [n, D], of which `select_elements` keeps some where they are many. Changes all or none.
+        """Store rows: class -> [n, D]; of more than fit, those of `select_elements`. Changes all or none.
 
         Rows are stored as they are, not scaled, in the bank's precision and on its device. A class that is absent, or
         has no rows, keeps what it had.
@@ -251,11 +169,11 @@ class ContrastivePrototypeManager(nn.Module):
             if not len(features):
                 continue
             new = self.select_elements(features, class_id).to(self.memory)
-            older, count = self.memory[class_id], self.memory_count[class_id]
-            if self.update == "replace":
+            older, count, most = self.memory[class_id], self.memory_count[class_id], self.options.elements_per_class
+            if self.options.update == "replace":
                 older, count = torch.zeros_like(older), torch.zeros_like(count)
-            self.memory[class_id] = torch.cat([new, older])[: self.elements_per_class]
-            self.memory_count[class_id] = (count + len(new)).clamp_max(self.elements_per_class)
+            self.memory[class_id] = torch.cat([new, older])[:most]
+            self.memory_count[class_id] = (count + len(new)).clamp_max(most)
 
     # --- losses
 
@@ -277,13 +195,12 @@ class ContrastivePrototypeManager(nn.Module):
             ValueError: another shape or type, or labels out of range.
         """
         rows_ND = flatten("features", features, self.feature_dim)
-        classes_N = classes_of_rows("class_labels", class_labels, features, self.num_classes, self.ignore_index)
+        ignored = self.options.ignore_index
+        classes_N = classes_of_rows("class_labels", class_labels, features, self.num_classes, ignored)
         with torch.autocast(features.device.type, enabled=False):
-            rows_ND, members_CN, weights_N = full_precision(rows_ND), class_members(classes_N, self.num_classes), None
-            takes_part_C = self._takes_part(members_CN)
-            if self.feature_selectors is not None:
-                weights_N = feature_weights(self.feature_selectors, rows_ND.detach(), classes_N, takes_part_C.tolist())
-            return self._contrastive(mean_directions(rows_ND, members_CN, self.eps, weights_N), takes_part_C)
+            members_CN = class_members(classes_N, self.num_classes)
+            weighted_CD, _ = self._means(full_precision(rows_ND), classes_N, members_CN)
+            return self._contrastive(weighted_CD, members_CN)
 
     def update_and_compute_loss(
         self,
@@ -323,7 +240,9 @@ class ContrastivePrototypeManager(nn.Module):
         Raises:
             ValueError: another shape or type, labels out of range, or ``memory_features`` beside the manager's heads.
         """
-        rows_ND = flatten("features", features, self.input_dim)
+        options = self.options
+        # check the arguments, and bring all to rows
+        rows_ND = flatten("features", features, options.rows_dim)
         logits_NC = flatten("predictions", predictions, self.num_classes).detach()
         check_same("predictions", layout(predictions), features)
         stored_ND = rows_ND
@@ -332,26 +251,23 @@ class ContrastivePrototypeManager(nn.Module):
                 raise ArgumentError("memory_features must be None with heads: the projection makes what is stored")
             stored_ND = flatten("memory_features", memory_features, self.feature_dim)
             check_same("memory_features", layout(memory_features), features)
+        # the class of each row: its label, or where there is none the predicted class
         predicted_N = logits_NC.argmax(dim=1)
         classes_N = predicted_N
         if labels is not None:
-            classes_N = classes_of_rows("labels", labels, features, self.num_classes, self.ignore_index)
+            classes_N = classes_of_rows("labels", labels, features, self.num_classes, options.ignore_index)
 
         with torch.autocast(features.device.type, enabled=False):
-            if self.memory_source == "all" or (is_labeled and labels is not None):
+            # write the bank first, as SS-Net does: the losses below already see this step's rows
+            if options.memory_source == "all" or (is_labeled and labels is not None):
                 self._remember(stored_ND.detach(), logits_NC, predicted_N, classes_N)
-            embedded_ND = self._embed(rows_ND)
+            # the three losses from the mean directions of the classes, and their weighted sum
             members_CN = class_members(classes_N, self.num_classes)
-            present_C, takes_part_C = members_CN.any(dim=1), self._takes_part(members_CN)
-            if self.feature_selectors is None:
-                means_CD = weighted_CD = mean_directions(embedded_ND, members_CN, self.eps)
-            else:
-                detached_ND = embedded_ND.detach()
-                weights_N = feature_weights(self.feature_selectors, detached_ND, classes_N, takes_part_C.tolist())
-                weighted_CD, means_CD = weighted_and_plain_means(embedded_ND, members_CN, self.eps, weights_N)
-            contrastive = self._contrastive(weighted_CD, takes_part_C)
+            weighted_CD, means_CD = self._means(self._embed(rows_ND), classes_N, members_CN)
+            present_C = members_CN.any(dim=1)
+            contrastive = self._contrastive(weighted_CD, members_CN)
             intra = intra_class_loss(means_CD, present_C)
-            inter = inter_class_loss(means_CD, present_C, self.inter_margin, self.eps)
+            inter = inter_class_loss(means_CD, present_C, options.inter_margin, options.eps)
             total = contrastive_weight * contrastive + intra_weight * intra + inter_weight * inter
         parts = {"contrastive_loss": contrastive, "intra_loss": intra, "inter_loss": inter, "total_loss": total}
         return total, {name: part.detach() for name, part in parts.items()}
@@ -360,15 +276,26 @@ class ContrastivePrototypeManager(nn.Module):
         """The classes with more than one row here and more than one stored, bool [C]."""
         return (members_CN.sum(dim=1) > 1) & (self.memory_count > 1)
 
-    def _contrastive(self, means_CD: Tensor, takes_part_C: Tensor) -> Tensor:
-        """The loss from the means of the classes' rows at length one, weighted where there are selectors."""
-        memory_CKD = F.normalize(self.memory.to(means_CD.dtype), dim=2, eps=self.eps)  # free places stay zeros
+    def _means(self, rows_ND: Tensor, classes_N: Tensor, members_CN: Tensor) -> tuple[Tensor, Tensor]:
+        """`mean_directions` with the weights of the feature selectors, and without: [C, D] each."""
+        if self.feature_selectors is None:
+            means_CD = mean_directions(rows_ND, members_CN, self.options.eps)
+            return means_CD, means_CD
+        takes_part = self._takes_part(members_CN).tolist()
+        weights_N = feature_weights(self.feature_selectors, rows_ND.detach(), classes_N, takes_part)
+        return weighted_and_plain_means(rows_ND, members_CN, self.options.eps, weights_N)
+
+    def _contrastive(self, means_CD: Tensor, members_CN: Tensor) -> Tensor:
+        """The loss from the means of the classes' rows at length one, weighted if there are selectors."""
+        takes_part_C = self._takes_part(members_CN)
+        memory_CKD = F.normalize(self.memory.to(means_CD.dtype), dim=2, eps=self.options.eps)  # free places stay zeros
         if self.memory_selectors is not None:
-            live, counts = self.memory_weights == "live", self.memory_count.tolist()
+            live, counts = self.options.memory_weights == "live", self.memory_count.tolist()
             memory_CKD = weigh_memory(self.memory_selectors, memory_CKD, counts, takes_part_C.tolist(), live)
         memory_means_CD = memory_CKD.sum(dim=1) / self.memory_count.clamp_min(1)[:, None]
         loss_C = attraction(means_CD, memory_means_CD) * takes_part_C
-        return loss_C.sum() / (self.num_classes if self.divisor == "num_classes" else takes_part_C.sum().clamp_min(1))
+        of_all = self.options.divisor == "num_classes"
+        return loss_C.sum() / (self.num_classes if of_all else takes_part_C.sum().clamp_min(1))
 
     def _embed(self, features_ND: Tensor) -> Tensor:
         """The prediction of the projection, where there are heads."""
@@ -382,17 +309,18 @@ class ContrastivePrototypeManager(nn.Module):
     @torch.no_grad()
     def _remember(self, features_ND: Tensor, logits_NC: Tensor, predicted_N: Tensor, classes_N: Tensor) -> None:
         """Store the rows that are of a class, foreground, correct and confident, as the options ask."""
+        options = self.options
         qualifies_N = features_ND.sum(dim=1).isfinite()
-        if not self.store_background:
+        if not options.store_background:
             qualifies_N &= classes_N != 0
-        if self.require_correct:
+        if options.require_correct:
             qualifies_N &= predicted_N == classes_N
-        if self.confidence_threshold > 0:
-            qualifies_N &= full_precision(logits_NC).softmax(dim=1).amax(dim=1) > self.confidence_threshold
+        if options.confidence_threshold > 0:
+            qualifies_N &= full_precision(logits_NC).softmax(dim=1).amax(dim=1) > options.confidence_threshold
         rows = rows_by_class(torch.where(qualifies_N, classes_N, self.num_classes), self.num_classes)
         if self.feature_selectors is None:  # what `select_elements` would keep, without copying the rest first
-            rows = [chosen[evenly_spaced(len(chosen), self.elements_per_update, chosen.device)] for chosen in rows]
-        features_dict = {class_id: features_ND[chosen] for class_id, chosen in enumerate(rows) if len(chosen)}
+            rows = [places[evenly_spaced(len(places), options.rows_per_update, places.device)] for places in rows]
+        features_dict = {class_id: features_ND[places] for class_id, places in enumerate(rows) if len(places)}
         if self.projection is not None:
             features_dict = {
                 class_id: in_eval_mode(self.projection, features.to(self.memory.dtype))

@@ -1,4 +1,4 @@
-"""The small networks of the memory bank, which rows they keep, and how they weigh rows."""
+"""The small networks of the memory bank, which rows are stored, and how rows are weighed."""
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def scores(selector: nn.Module, rows_ND: Tensor) -> Tensor:
 
 
 def in_eval_mode(module: nn.Module, rows: Tensor) -> Tensor:
-    """What ``module`` gives in evaluation mode; it keeps its own."""
+    """Output of ``module`` in evaluation mode; its own mode is restored afterwards."""
     training = module.training
     module.eval()
     try:
@@ -36,16 +36,16 @@ def in_eval_mode(module: nn.Module, rows: Tensor) -> Tensor:
 
 
 def rows_by_class(classes_N: Tensor, num_classes: int) -> list[Tensor]:
-    """Places of the rows of each class, in their order; numbers from C on are of no class. One look from the host."""
+    """Indices of the rows of each class, in their order; class numbers from C on are skipped. Waits for a GPU once."""
     order = classes_N.argsort(stable=True)
     counts = class_members(classes_N, num_classes).sum(dim=1).tolist()
     return list(order[: sum(counts)].split(counts))
 
 
 def evenly_spaced(count: int, most: int, device: torch.device) -> Tensor:
-    """Places 0..count-1: all where they are at most ``most``, else so many of them."""
-    kept = min(count, most)
-    return torch.arange(kept, device=device) * count // max(kept, 1)
+    """Of the places 0..count-1, ``most`` evenly spaced ones; all of them where there are fewer."""
+    number = min(count, most)
+    return torch.arange(number, device=device) * count // max(number, 1)
 
 
 def feature_weights(selectors: nn.ModuleList, features_ND: Tensor, classes_N: Tensor, takes_part: list[bool]) -> Tensor:
@@ -67,7 +67,7 @@ def weigh_memory(
 ) -> Tensor:
     """Stored rows at length one, times the memory selectors' weights with a mean of 1 in each class -> [C, K, D].
 
-    Without ``live``, the weights are 1; the statistics of the selectors' normalisation move all the same.
+    Without ``live``, the weights are 1, but the running statistics of the selectors' normalisation still move.
     """
     weighted = list(memory_CKD)
     for class_id, count in enumerate(counts):

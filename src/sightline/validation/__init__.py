@@ -1,1 +1,1 @@
-"""Is a recording sound, and is it like the one that models know?"""
+"""Is a recording sound, and is it like the one that models were trained on?"""

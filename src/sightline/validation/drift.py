@@ -1,8 +1,8 @@
 """How far the embeddings of two recordings are apart: ``python -m sightline.validation.drift A B --index INDEX_OF_A``.
 
 Both hold depth embeddings (``stages/embed.py``, ``sightline.predict embed``), or both CLIP grids, a file or a folder
-(``stages/clip_grids.py``; the mean over the patches counts), made by the same model. Two measures, each beside what the
-reference's own episodes give, because neighbouring frames are alike and tell little:
+(``stages/clip_grids.py``; the mean over the patches counts), made by the same model. Two measures, each printed beside
+its value between the reference's own episodes, which shows what is usual:
 
 frechet     squared Frechet distance of two Gaussians, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau,
             1982; on features, Heusel et al., 2017), as a share of the reference's total variance
@@ -27,7 +27,7 @@ from sightline.core.params import Section
 from sightline.grids.store import GridStore
 from sightline.recording.frames import first_few, read_index
 
-LIMIT = 10_000  # frames of each side that are looked at; of more, evenly spaced ones
+LIMIT = 10_000  # frames compared of each recording; of a longer one, evenly spaced ones
 PERCENTILE = 99
 HALVINGS = 20  # of the reference's episodes, at random
 BLOCK = 1024
@@ -89,30 +89,30 @@ def embedding_drift(reference: Path, new: Path, index: Path) -> dict[str, Any]:
     Raises:
         UserError: files that cannot be read, of two models, or a reference of fewer than two episodes.
     """
-    known, found = read_embeddings(reference), read_embeddings(new)
-    for name, value in known.made_by.items():
-        if found.made_by.get(name) != value:
+    base, other = read_embeddings(reference), read_embeddings(new)
+    for name, value in base.made_by.items():
+        if other.made_by.get(name) != value:
             raise UserError(
-                f"{new}: {name} is {found.made_by.get(name)}, but {value} in {reference}; make both with the same model"
+                f"{new}: {name} is {other.made_by.get(name)}, but {value} in {reference}; make both with the same model"
             )
-    by_frame = read_index(index).set_index("frame_id")["episode"].reindex(known.ids)
+    by_frame = read_index(index).set_index("frame_id")["episode"].reindex(base.ids)
     if by_frame.isna().any():
-        raise UserError(f"{index}: lacks frames of {reference} ({first_few(known.ids[by_frame.isna()])})")
+        raise UserError(f"{index}: lacks frames of {reference} ({first_few(base.ids[by_frame.isna()])})")
     episode = by_frame.to_numpy(np.int64)
     if len(np.unique(episode)) < 2:
         raise UserError(f"{index}: {reference} has frames of one episode; two are needed to tell what is usual")
-    own = nearest(known.values, known.values, episode)
-    distance = nearest(found.values, known.values)
+    own = nearest(base.values, base.values, episode)
+    distance = nearest(other.values, base.values)
     far = np.percentile(own, PERCENTILE)
-    halves = [known.values[half] for first in _halvings(episode) for half in (first, ~first)]
+    halves = [base.values[half] for first in _halvings(episode) for half in (first, ~first)]
     figures = {
-        "frames": len(found.ids),
-        "frechet": frechet(known.values, found.values),
+        "frames": len(other.ids),
+        "frechet": frechet(base.values, other.values),
         "frechet_within": max(map(frechet, halves[::2], halves[1::2])),
         "far_share": float((distance > far).mean()),
         "distance": float(np.median(distance)),
         "distance_within": float(np.median(own)),
-        "farthest": found.ids[np.argsort(-distance, kind="stable")[:5]].tolist(),
+        "farthest": other.ids[np.argsort(-distance, kind="stable")[:5]].tolist(),
     }
     return rounded(figures)
 
@@ -137,15 +137,18 @@ def _gaussian(rows_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def nearest(rows_ND: np.ndarray, others_MD: np.ndarray, episode: np.ndarray | None = None) -> np.ndarray:
     """Distance of each row to the nearest of ``others``, [N]; with ``episode`` [N], to one of another episode."""
     centre = others_MD.mean(0)
-    rows, others = rows_ND - centre, others_MD - centre  # large common values would drown small differences
-    squares, found = (others * others).sum(1), []
+    rows, others = (
+        rows_ND - centre,
+        others_MD - centre,
+    )  # else rounding of large common values would hide small differences
+    squares, least = (others * others).sum(1), []
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
         distance = (block * block).sum(1)[:, None] + squares - 2 * block @ others.T
         if episode is not None:
             distance[episode[start : start + BLOCK, None] == episode] = np.inf
-        found.append(distance.min(1))
-    return np.sqrt(np.concatenate(found).clip(0))
+        least.append(distance.min(1))
+    return np.sqrt(np.concatenate(least).clip(0))
 
 
 def _halvings(episode: np.ndarray) -> list[np.ndarray]:
@@ -159,11 +162,7 @@ def _spaced(count: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, LIMIT)).round().astype(np.int64)
 
 
-class Params(Section):
-    """No parameters."""
-
-
-def main(args: Namespace, _: Params) -> None:
+def main(args: Namespace, _: Section) -> None:
     figures = embedding_drift(args.reference, args.new, args.index)
     report(figures, {name: figures[name] for name in ("frechet", "far_share")}, args.metrics_dir)
 
@@ -177,4 +176,4 @@ parser.add_argument("--index", type=Path, required=True, help="frame index of th
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
 
 if __name__ == "__main__":
-    run_stage(parser, Params, main)
+    run_stage(parser, Section, main)

@@ -1,9 +1,8 @@
-"""What the images and joints of a recording are like, and which frames are unlike those that models were trained on.
+"""Ranges of simple figures of a recording, and which frames leave the ranges that models were trained on.
 
 A few figures of each frame (brightness, distances, joint angles ...) are reduced to their range over the training
-frames: ``summary.json``. Frames whose figures leave the range of a summary are counted. The summary is the recording's
-own, so that val and test are held against train; or that of another recording, the reference: then a warning names the
-frames.
+frames: ``summary.json``. Frames whose figures leave the range of a summary are counted. Without a saved summary of
+another recording, the reference, val and test are compared with train; with one, a warning also names the frames.
 
 summary.json    modality -> frames (int), figures: name -> low, median, high over the training frames
 drift.json      modality -> compared_with, frames, outside, figures: name -> outside, lowest, highest, low, high
@@ -108,12 +107,14 @@ def table_figures(frames: pd.DataFrame, info: RecordingInfo) -> dict[str, pd.Dat
 
 def summarize(figures: pd.DataFrame) -> Summary | None:
     """The summary of the figures of training frames, a row each; None where there is nothing."""
-    known = figures.dropna(axis="columns", how="all")
-    if known.empty:
+    filled = figures.dropna(axis="columns", how="all")
+    if filled.empty:
         return None
-    low, median, high = (rounded([float(v) for v in getattr(known, way)()]) for way in ("min", "median", "max"))
-    ranges = {str(name): Range(low=a, median=b, high=c) for name, a, b, c in zip(known, low, median, high, strict=True)}
-    return Summary(frames=len(known), figures=ranges)
+    low, median, high = (rounded([float(v) for v in getattr(filled, way)()]) for way in ("min", "median", "max"))
+    ranges = {
+        str(name): Range(low=a, median=b, high=c) for name, a, b, c in zip(filled, low, median, high, strict=True)
+    }
+    return Summary(frames=len(filled), figures=ranges)
 
 
 def read_reference(path: Path) -> dict[str, Reference]:
@@ -129,13 +130,13 @@ def read_reference(path: Path) -> dict[str, Reference]:
         raise UserError(
             f"{path}: no summary.json in it; copy those of a validation there, or write {{}} to one for none"
         )
-    found: dict[str, Reference] = {}
+    references: dict[str, Reference] = {}
     for file in files:
         for name, summary in _read_summaries(file).items():
-            if name in found:
-                raise UserError(f"{file}: {name} is also in {found[name].source}; keep one of them")
-            found[name] = Reference(str(file), summary)
-    return found
+            if name in references:
+                raise UserError(f"{file}: {name} is also in {references[name].source}; keep one of them")
+            references[name] = Reference(str(file), summary)
+    return references
 
 
 def _read_summaries(path: Path) -> dict[str, Summary]:
@@ -155,8 +156,8 @@ def compare(
 ) -> dict[str, Any]:
     """Which frames leave the range of ``reference``: the content of drift.json.
 
-    Warns in one line where some leave that of another recording. That val and test leave the range of train is usual
-    where episodes are few.
+    Warns in one line about frames that leave the range of another recording. It does not warn if the reference is the
+    recording's own train: with few episodes, val and test often leave its range.
 
     Args:
         place: folder or file of the modality, for the warning.
@@ -164,15 +165,17 @@ def compare(
         episode: of each frame, by frame_id.
         tolerance: by which the ranges are widened, as a share of their width.
     """
+    # how far each figure of each frame is outside its range
     ranges, figures = reference.summary.figures, figures.dropna(axis="columns", how="all")
     both = [name for name in figures if name in ranges]
     low, high = np.array([ranges[name].limits(tolerance) for name in both]).reshape(-1, 2).T
     beyond = np.maximum(low - figures[both], figures[both] - high).clip(lower=0)  # NaN: no figure
     outside = (beyond > 0).any(axis="columns")
+    # the warning: the worst figure first, then figures that only one of the two has
     said = [f"{name} is not in {reference.source}" for name in figures if name not in ranges]
     said += [f"{name} is in {reference.source} only" for name in ranges if name not in figures]
     if outside.any():
-        name = str((beyond > 0).sum().idxmax())  # of the figures, the one that most frames leave
+        name = str((beyond > 0).sum().idxmax())  # the figure whose range most frames leave
         frame = beyond[name].idxmax()
         a, b = ranges[name].limits(tolerance)
         episodes = episode[outside[outside].index].unique()
@@ -183,6 +186,7 @@ def compare(
         )
     if said and reference.source != TRAIN:
         warnings.warn(f"{place}: {modality}: {first_few(said, 3)}", stacklevel=2)
+    # drift.json
     details = {
         name: {
             "outside": int((beyond[name] > 0).sum()),

@@ -1,9 +1,9 @@
-"""Is a recording sound? Checks its table and its folders of images, and writes who may read which frame.
+"""Is a recording sound? Checks its table and its folders of images, and writes indices of the sound frames.
 
 The table becomes the frame index with the split, ``<out_dir>/frames.parquet``. Each folder of images becomes an index
-of the frames whose image is sound, ``<out_dir>/depth.parquet``, ``<out_dir>/rgb_<camera>.parquet``: that is what a
-stage which reads the folder goes by. All problems of all folders are reported at once. What is sound but unlike the
-training frames is counted, and what is unlike those of another recording warned of (`sightline.validation.summary`).
+of the frames whose image is sound, ``<out_dir>/depth.parquet``, ``<out_dir>/rgb/<camera>.parquet``: a stage that reads
+the folder reads only these. All problems of all folders are reported at once. Sound frames that are unlike the training
+frames are counted; with a saved reference, a warning names those unlike it (`sightline.validation.summary`).
 """
 
 import warnings
@@ -50,10 +50,10 @@ class ValidationParams(Section):
 
 @dataclass(frozen=True)
 class DriftGuard:
-    """How frames are compared, and where to write what was found."""
+    """How frames are compared, and where to write the results."""
 
     tolerance: float
-    reference: Path | None = None  # a summary.json, or a folder with some; what it lacks is compared with train
+    reference: Path | None = None  # a summary.json, or a folder of some; train stands in for what it lacks
     metrics_dir: Path | None = None  # folder for summary.json and drift.json
 
 
@@ -67,15 +67,15 @@ def validate_recording(
 ) -> dict[str, Any]:
     """Check a recording, or one piece of it, write the indices to ``out_dir``, and return the metrics by piece.
 
-    Nothing is written unless everything that was asked for is sound (or skipped, with ``data.on_error: skip``).
+    It writes nothing unless all that it was asked to check is sound (or skipped, with ``data.on_error: skip``).
     The result does not depend on ``processes``.
 
     Args:
         only: ``frames`` for the table; or ``depth``, ``masks``, ``rgb/<camera>`` for one folder, which is checked
             against the frame index that lies in ``out_dir``; None for the table and all folders.
         processes: number of processes that read images; None takes one per core.
-        guard: with it, frames unlike those of its reference, or of train, are counted (``outside_range``) and warned
-            of: once for each modality.
+        guard: with it, frames unlike its reference, or unlike train, are counted (``outside_range``), with a warning
+            for each modality.
 
     Raises:
         UserError: whatever is wrong with the recording, or with the reference. For images: per folder one line with
@@ -86,7 +86,8 @@ def validate_recording(
             f"{out_dir}: is the recording itself, whose frames.parquet would be overwritten; choose another"
         )
     info = read_recording_info(recording / "recording.json")
-    known = read_reference(guard.reference) if guard and guard.reference else {}
+    references = read_reference(guard.reference) if guard and guard.reference else {}
+    # the table, or the index that an earlier call made of it
     indices, metrics, complaints = {}, {}, []
     figures: dict[str, dict[str, pd.DataFrame]] = {}  # piece -> modality -> a row for each frame
     if only in (None, "frames"):
@@ -94,6 +95,7 @@ def validate_recording(
         indices["frames"], figures["frames"] = index, table_figures(index, info)
     else:
         index = read_index(out_dir / "frames.parquet")
+    # the folders of images; the problems of all of them make one error
     pieces = image_folders(recording, info) if only is None else [only]
     for folder in (piece for piece in pieces if piece != "frames"):
         try:
@@ -105,8 +107,9 @@ def validate_recording(
             complaints.append(str(error))
     if complaints:
         raise UserError("\n".join(complaints))
+    # which frames leave the range of those that models know
     if guard:
-        for piece, counts in _guard_drift(guard, recording, index.set_index("frame_id"), figures, known).items():
+        for piece, counts in _guard_drift(guard, recording, index.set_index("frame_id"), figures, references).items():
             metrics[piece] |= counts
     for name, rows in indices.items():
         write_index(out_dir / f"{name}.parquet", rows)
@@ -129,7 +132,7 @@ def _guard_drift(
     recording: Path,
     index: pd.DataFrame,
     figures: dict[str, dict[str, pd.DataFrame]],
-    known: dict[str, Reference],
+    references: dict[str, Reference],
 ) -> dict[str, dict[str, int]]:
     """Compare each modality, and write summary.json and drift.json -> piece -> its count of frames outside."""
     summaries, drift, counts = {}, {}, {}
@@ -139,13 +142,13 @@ def _guard_drift(
             summary = summarize(values[is_train])
             if summary:
                 summaries[name] = summary.model_dump()
-            others = values if name in known else values[~is_train]
-            reference = known.get(name) or (Reference(TRAIN, summary) if summary else None)
+            others = values if name in references else values[~is_train]
+            reference = references.get(name) or (Reference(TRAIN, summary) if summary else None)
             if reference and len(others):
                 place = recording / ("frames.parquet" if piece == "frames" else piece)
                 drift[name] = compare(name, place, others, index["episode"], reference, guard.tolerance)
-        found = [drift[name]["outside"] for name in modalities if name in drift]
-        counts[piece] = {"outside_range": max(found)} if found else {}
+        outside = [drift[name]["outside"] for name in modalities if name in drift]
+        counts[piece] = {"outside_range": max(outside)} if outside else {}
     if guard.metrics_dir:
         write_json(guard.metrics_dir / "summary.json", summaries)
         write_json(guard.metrics_dir / "drift.json", drift)
@@ -224,13 +227,13 @@ def check_images(
         "skipped": len(problems),
         "sound": len(sound),
     }
-    return sound, counts | _CONTENT[kind](tally, info), pd.concat(tally.figures).loc[sound["frame_id"]]
+    return sound, counts | _KINDS[kind][1](tally, info), pd.concat(tally.figures).loc[sound["frame_id"]]
 
 
 def _answer_problems(
     folder: str, problems: dict[int, str], expected: pd.DataFrame, sound: pd.DataFrame, on_error: str
 ) -> None:
-    """Raise or warn about the ``problems`` (frame id -> what is wrong), as ``on_error`` has it."""
+    """Raise an error or warn about the ``problems`` (frame id -> what is wrong), as ``on_error`` says."""
     if not problems:
         return
     count = f"{len(problems)} of {len(expected)} {folder} images are broken or missing"
@@ -245,7 +248,7 @@ def _answer_problems(
 
 @dataclass
 class _Tally:
-    """What was found in some images of a folder."""
+    """Results of checking some images of a folder."""
 
     problems: dict[int, str] = field(default_factory=dict)  # frame id -> what is wrong
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(_RAW_COUNTS, np.int64))  # per value, in sound images
@@ -271,7 +274,7 @@ def _read_chunk(job: tuple[str, RecordingInfo, list[tuple[int, Path]]]) -> _Tall
     with warnings.catch_warnings(action="ignore"):  # Pillow's, on files that it reads all the same
         for frame_id, path in images:
             try:
-                pixels, figures[frame_id] = _READ[kind](path, info)
+                pixels, figures[frame_id] = _KINDS[kind][0](path, info)
             except UserError as error:
                 tally.problems[frame_id] = str(error)
                 continue
@@ -326,21 +329,19 @@ def _mask_content(tally: _Tally, info: RecordingInfo) -> dict[str, Any]:
 
 def _kind(folder: str, info: RecordingInfo) -> str:
     """``depth``, ``masks`` or ``rgb``. Raises `UserError` where ``recording.json`` does not describe ``folder``."""
-    known = [f"rgb/{camera}" for camera in info.cameras]
-    known += ["depth"] if info.depth else []
-    known += ["masks"] if info.classes else []
-    if folder not in known:
-        raise UserError(f"{folder}: recording.json does not describe it; known are {', '.join(known) or 'no folders'}")
+    folders = [f"rgb/{camera}" for camera in info.cameras]
+    folders += ["depth"] if info.depth else []
+    folders += ["masks"] if info.classes else []
+    if folder not in folders:
+        raise UserError(
+            f"{folder}: recording.json describes only {', '.join(folders) or 'the table'}; name one of them"
+        )
     return folder.split("/")[0]
 
 
-_READ: dict[str, Callable[[Path, RecordingInfo], tuple[np.ndarray, dict[str, float]]]] = {
-    "depth": _read_depth,
-    "masks": _read_mask,
-    "rgb": _read_rgb,
-}
-_CONTENT: dict[str, Callable[[_Tally, RecordingInfo], dict[str, Any]]] = {
-    "depth": _depth_content,
-    "masks": _mask_content,
-    "rgb": lambda tally, info: {},
+_Read = Callable[[Path, RecordingInfo], tuple[np.ndarray, dict[str, float]]]
+_KINDS: dict[str, tuple[_Read, Callable[[_Tally, RecordingInfo], dict[str, Any]]]] = {
+    "depth": (_read_depth, _depth_content),
+    "masks": (_read_mask, _mask_content),
+    "rgb": (_read_rgb, lambda tally, info: {}),
 }

@@ -1,0 +1,137 @@
+"""Photographs for CLIP: prepared as by open_clip, whatever their kind; and those that are refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from conftest import photo_folder
+from PIL import Image
+from test_clip_grids import small
+
+from sightline.clip import GridStore
+from sightline.clip.extraction import extract_grids
+from sightline.clip.photographs import Preparation, prepare
+from sightline.core.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("size", [(60, 80), (300, 200), (64, 64)])
+def test_photographs_are_prepared_as_by_open_clip(tmp_path, mode, size):
+    path = photo_folder(tmp_path, [1], size) / "photo_000001.jpg"
+    ours = prepare(path, Preparation(64, mode, "bicubic")).float()
+    transform = open_clip.image_transform(64, False, (0, 0, 0), (1, 1, 1), resize_mode=mode, interpolation="bicubic")
+    theirs = transform(Image.open(path)) * 255
+    assert (ours - theirs).abs().mean() < 0.05
+    assert (ours - theirs).abs().max() <= 2
+
+
+# ---------------------------------------------------------------- photographs of every kind
+
+
+def odd_photograph(path: Path) -> None:
+    """Write the kind of image that the file name says."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    kind = path.stem.split("_")[0]
+    if kind in ("CMYK", "L", "P", "RGBA", "1", "LA"):
+        image.convert(kind).save(path)
+    elif kind == "exif":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    elif kind == "deep":
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 200).save(path)
+    elif kind == "animated":
+        image.save(path, save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+    elif kind == "truncated":
+        image.save(path)
+        path.write_bytes(path.read_bytes()[:-300])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not an image")
+    elif kind == "bomb":
+        Image.new("1", (20000, 20000)).save(path)
+    elif kind == "oblong":
+        Image.new("RGB", (60000, 2)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("CMYK_1.jpg", "CMYK"), ("L_1.jpg", "L"), ("P_1.png", "P"), ("P_1.gif", "P"), ("RGBA_1.png", "RGBA"),
+     ("1_1.png", "1"), ("LA_1.png", "LA"), ("exif_1.jpg", "EXIF orientation")],
+)  # fmt: skip
+def test_images_of_other_modes_become_rgb_as_by_pillow_and_it_is_said(tmp_path, name, change):
+    folder = photo_folder(tmp_path / "photos", [2])
+    odd_photograph(folder / name)
+    found = prepare(folder / name, Preparation(32, "squash", "bicubic")).float()
+    with Image.open(folder / name) as image:
+        upright = image.transpose(Image.Transpose.ROTATE_270) if change.startswith("EXIF") else image
+        expected = np.asarray(upright.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC), np.float32)
+    assert (found - torch.from_numpy(expected).permute(2, 0, 1)).abs().mean() < 0.6  # noise is the worst to resize
+    with pytest.warns(UserWarning, match=rf"1 of 2 images have {change}: .*\({name}\)"):
+        figures = extract_grids([folder], tmp_path / "g.hdf5", small())
+    assert figures["changed"] == {change.replace(" ", "_"): 1}
+
+
+FAULTS = {
+    "deep_1.png": "pixels of more than 8 bits",
+    "animated_1.gif": "3 pictures in one file",
+    "animated_1.webp": "3 pictures in one file",
+    "truncated_1.jpg": "broken image",
+    "truncated_1.png": "broken image",
+    "empty_1.jpg": "not an image that Pillow knows",
+    "text_1.jpg": "not an image that Pillow knows",
+    "bomb_1.png": "more than 100,000,000 pixels",
+    "oblong_1.png": "too oblong",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_images_that_cannot_be_used_fail_or_are_left_out(tmp_path, name):
+    folder = photo_folder(tmp_path / "photos", [2, 3])
+    odd_photograph(folder / name)
+    with pytest.raises(UserError, match=rf"1 of 3 images cannot be read; mend them.*\n.*{name}: .*{FAULTS[name]}"):
+        extract_grids([folder], tmp_path / "g.hdf5", small())
+    assert not (tmp_path / "g.hdf5").exists()
+    with pytest.warns(UserWarning, match=f"1 of 3 images left out; .*{name}"):
+        figures = extract_grids([folder], tmp_path / "g.hdf5", small(), on_error="skip")
+    assert (figures["images"], figures["skipped"]) == (2, 1)
+    store = GridStore(tmp_path / "g.hdf5")
+    assert (store.image_ids.tolist(), store.skipped_ids.tolist()) == ([2, 3], [1])
+    (tmp_path / "photos/photo_000002.jpg").unlink()
+    (tmp_path / "photos/photo_000003.jpg").unlink()
+    with pytest.raises(UserError, match="1 of 1 images cannot be read; none is left"):
+        extract_grids([folder], tmp_path / "h.hdf5", small(), on_error="skip")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no images"),
+        (["a_1.jpg", "b_01.jpg"], "b_01.jpg: same image id 1 as a_1.jpg"),
+        (["a.jpg"], "a.jpg: the file name has no number to use as image id"),
+        ([f"a_{2**63}.jpg"], "is beyond 64 bits"),
+    ],
+)
+def test_folders_without_an_image_id_for_each_image_are_refused(tmp_path, names, message):
+    photo_folder(tmp_path / "photos", [5] if names else [])
+    for name in names:
+        shutil.copy(tmp_path / "photos/photo_000005.jpg", tmp_path / "photos" / name)
+    with pytest.raises(UserError, match=message):
+        extract_grids([tmp_path / "photos"], tmp_path / "g.hdf5", small())
+    assert not (tmp_path / "g.hdf5").exists()
+
+
+def test_the_same_id_in_two_folders_is_refused_and_other_files_are_named(tmp_path):
+    a, b = photo_folder(tmp_path / "a", [1]), photo_folder(tmp_path / "b", [1])
+    with pytest.raises(UserError, match=r"b/photo_000001.jpg: same image id 1 as .*a/photo_000001.jpg"):
+        extract_grids([a, b], tmp_path / "g.hdf5", small())
+    (a / "README.txt").write_text("hello")
+    with pytest.warns(UserWarning, match=r"ignored, not images: .*README.txt"):
+        extract_grids([a], tmp_path / "g.hdf5", small())
