@@ -20,10 +20,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sightline.core.errors import UserError
+from sightline.core.errors import UserError, first_fault
+from sightline.core.weights_file import load_into
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, preprocess
-from sightline.depth.weights import Header, Weights, check_shape, load_weights, pick_device, save_encoder
+from sightline.depth.weights import Header, Weights, check_shape, load_weights, save_encoder
+from sightline.training.processes import process_device
 
 MAX_COUNT = 65535  # of uint16
 
@@ -281,7 +283,7 @@ class SemanticEncoder(Encoder):
     def _adopt(self, weights: Weights, path: Path) -> None:
         """Take over the weights of a file, and the network where it is another."""
         if weights.header.network == self.config:
-            weights.load_into(self, path)
+            load_into(path, self, weights.tensors)
         else:
             parts = dict(weights.build(path).to(self.head.weight).named_children())
             frozen = set(parts) if self.is_frozen else self._frozen & set(parts)
@@ -358,14 +360,12 @@ def _network_config(input_channels: int | None, latent_dim: int | None) -> Netwo
     try:
         return NetworkConfig.model_validate({"input_channels": input_channels, "latent_dim": latent_dim})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise UserError(f"{name}: {first['msg']}" if name else first["msg"].removeprefix("Value error, ")) from None
+        raise UserError(first_fault(error)) from None
 
 
 def _move(encoder: SemanticEncoder, device: str | torch.device | None) -> None:
     try:
-        encoder.to(pick_device() if device is None else torch.device(device))
+        encoder.to(process_device() if device is None else torch.device(device))
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise UserError(f"device {str(device)!r}: {str(error).splitlines()[0]}; device='cpu' always works") from None
 

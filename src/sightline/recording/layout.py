@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from sightline.core.errors import UserError
+from sightline.core.errors import UserError, first_fault
 from sightline.core.files import write_json
 from sightline.core.params import Section
 
@@ -88,10 +88,7 @@ def read_recording_info(path: Path) -> RecordingInfo:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        raise UserError(f"{path}: {first_fault(error)}") from None
 
 
 def write_recording_info(path: Path, info: RecordingInfo) -> None:
