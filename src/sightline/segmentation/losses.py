@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.segmentation.frames import IGNORE
+from sightline.recording.layout import IGNORE
 
 _SMOOTH = 1e-5
 

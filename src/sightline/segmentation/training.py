@@ -17,10 +17,11 @@ from sightline.core.errors import UserError
 from sightline.core.figures import write_figures
 from sightline.core.files import rounded
 from sightline.core.params import Section
+from sightline.recording.layout import IGNORE
 from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled
 from sightline.segmentation.card import about_segmentation
-from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrames
+from sightline.segmentation.frames import FrameParams, SegmentationFrames
 from sightline.segmentation.methods import (
     SEMI_SUPERVISED,
     TEACHER_METHODS,
