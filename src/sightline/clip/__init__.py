@@ -10,12 +10,4 @@ if TYPE_CHECKING:
     from sightline.clip.params import ClipParams as ClipParams
     from sightline.grids.store import GridStore as GridStore
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "ClipParams": "sightline.clip.params",
-            "GridStore": "sightline.grids.store",
-            "LiveGrids": "sightline.clip.live",
-            "open_grids": "sightline.clip.live",
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

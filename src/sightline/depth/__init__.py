@@ -9,11 +9,4 @@ if TYPE_CHECKING:
     from sightline.depth.semantic_encoder import SemanticEncoder as SemanticEncoder
     from sightline.depth.semantic_encoder import create_semantic_encoder as create_semantic_encoder
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "ModelEvaluator": "sightline.depth.evaluator",
-            "SemanticEncoder": "sightline.depth.semantic_encoder",
-            "create_semantic_encoder": "sightline.depth.semantic_encoder",
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -10,12 +10,4 @@ if TYPE_CHECKING:
     from sightline.fusion.policy import FusionPolicy as FusionPolicy
     from sightline.fusion.policy import load_policy as load_policy
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "FusionPolicy": "sightline.fusion.policy",
-            "ImageJointEncoder": "sightline.fusion.network",
-            "ResNet18Encoder": "sightline.fusion.network",
-            "load_policy": "sightline.fusion.policy",
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -12,14 +12,4 @@ if TYPE_CHECKING:
     from sightline.segmentation.model import load_model as load_model
     from sightline.segmentation.prototypes import ContrastivePrototypeManager as ContrastivePrototypeManager
 else:
-    __getattr__, __dir__, __all__ = lazy_names(
-        __name__,
-        {
-            "ContrastivePrototypeManager": "sightline.segmentation.prototypes",
-            "SegmentationConfig": "sightline.segmentation.model",
-            "SegmentationFrames": "sightline.segmentation.frames",
-            "SegmentationModel": "sightline.segmentation.model",
-            "load_model": "sightline.segmentation.model",
-            "virtual_adversarial_loss": "sightline.segmentation.losses",
-        },
-    )
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
