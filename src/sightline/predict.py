@@ -212,21 +212,20 @@ def main(args: Namespace, _: Params) -> None:
 
 parser = ArgumentParser(prog="python -m sightline.predict", description="Apply a trained model to data of your own.")
 commands = parser.add_subparsers(dest="command", required=True)
-embedding = commands.add_parser("embed", help="embeddings of depth images")
-embedding.add_argument("model", type=Path, help="weights file written by stages/extract_encoder.py")
-embedding.add_argument("data", type=Path, help="folder of uint16 PNG or TIFF images, or of a recording")
-embedding.add_argument("output", type=Path, help="file to write, .hdf5 or .parquet")
-acting = commands.add_parser("act", help="actions for the frames of a recording")
-acting.add_argument("model", type=Path, help="weights file written by stages/train_fusion.py")
-acting.add_argument("data", type=Path, help="folder of a recording, or a file written by stages/pack_views.py")
-acting.add_argument("output", type=Path, help="file to write, .parquet")
-acting.add_argument("--depth-embeddings", type=Path, help="the further input that the model was trained with")
-acting.add_argument("--clip-grids", type=Path, help="the further input that the model was trained with")
-
-segmenting = commands.add_parser("segment", help="masks of colour images")
-segmenting.add_argument("model", type=Path, help="weights file written by stages/train_segmentation.py")
-segmenting.add_argument("data", type=Path, help="folder of images, or of a recording")
-segmenting.add_argument("output", type=Path, help="folder to make, a PNG of class ids for each image")
+for name, what, script, data, output in (
+    ("embed", "embeddings of depth images", "extract_encoder", "folder of uint16 PNG or TIFF images, or of a recording",
+     "file to write, .hdf5 or .parquet"),
+    ("act", "actions for the frames of a recording", "train_fusion", "folder of a recording, or a file of views",
+     "file to write, .parquet"),
+    ("segment", "masks of colour images", "train_segmentation", "folder of images, or of a recording",
+     "folder to make, a PNG of class ids for each image"),
+):  # fmt: skip
+    command = commands.add_parser(name, help=what)
+    command.add_argument("model", type=Path, help=f"weights file written by stages/{script}.py")
+    command.add_argument("data", type=Path, help=data)
+    command.add_argument("output", type=Path, help=output)
+for option in ("--depth-embeddings", "--clip-grids"):
+    commands.choices["act"].add_argument(option, type=Path, help="the further input that the model was trained with")
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

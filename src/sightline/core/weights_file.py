@@ -1,8 +1,7 @@
 """Model files: safetensors whose header has one JSON entry, which says everything that is needed to build the model."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,11 +25,7 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def model_bytes(network: nn.Module, key: str, header: Section) -> bytes:
-    """Content of a model file: the same bytes for the same values.
-
-    Args:
-        key: name of the header's entry, which tells the kind of model.
-    """
+    """Content of a model file, the same bytes for the same values; ``key`` names the entry and the kind of model."""
     return save(weights_of(network), {key: json.dumps(header.model_dump(mode="json"), sort_keys=True)})
 
 
@@ -45,14 +40,13 @@ def read_model_file(
 ) -> tuple[Header, dict[str, Tensor]]:
     """The header and the weights of a model file, on the CPU.
 
-    Args:
-        kind: class of the header.
-        model, script: what the file should hold and which script writes it, for the message.
+    ``model`` and ``script`` are for the message: what the file should hold, and which script writes it.
 
     Raises:
         UserError: no such file, not safetensors, another kind of model, or weights that are not finite.
     """
-    check_exists(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             header = kind.model_validate_json((file.metadata() or {})[key])
@@ -65,12 +59,6 @@ def read_model_file(
     return header, weights
 
 
-def check_exists(path: Path) -> None:
-    """Raise `UserError` where there is no such file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-
-
 def check_finite(path: Path, weights: dict[str, Tensor]) -> None:
     """Raise `UserError` naming the first of the weights that holds NaN or infinity."""
     unsound = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
@@ -78,34 +66,19 @@ def check_finite(path: Path, weights: dict[str, Tensor]) -> None:
         raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
 
 
+def check_fit(path: Path, build: Callable[[], nn.Module], weights: dict[str, Tensor]) -> None:
+    """Raise `UserError` naming ``path`` where ``build`` makes no network, or the weights are not its own."""
+    try:
+        with torch.device("meta"):  # no memory for a network that the header makes up
+            build().load_state_dict(weights, assign=True)
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: the weights do not fit the network: {reason}; write the file again") from None
+
+
 def load_network(path: Path, build: Callable[[], Network], weights: dict[str, Tensor]) -> Network:
-    """The network that ``build`` makes, with these weights, in evaluation mode; see `check_fit` and `load_into`."""
+    """The network that ``build`` makes, with these weights, in evaluation mode; see `check_fit`."""
     check_fit(path, build, weights)
     network = build()
-    load_into(path, network, weights)
+    network.load_state_dict(weights)
     return network.eval()
-
-
-def check_fit(path: Path, build: Callable[[], nn.Module], weights: dict[str, Tensor]) -> None:
-    """Raise `UserError` naming ``path`` where there is no such network, or the weights are not its own.
-
-    The network is built without memory, because a damaged header may ask for any size.
-    """
-    with torch.device("meta"), _errors_name(path):
-        build().load_state_dict(weights, assign=True)
-
-
-def load_into(path: Path, network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy the weights into ``network``. Raises `UserError` naming ``path`` where they are not its own."""
-    with _errors_name(path):
-        network.load_state_dict(weights)
-
-
-@contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(
-            f"{path}: the weights do not fit the network: {' '.join(str(error).split())[:300]}; write the file again"
-        ) from None

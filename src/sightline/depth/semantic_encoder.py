@@ -21,7 +21,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sightline.core.errors import UserError, first_fault
-from sightline.core.weights_file import load_into
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, preprocess
 from sightline.depth.weights import Header, Weights, check_shape, load_weights, save_encoder
@@ -283,7 +282,7 @@ class SemanticEncoder(Encoder):
     def _adopt(self, weights: Weights, path: Path) -> None:
         """Take over the weights of a file, and the network where it is another."""
         if weights.header.network == self.config:
-            load_into(path, self, weights.tensors)
+            self.load_state_dict(weights.tensors)
         else:
             parts = dict(weights.build(path).to(self.head.weight).named_children())
             frozen = set(parts) if self.is_frozen else self._frozen & set(parts)

@@ -29,19 +29,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from sightline.core import weights_file
 from sightline.core.errors import UserError, first_fault
 from sightline.core.files import atomic_output
 from sightline.core.params import Section
-from sightline.core.weights_file import (
-    check_exists,
-    check_finite,
-    check_fit,
-    load_network,
-    model_bytes,
-    read_model_file,
-    save_model_file,
-    weights_of,
-)
 from sightline.depth.network import POSITIONS, Autoencoder, Encoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing, preprocess
 
@@ -67,7 +58,7 @@ class Weights:
 
     def build(self, path: Path) -> Autoencoder | Encoder:
         """The network with these weights, in eval mode. Raises `UserError` naming ``path`` where they do not fit."""
-        return load_network(path, self.new_network, self.tensors)
+        return weights_file.load_network(path, self.new_network, self.tensors)
 
     def new_network(self) -> Autoencoder | Encoder:
         """The network that the header describes, with initial weights."""
@@ -76,7 +67,7 @@ class Weights:
 
 def save_weights(path: Path, network: nn.Module, header: Header) -> None:
     """Write the weights of ``network`` with ``header``, atomically and with the same bytes for the same values."""
-    save_model_file(path, network, _KEY, header)
+    weights_file.save_model_file(path, network, _KEY, header)
 
 
 def save_encoder(path: Path, encoder: nn.Module, header: Header, extracted_from: str) -> None:
@@ -96,19 +87,16 @@ def load_weights(path: Path, kind: Kind) -> Weights:
     Raises:
         UserError: no such file, not such a file, one that holds more than data, or one of the other kind.
     """
-    check_exists(path)
-    with open(path, "rb") as file:
-        start = file.read(9)  # of safetensors, eight bytes of length and the brace of a JSON header
-    is_torch = start.startswith((b"PK", b"\x80")) and not start.endswith(b"{")  # a zip archive, or an old pickle
     script = {"autoencoder": "train_autoencoder.py", "encoder": "extract_encoder.py"}[kind]
-    if is_torch:
+    if _is_torch(path):
         weights = _read_torch(path)
-        check_finite(path, weights.tensors)
+        weights_file.check_finite(path, weights.tensors)
     else:
-        weights = Weights(*read_model_file(path, _KEY, Header, f"a depth {kind}, safetensors or torch", script))
+        model = f"a depth {kind}, safetensors or torch"
+        weights = Weights(*weights_file.read_model_file(path, _KEY, Header, model, script))
     if weights.header.kind != kind:
         raise UserError(f"{path}: holds an {weights.header.kind}, not an {kind}; give a file of stages/{script}")
-    check_fit(path, weights.new_network, weights.tensors)
+    weights_file.check_fit(path, weights.new_network, weights.tensors)
     return weights
 
 
@@ -207,8 +195,8 @@ def check_shape(path: Path, network: NetworkConfig, input_channels: int | None, 
 
 def _encoder_bytes(suffix: str, encoder: nn.Module, header: Header, extracted_from: str) -> bytes:
     if suffix.lower() not in TORCH_SUFFIXES:
-        return model_bytes(encoder, _KEY, header)
-    tensors = weights_of(encoder)
+        return weights_file.model_bytes(encoder, _KEY, header)
+    tensors = weights_file.weights_of(encoder)
     counts = [(p.numel(), p.requires_grad) for p in encoder.parameters()]
     content = {
         "encoder_state_dict": tensors,
@@ -229,6 +217,14 @@ def _encoder_bytes(suffix: str, encoder: nn.Module, header: Header, extracted_fr
     archive = io.BytesIO()  # to a path, torch.save would put the temporary file's name inside
     torch.save(content, archive)
     return archive.getvalue()
+
+
+def _is_torch(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(9)  # of safetensors, eight bytes of length and the brace of a JSON header
+    return start.startswith((b"PK", b"\x80")) and not start.endswith(b"{")  # a zip archive, or an old pickle
 
 
 def _read_torch(path: Path) -> Weights:

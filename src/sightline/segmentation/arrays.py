@@ -50,18 +50,15 @@ def read_slices(path: Path, split: SplitParams) -> Slices:
     files = {part: path / f"{part}.npz" for part in PARTS} if path.is_dir() else {"": path}
     arrays = {part: _load(file) for part, file in files.items() if part != "test" or file.is_file()}
     image, label = (np.concatenate([array[key] for array in arrays.values()]) for key in ("image", "label"))
-    if all("group" in array for array in arrays.values()):
-        group = np.concatenate([array["group"] for array in arrays.values()])
-    elif any("group" in array for array in arrays.values()):
+    groups = [array["group"] for array in arrays.values() if "group" in array]
+    if groups and len(groups) < len(arrays):
         raise UserError(f"{path}: some of its files have an array group, others have none; give it in all or none")
-    else:
-        group = np.arange(len(image))
-    grouped = "group" in next(iter(arrays.values()))
+    group = np.concatenate(groups) if groups else np.arange(len(image))
     if path.is_dir():
         parts = np.concatenate([np.full(len(array["image"]), part) for part, array in arrays.items()])
     else:
-        parts = _split(path, group, split) if grouped else split_blocks(len(image), split)
-    for name in np.unique(group) if grouped else ():
+        parts = _split(path, group, split) if groups else split_blocks(len(image), split)
+    for name in np.unique(group) if groups else ():
         if len(several := np.unique(parts[group == name])) > 1:
             raise UserError(f"{path}: group {name} lies in {' and '.join(several)}; a group belongs in one part")
     spacing = next((array["spacing"] for array in arrays.values() if "spacing" in array), None)

@@ -118,15 +118,8 @@ class SegmentationFrames:
             raise UserError(f"{root}/recording.json: names no classes; name them there, or in segmentation.classes")
         frames = read_index(index_dir / f"rgb/{params.camera}.parquet")
         ids = frames["frame_id"].to_numpy(np.int64)
-        images, masks = (list_images(root / folder) for folder in (f"rgb/{params.camera}", "masks"))
+        of_image, of_mask = (_paths(root / folder, ids) for folder in (f"rgb/{params.camera}", "masks"))
         has_mask = np.isin(ids, read_index(index_dir / "masks.parquet")["frame_id"])
-
-        def of_mask(row: int) -> Path:
-            return masks.get(int(ids[row]), root / f"masks/{ids[row]:06d}.png")
-
-        def of_image(row: int) -> Path:
-            return images.get(int(ids[row]), root / f"rgb/{params.camera}/{ids[row]:06d}.png")
-
         if depth and not info.depth:
             raise UserError(f"{root}/recording.json: does not describe depth images; add depth to it")
         size = params.image_size or read_pixels(of_image(0), ("RGB",)).shape[:2]
@@ -160,7 +153,7 @@ class SegmentationFrames:
         pairs = [found.get(name) or by_number.get(_number(path)) for name, path in paths.items()]
         if not any(pairs):
             raise UserError(f"{masks}: no mask has the name or the number of an image in {images}")
-        first = _read_colours(listed[0])
+        first = read_pixels(listed[0], ("RGB", "L"))
         grey = first.ndim == 2
         try:
             parts = split_blocks(len(listed), split)
@@ -321,16 +314,18 @@ def _number(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def _read_colours(path: Path) -> np.ndarray:
-    return read_pixels(path, ("RGB", "L"))
+def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:
+    """Row -> path of its image, as it should be called where there is none."""
+    images = list_images(folder)
+    return lambda row: images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")
 
 
 def _depth_reader(folder: Path, info: DepthInfo, ids: np.ndarray) -> Read:
     """Row -> float32 [2, H, W], depth and validity at the image's own size."""
-    images = list_images(folder)
+    of_depth = _paths(folder, ids)
 
     def read(row: int) -> np.ndarray:
-        counts = decode(read_depth(images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")), info.encoding)
+        counts = decode(read_depth(of_depth(row)), info.encoding)
         valid = is_valid(counts, info.invalid)
         return np.stack([np.where(valid, normalize(counts, info.height_range).clip(-1, 1), 0), valid]).astype("f4")
 

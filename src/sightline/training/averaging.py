@@ -11,10 +11,7 @@ def share_at(step: int, decay: float) -> float:
 
 @torch.no_grad()
 def move_average(average: nn.Module, model: nn.Module, share: float) -> None:
-    """Move ``average`` by this share of the way to ``model``.
-
-    Statistics of normalisation layers are averaged like weights; whole numbers, such as their counters, are copied.
-    """
+    """Move ``average``, with its statistics of norms, by this share of the way to ``model``; counters are copied."""
     for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if mean.is_floating_point():
             mean.lerp_(value, share)

@@ -93,11 +93,7 @@ def configure_optimizer(
 def parameter_groups(
     module: nn.Module, params: TrainerParams, apart: Iterable[Tensor], lr_apart: float
 ) -> list[dict[str, Any]]:
-    """Groups of the parameters to train, as `configure_optimizer` takes them; biases and norms do not decay.
-
-    Args:
-        apart: parameters with a learning rate of their own, ``lr_apart``; the others have that of ``params``.
-    """
+    """Groups for `configure_optimizer`: parameters ``apart`` learn at ``lr_apart``; biases and norms do not decay."""
     is_apart = {id(parameter) for parameter in apart}
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for parameter in module.parameters():

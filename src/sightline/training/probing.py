@@ -66,10 +66,7 @@ def effective_rank(codes_ND: np.ndarray) -> tuple[float, np.ndarray]:
 def effective_rank_of(variances: np.ndarray) -> float:
     """Exponential of the entropy of the shares of variance: the number of directions that are really used.
 
-    Roy & Vetterli, "The effective rank" (2007), of the covariance.
-
-    Args:
-        variances: along the principal directions, in any order.
+    Roy & Vetterli, "The effective rank" (2007), of the covariance: ``variances`` are those of principal directions.
     """
     share = variances / max(variances.sum(), 1e-30)
     share = share[share > 0]
