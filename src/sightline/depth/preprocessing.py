@@ -5,6 +5,7 @@ training data travels as a `Preprocessing` inside the normalised file and inside
 """
 
 import math
+import warnings
 from functools import lru_cache
 from typing import Literal
 
@@ -16,6 +17,7 @@ from sightline.core.params import Section
 from sightline.recording.depth import Count, Encoding, HeightRange, decode, is_valid, normalize
 
 IMAGE_SIZE = 128  # side of a normalised image, pixels
+MAX_COUNT = 65535  # of uint16
 
 
 class Preprocessing(Section):
@@ -137,6 +139,50 @@ def preprocess(raw_N: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndar
     if len(empty):
         raise UserError(f"depth image {empty[0]}: no valid pixel (all {list(preprocessing.invalid)})")
     return normalize_counts(counts, valid, preprocessing)[0], valid
+
+
+def check_values(array: np.ndarray, preprocessing: Preprocessing | None) -> None:
+    """Refuse what is no count; warn of what is one only by chance.
+
+    Args:
+        array: images of any shape; preprocessing: None for images that are normalised already.
+
+    Raises:
+        UserError: NaN or infinite values, or raw counts beyond those of uint16.
+    """
+    if array.size == 0:
+        return
+    low, high = array.min(), array.max()  # NaN where there is one
+    if array.dtype.kind == "f" and not np.isfinite([low, high]).all():
+        index = int(np.argwhere(~np.isfinite(array))[0, 0])
+        value = "NaN" if np.isnan(array[index]).any() else "infinite values"
+        raise UserError(f"images[{index}]: holds {value}; give pixels without a reading an invalid code, such as 0")
+    if preprocessing is None:
+        return
+    if array.dtype.kind == "f" and max(-low, high) <= 1:
+        warnings.warn(
+            f"the images lie within [{low:g}, {high:g}], as if normalised already, and are normalised once more as raw "
+            "counts; use normalize=False",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif low < 0 or high > MAX_COUNT:
+        raise UserError(f"expected raw counts 0..{MAX_COUNT}, got values from {low:g} to {high:g}")
+    elif preprocessing.depth_encoding == "raw" and high < preprocessing.height_range[0]:
+        warnings.warn(
+            f"all values lie below height_range {list(preprocessing.height_range)}, the largest is {high:g}; "
+            f"counts of {preprocessing.unit_mm:g} mm are expected, not metres",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def as_counts(raw: np.ndarray) -> np.ndarray:
+    """uint16 where the values are whole, as they are in a file; else float32."""
+    if raw.dtype.kind != "f":
+        return raw.astype(np.uint16)
+    whole = (raw == np.rint(raw)).all() and raw.min() >= 0
+    return raw.astype(np.uint16 if whole else np.float32)
 
 
 def _make_square(raw_HW: np.ndarray, fit: str) -> np.ndarray:

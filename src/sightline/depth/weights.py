@@ -95,7 +95,7 @@ def load_weights(path: Path, kind: Kind) -> Weights:
         model = f"a depth {kind}, safetensors or torch"
         weights = Weights(*weights_file.read_model_file(path, _KEY, Header, model, script))
     if weights.header.kind != kind:
-        raise UserError(f"{path}: holds an {weights.header.kind}, not an {kind}; give a file of stages/{script}")
+        raise UserError(f"{path}: holds an {weights.header.kind}, not an {kind}; write one with stages/{script}")
     weights_file.check_fit(path, weights.new_network, weights.tensors)
     return weights
 
