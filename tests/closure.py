@@ -1,20 +1,24 @@
 """Import closure of a stage script, read from the syntax trees: which files of the project it loads."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def import_closure(script: Path) -> set[str]:
-    """Paths, relative to the project, of ``script`` and of every first-party file that its imports reach."""
-    found, waiting = set(), [script]
+    """Paths, relative to the project, of ``script`` and of every first-party file that its imports reach.
+
+    Imports for type checkers alone (``if TYPE_CHECKING:``) do not count.
+    """
+    reached, waiting = set(), [script]
     while waiting:
         path = waiting.pop()
-        if path in found:
+        if path in reached:
             continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        reached.add(path)
+        for node in _run_nodes(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -24,7 +28,17 @@ def import_closure(script: Path) -> set[str]:
                 continue
             for name in names:
                 waiting += _files_of(name)
-    return {str(path.relative_to(ROOT)) for path in found}
+    return {str(path.relative_to(ROOT)) for path in reached}
+
+
+def _run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker sees."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            yield from (child for part in node.orelse for child in ast.walk(part))
+        else:
+            yield node
+            yield from _run_nodes(node)
 
 
 def _files_of(module: str) -> list[Path]:

@@ -144,8 +144,8 @@ def test_files_that_are_no_encoder_are_refused_in_one_line(files, tmp_path):
         "list.pth": "without the weights of a depth encoder",
         "d": "without the weights of a depth encoder",
         "cut.pth": "not a readable torch file",
-        "text.pth": "not a safetensors file, nor one of torch",
-        "empty.pth": "not a safetensors file, nor one of torch",
+        "text.pth": "not a depth encoder, safetensors or torch",
+        "empty.pth": "not a depth encoder, safetensors or torch",
         "missing.pth": "do not fit the network: .*layer1.0.conv1.weight",
         "range.pth": "preprocessing.height_range|near < far",
         str(files / "autoencoder.safetensors"): "holds an autoencoder, not an encoder.*extract_encoder.py",
@@ -186,7 +186,7 @@ def test_a_verification_that_fails_leaves_no_file(files, tmp_path, monkeypatch):
     def spoil(network):
         return {name: tensor + (name == "head.bias") * 1e-6 for name, tensor in network.state_dict().items()}
 
-    monkeypatch.setattr("sightline.depth.weights._tensors", spoil)
+    monkeypatch.setattr("sightline.core.weights_file.weights_of", spoil)
     with pytest.raises(UserError, match="verification failed: the latents differ by up to 1"):
         extract_encoder(files / "autoencoder.safetensors", tmp_path / "e.safetensors", verify=True)
     assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,9 @@ from PIL import Image
 from sightline.core.errors import UserError
 from sightline.depth import normalize
 from sightline.depth.normalize import NormalizeParams, normalize_depth
-from sightline.depth.preprocessing import Preprocessing, decode, fill_holes, normalize_counts, preprocess, resize_depth
+from sightline.depth.preprocessing import Preprocessing, fill_holes, normalize_counts, preprocess, resize_depth
 from sightline.depth.store import DepthStore
+from sightline.recording.depth import decode
 from sightline.recording.images import read_depth
 from sightline.recording.split import SplitParams
 

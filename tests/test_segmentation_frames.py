@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 from sightline.core.errors import UserError
+from sightline.depth.normalize import NormalizeParams, resolve_preprocessing
+from sightline.depth.preprocessing import resize_depth
+from sightline.recording.images import read_depth
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
 from sightline.recording.split import DataParams, SplitParams
 from sightline.segmentation import SegmentationFrames
@@ -57,6 +60,10 @@ def write_recording(root: Path, masked: int = EPISODES * STEPS) -> Path:
     return root
 
 
+def from_recording(root: Path) -> SegmentationFrames:
+    return SegmentationFrames.from_recording(root, root.parent / "index", PARAMS, depth=root / "depth")
+
+
 def write_arrays(path: Path, groups: bool = True, count: int = 24, **changes: np.ndarray) -> Path:
     scenes = [scene(i) for i in range(count)]
     arrays = {"image": np.stack([pixels for pixels, _ in scenes]), "label": np.stack([mask for _, mask in scenes])}
@@ -71,7 +78,7 @@ def arrays_of(path: Path, params: FrameParams = PARAMS) -> SegmentationFrames:
 
 def test_a_recording_gives_its_frames_and_those_without_mask_are_unlabelled(tmp_path):
     root = write_recording(tmp_path / "r", masked=30)
-    frames = SegmentationFrames.from_recording(root, tmp_path / "index", PARAMS, depth=root / "depth")
+    frames = from_recording(root)
     assert frames.frame_id.tolist() == list(range(10, 42))
     assert frames.group.tolist() == np.arange(8).repeat(4).tolist()
     assert (frames.has_mask.sum(), frames.classes, frames.channels) == (30, CLASSES, 3)
@@ -83,13 +90,35 @@ def test_a_recording_gives_its_frames_and_those_without_mask_are_unlabelled(tmp_
     assert (frames.masks(rows)[1] == mask).all()
     depth, valid = frames.depth(rows)[1]
     assert (valid == (mask != 1)).all()
-    assert (depth == np.select([mask == 1, mask == 2], [0, -1], 0.5)).all()
+    np.testing.assert_allclose(depth, np.select([mask == 1, mask == 2], [0, -1], 0.5), atol=1e-6)
     assert frames.extra_shapes() == {"depth": (2, *SIZE)}
     train = frames.rows("train")
     labelled, unlabelled = choose_labelled(frames, 3, None, 0)
     assert len(np.unique(frames.group[labelled])) == 3
     assert np.union1d(labelled, unlabelled).tolist() == train.tolist()
     assert not np.intersect1d(labelled, unlabelled).size
+
+
+@pytest.mark.parametrize("encoding", ["rotr3", "byteswap"])
+def test_every_reader_of_depth_decodes_what_the_recording_names(tmp_path, encoding):
+    root, rows = write_recording(tmp_path / "r"), np.arange(6)
+    plain, path = from_recording(root).depth(rows), root / "recording.json"
+    for file in (root / "depth").iterdir():
+        raw = np.asarray(Image.open(file)).astype(np.uint16)
+        Image.fromarray((raw << 3) | (raw >> 13) if encoding == "rotr3" else raw.byteswap()).save(file)
+    assert (from_recording(root).depth(rows) != plain).any()
+    info = json.loads(path.read_text())
+    assert "encoding" not in info["depth"]  # plain counts leave the file as it always was
+    info["depth"]["encoding"] = encoding
+    path.write_text(json.dumps(info))
+    assert (from_recording(root).depth(rows) == plain).all()
+    figures = validate_recording(root, tmp_path / "index", DataParams(), only="depth", processes=1)["depth"]
+    assert figures["valid_counts"] == {"min": 500, "median": 1250, "max": 1250}
+    preprocessing = resolve_preprocessing(NormalizeParams(), path)
+    counts, valid = resize_depth(read_depth(root / "depth/000012.png"), preprocessing)
+    assert set(counts[valid]) == {500, 1250}
+    of_params = NormalizeParams(depth_encoding="rotr3")
+    assert resolve_preprocessing(of_params, path).depth_encoding == "rotr3"
 
 
 def test_fewer_labeled_groups_are_among_more_and_the_seed_chooses(tmp_path):

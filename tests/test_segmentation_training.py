@@ -18,11 +18,11 @@ from test_segmentation_frames import CLASSES, SIZE, scene, write_arrays, write_r
 from sightline.core.errors import UserError
 from sightline.core.params import Section, load_params
 from sightline.recording.frames import write_index
+from sightline.recording.layout import IGNORE
 from sightline.recording.split import SplitParams
 from sightline.segmentation import SegmentationFrames, SegmentationModel, load_model
 from sightline.segmentation.augmentation import Window
 from sightline.segmentation.batches import StepBatches
-from sightline.segmentation.frames import IGNORE
 from sightline.segmentation.methods import SEMI_SUPERVISED, BcpParams, Unlabelled, _predicted, largest_parts
 from sightline.segmentation.training import ContrastiveParams, SegmentationParams, train_segmentation
 

@@ -24,6 +24,7 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, file_sha256
 from sightline.core.hdf5 import create_contiguous
 from sightline.core.params import Section
+from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, preprocess
 from sightline.recording.images import list_images, read_depth, read_pixels, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.training.processes import process_device
@@ -40,15 +41,15 @@ def embed(encoder_file: Path, images: Path, output: Path) -> int:
     Raises:
         UserError: not an encoder, another suffix, no images, an image of another kind, a recording with other units.
     """
-    from sightline.depth.preprocessing import preprocess
     from sightline.depth.semantic_encoder import create_semantic_encoder
 
     _check_suffix(output, ".hdf5", ".parquet")
     encoder = create_semantic_encoder(encoder_file, freeze_weights=True, device=process_device())
+    preprocessing, channels = encoder.preprocessing, encoder.config.input_channels
     if (images / "recording.json").is_file():
-        _check_unit(images / "recording.json", encoder.preprocessing.unit_mm, encoder_file)
+        preprocessing = _preprocessing_of(images / "recording.json", preprocessing, encoder_file)
         images = images / "depth"
-    paths, channels = list_images(images), encoder.config.input_channels
+    paths = list_images(images)
     ids = sorted(paths)
     blocks = []
     for start in tqdm(range(0, len(ids), BATCH), desc="embed", unit="batch", mininterval=0.5):
@@ -56,7 +57,8 @@ def embed(encoder_file: Path, images: Path, output: Path) -> int:
         for path in (paths[i] for i in ids[start : start + BATCH]):
             raw = read_depth(path) if channels == 1 else read_rgb(path)
             try:
-                normalised.append(preprocess(raw[None], encoder.preprocessing)[0].reshape(channels, 128, 128))
+                image = preprocess(raw[None], preprocessing)[0]
+                normalised.append(image.reshape(channels, IMAGE_SIZE, IMAGE_SIZE))
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
         blocks.append(encoder.encode_batch(torch.from_numpy(np.stack(normalised)), BATCH).float().cpu().numpy())
@@ -182,12 +184,14 @@ def _check_suffix(output: Path, *suffixes: str) -> None:
         raise UserError(f"{output}: the name of the output ends in {' or '.join(suffixes)}")
 
 
-def _check_unit(path: Path, unit_mm: float, encoder_file: Path) -> None:
-    depth = read_recording_info(path).depth
+def _preprocessing_of(path: Path, preprocessing: Preprocessing, encoder_file: Path) -> Preprocessing:
+    """That of the encoder, with the encoding of this recording where it names one."""
+    depth, unit_mm = read_recording_info(path).depth, preprocessing.unit_mm
     if depth is None:
         raise UserError(f"{path}: says of no depth images; give a folder of them")
     if depth.unit_mm != unit_mm:
         raise UserError(f"{path}: counts of {depth.unit_mm:g} mm, but {encoder_file} was trained on {unit_mm:g} mm")
+    return preprocessing.model_copy(update={"depth_encoding": depth.encoding or preprocessing.depth_encoding})
 
 
 class Params(Section):
@@ -208,21 +212,20 @@ def main(args: Namespace, _: Params) -> None:
 
 parser = ArgumentParser(prog="python -m sightline.predict", description="Apply a trained model to data of your own.")
 commands = parser.add_subparsers(dest="command", required=True)
-embedding = commands.add_parser("embed", help="embeddings of depth images")
-embedding.add_argument("model", type=Path, help="weights file written by stages/extract_encoder.py")
-embedding.add_argument("data", type=Path, help="folder of uint16 PNG or TIFF images, or of a recording")
-embedding.add_argument("output", type=Path, help="file to write, .hdf5 or .parquet")
-acting = commands.add_parser("act", help="actions for the frames of a recording")
-acting.add_argument("model", type=Path, help="weights file written by stages/train_fusion.py")
-acting.add_argument("data", type=Path, help="folder of a recording, or a file written by stages/pack_views.py")
-acting.add_argument("output", type=Path, help="file to write, .parquet")
-acting.add_argument("--depth-embeddings", type=Path, help="the further input that the model was trained with")
-acting.add_argument("--clip-grids", type=Path, help="the further input that the model was trained with")
-
-segmenting = commands.add_parser("segment", help="masks of colour images")
-segmenting.add_argument("model", type=Path, help="weights file written by stages/train_segmentation.py")
-segmenting.add_argument("data", type=Path, help="folder of images, or of a recording")
-segmenting.add_argument("output", type=Path, help="folder to make, a PNG of class ids for each image")
+for name, what, script, data, output in (
+    ("embed", "embeddings of depth images", "extract_encoder", "folder of uint16 PNG or TIFF images, or of a recording",
+     "file to write, .hdf5 or .parquet"),
+    ("act", "actions for the frames of a recording", "train_fusion", "folder of a recording, or a file of views",
+     "file to write, .parquet"),
+    ("segment", "masks of colour images", "train_segmentation", "folder of images, or of a recording",
+     "folder to make, a PNG of class ids for each image"),
+):  # fmt: skip
+    command = commands.add_parser(name, help=what)
+    command.add_argument("model", type=Path, help=f"weights file written by stages/{script}.py")
+    command.add_argument("data", type=Path, help=data)
+    command.add_argument("output", type=Path, help=output)
+for option in ("--depth-embeddings", "--clip-grids"):
+    commands.choices["act"].add_argument(option, type=Path, help="the further input that the model was trained with")
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

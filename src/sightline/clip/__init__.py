@@ -1,25 +1,13 @@
-"""CLIP grid features: extracted once into HDF5 files, which every training after it reads.
+"""CLIP grid features: extracted once into HDF5 files, which every training after it reads."""
 
-The public names load their module when they are first used, so that reading a store does not load open_clip.
-"""
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from sightline.core.lazy import lazy_names
 
-_MODULES = {
-    "ClipParams": "sightline.clip.params",
-    "GridStore": "sightline.grids.store",
-    "LiveGrids": "sightline.clip.live",
-    "open_grids": "sightline.clip.live",
-}
-__all__ = ["ClipParams", "GridStore", "LiveGrids", "open_grids"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if TYPE_CHECKING:
+    from sightline.clip.live import LiveGrids as LiveGrids
+    from sightline.clip.live import open_grids as open_grids
+    from sightline.clip.params import ClipParams as ClipParams
+    from sightline.grids.store import GridStore as GridStore
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

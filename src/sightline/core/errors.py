@@ -3,6 +3,8 @@
 import errno
 import re
 
+from pydantic import ValidationError
+
 _REFUSALS = {
     errno.ENOSPC: "the disk is full; make room, or write elsewhere",
     errno.EDQUOT: "the quota of the disk is used up; make room, or write elsewhere",
@@ -30,6 +32,12 @@ class UserError(ValueError):
 
     Stage scripts print its message, without a traceback, and exit with status 1.
     """
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first of the faults, in one line: the key, and what is wrong with it."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))
 
 
 def lacks_memory(error: BaseException) -> bool:

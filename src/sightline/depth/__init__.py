@@ -1,24 +1,12 @@
-"""Depth images: normalisation, autoencoder, encoder, embeddings.
+"""Depth images: normalisation, autoencoder, encoder, embeddings."""
 
-The public names load their module when they are first used, so that what needs no network does not load torch.
-"""
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from sightline.core.lazy import lazy_names
 
-_MODULES = {
-    "ModelEvaluator": "evaluator",
-    "SemanticEncoder": "semantic_encoder",
-    "create_semantic_encoder": "semantic_encoder",
-}
-__all__ = ["ModelEvaluator", "SemanticEncoder", "create_semantic_encoder"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if TYPE_CHECKING:
+    from sightline.depth.evaluator import ModelEvaluator as ModelEvaluator
+    from sightline.depth.semantic_encoder import SemanticEncoder as SemanticEncoder
+    from sightline.depth.semantic_encoder import create_semantic_encoder as create_semantic_encoder
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

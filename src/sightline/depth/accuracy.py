@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.depth.preprocessing import Preprocessing
+from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing
 
 EDGE_REACH = 2  # pixels around a depth edge whose error counts as error at an edge
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -91,7 +91,7 @@ class Accuracy:
             "ssim": images[:, 8].mean().item(),
             "edge_rmse_mm": math.sqrt(squared_edge / at_edge) * unit if at_edge else None,
             "edge_share": at_edge / pixels,
-            "valid_share": pixels / (len(images) * 128 * 128),
+            "valid_share": pixels / (len(images) * IMAGE_SIZE**2),
         }
 
     def _to_mm(self, depth: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from sightline.core.params import Section
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import load_weights
 from sightline.training.precision import Precision, use_bf16
+from sightline.training.probing import effective_rank_of
 from sightline.training.processes import gather, process_device, rank, world_size
 
 
@@ -121,12 +122,10 @@ def _figures(embeddings: np.ndarray, count: int) -> dict[str, Any]:
         total, squares = total + block.sum(0), squares + block.T @ block
     mean = total / count
     variances = np.clip(np.linalg.eigvalsh(squares / count - np.outer(mean, mean)), 0, None)
-    share = variances / max(variances.sum(), 1e-30)
-    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
     return {
         "images": count,
         "dimensions": embeddings.shape[1],
         "norm_of_mean": float(f"{np.linalg.norm(mean):.4g}"),
         "spread": float(f"{np.sqrt(variances.sum()):.4g}"),
-        "effective_rank": float(f"{np.exp(entropy):.4g}"),
+        "effective_rank": float(f"{effective_rank_of(variances):.4g}"),
     }

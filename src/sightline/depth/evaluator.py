@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sightline.depth.network import Autoencoder
 from sightline.depth.preprocessing import IMAGE_SIZE
-from sightline.depth.weights import load_weights, pick_device
+from sightline.depth.weights import load_weights
+from sightline.training.processes import process_device
 
 
 class ModelEvaluator:
@@ -26,7 +27,7 @@ class ModelEvaluator:
         network = weights.build(Path(path))
         assert isinstance(network, Autoencoder)
         self.header = weights.header
-        self.device = torch.device(device) if device else pick_device()
+        self.device = torch.device(device) if device else process_device()
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()

@@ -17,9 +17,10 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, claim, discard, fingerprint, scratch_folder
 from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
-from sightline.depth.preprocessing import Count, Preprocessing, check_height_range, normalize_counts, resize_image
+from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, normalize_counts, resize_image
 from sightline.depth.screening import multiples, repeated_across_parts, warn_of_encoding
 from sightline.depth.store import create_depth_store, open_depth_rows
+from sightline.recording.depth import Count, check_height_range
 from sightline.recording.images import list_images, read_depth, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.recording.split import GUARD, SplitParams, split_blocks
@@ -90,7 +91,7 @@ def normalize_depth(
         split: how to split a bare folder (no ``index``) into contiguous blocks.
         on_error: "fail" lists all broken images and writes nothing, "skip" leaves them out.
         index: frame index written by `validate`; None takes every image of the folder.
-        recording: ``recording.json`` that says height range, invalid codes and unit where ``params`` do not.
+        recording: ``recording.json`` that says height range, invalid codes, unit and encoding where ``params`` do not.
         processes: None takes one per core; the output does not depend on it.
 
     Raises:
@@ -139,17 +140,19 @@ def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Pr
     info = read_recording_info(recording).depth if recording else None
     if recording and info is None:
         raise UserError(f"{recording}: has no depth entry, so its depth images cannot be normalised")
-    known: dict[str, Any] = {name: getattr(params, name) for name in ("depth_encoding", "fit", "resize")}
-    known |= {"height_range": info.height_range, "invalid": info.invalid, "unit_mm": info.unit_mm} if info else {}
-    given = {name: getattr(params, name) for name in ("height_range", "invalid", "unit_mm")}
-    known |= {name: value for name, value in given.items() if value is not None}
-    if "height_range" not in known:
+    values: dict[str, Any] = {"fit": params.fit, "resize": params.resize}
+    values |= {name: getattr(info, name) for name in ("height_range", "invalid", "unit_mm")} if info else {}
+    set_here = {name: getattr(params, name) for name in ("height_range", "invalid", "unit_mm")}
+    values |= {name: value for name, value in set_here.items() if value is not None}
+    recorded = info.encoding if info and params.depth_encoding == "raw" else None
+    values["depth_encoding"] = recorded or params.depth_encoding
+    if "height_range" not in values:
         warnings.warn(
             "normalize.height_range is not set: the full uint16 range 0..65535 is mapped to [-1, 1], which leaves "
             "little resolution for the usual millimetres; set it, e.g. --set normalize.height_range=[500,4500]",
             stacklevel=2,
         )
-    return Preprocessing(**known)
+    return Preprocessing(**values)
 
 
 def _frames_of_index(folder: Path, index: Path) -> Frames:
@@ -247,7 +250,7 @@ def _copy_rows(
 
 def _figures(frames: Frames, reports: list[dict[str, Any]], preprocessing: Preprocessing) -> dict[str, Any]:
     valid = np.concatenate([report["valid"] for report in reports])
-    share = valid / (128 * 128)
+    share = valid / IMAGE_SIZE**2
     clipped_share = sum(report["clipped"] for report in reports) / valid.sum()
     if clipped_share > 0.05:
         warnings.warn(

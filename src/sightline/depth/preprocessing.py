@@ -5,40 +5,30 @@ training data travels as a `Preprocessing` inside the normalised file and inside
 """
 
 import math
+import warnings
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from sightline.core.errors import UserError
 from sightline.core.params import Section
+from sightline.recording.depth import Count, Encoding, HeightRange, decode, is_valid, normalize
 
-IMAGE_SIZE = 128
-Count = Annotated[int, Field(ge=0, le=65535)]
-
-
-def check_height_range(height_range: tuple[int, int]) -> tuple[int, int]:
-    """Raise ValueError unless near < far."""
-    if height_range[0] >= height_range[1]:
-        raise ValueError(f"expected [near, far] with near < far, got {list(height_range)}")
-    return height_range
+IMAGE_SIZE = 128  # side of a normalised image, pixels
+MAX_COUNT = 65535  # of uint16
 
 
 class Preprocessing(Section):
     """Everything that decides which numbers a raw depth image becomes."""
 
-    height_range: tuple[Count, Count] = (0, 65535)  # raw counts that map to -1 and +1; values beyond are clipped
+    height_range: HeightRange = (0, 65535)  # raw counts that map to -1 and +1; values beyond are clipped
     invalid: tuple[Count, ...] = (0, 65535)  # raw counts that mean "no reading"
-    depth_encoding: Literal["raw", "rotr3", "byteswap"] = "raw"  # how the file holds a count, see `decode`
+    depth_encoding: Encoding = "raw"
     fit: Literal["squash", "crop", "pad"] = "squash"  # how an oblong image becomes square
     resize: Literal["nearest", "area"] = "nearest"
     unit_mm: float = Field(default=1.0, gt=0)  # millimetres per raw count, to report errors in millimetres
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Preprocessing":
-        check_height_range(self.height_range)
-        return self
 
     @property
     def mm_per_unit(self) -> float:
@@ -49,17 +39,6 @@ class Preprocessing(Section):
         """Both ends of the height range, millimetres."""
         near, far = self.height_range
         return {"near_mm": near * self.unit_mm, "far_mm": far * self.unit_mm}
-
-
-def decode(raw: np.ndarray, encoding: str) -> np.ndarray:
-    """Counts behind the values of a file, uint16 of any shape.
-
-    ``rotr3`` undoes the rotation of bits of SUN RGB-D and SUN3D (a file's value is the count, rotated left by three),
-    ``byteswap`` the byte order of NYU Depth v2's raw frames; both codes 0 and 65535 stay what they are.
-    """
-    if encoding == "rotr3":
-        return (raw >> 3) | (raw << 13)
-    return raw.byteswap() if encoding == "byteswap" else raw
 
 
 def resize_depth(raw_HW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
@@ -81,9 +60,9 @@ def resize_depth(raw_HW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.n
     if preprocessing.resize == "nearest":
         rows, columns = _nearest(height), _nearest(width)
         raw = raw_HW[rows[:, None], columns]
-        valid = _is_valid(raw, preprocessing.invalid)
+        valid = is_valid(raw, preprocessing.invalid)
         return np.where(valid, raw, 0).astype(np.float32), valid
-    valid_HW = _is_valid(raw_HW, preprocessing.invalid)
+    valid_HW = is_valid(raw_HW, preprocessing.invalid)
     stacked = np.empty((2, height, width), np.float32)
     np.multiply(raw_HW, valid_HW, out=stacked[0])
     stacked[1] = valid_HW
@@ -113,8 +92,7 @@ def normalize_counts(
         depth float32 in [-1, 1], of the shape of ``counts_N``, and the number of values at valid pixels that were
         clipped at either end, int64 [N].
     """
-    near, far = preprocessing.height_range
-    depth = (counts_N - np.float32(near)) * np.float32(2 / (far - near)) - np.float32(1)
+    depth = normalize(counts_N, preprocessing.height_range)
     channels = depth.reshape(len(depth), -1, IMAGE_SIZE, IMAGE_SIZE)  # a view
     clipped = ((np.abs(channels) > 1) & valid_N[:, None]).sum(axis=(1, 2, 3))
     np.clip(depth, -1, 1, out=depth)
@@ -163,6 +141,50 @@ def preprocess(raw_N: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndar
     return normalize_counts(counts, valid, preprocessing)[0], valid
 
 
+def check_values(array: np.ndarray, preprocessing: Preprocessing | None) -> None:
+    """Refuse what is no count; warn of what is one only by chance.
+
+    Args:
+        array: images of any shape; preprocessing: None for images that are normalised already.
+
+    Raises:
+        UserError: NaN or infinite values, or raw counts beyond those of uint16.
+    """
+    if array.size == 0:
+        return
+    low, high = array.min(), array.max()  # NaN where there is one
+    if array.dtype.kind == "f" and not np.isfinite([low, high]).all():
+        index = int(np.argwhere(~np.isfinite(array))[0, 0])
+        value = "NaN" if np.isnan(array[index]).any() else "infinite values"
+        raise UserError(f"images[{index}]: holds {value}; give pixels without a reading an invalid code, such as 0")
+    if preprocessing is None:
+        return
+    if array.dtype.kind == "f" and max(-low, high) <= 1:
+        warnings.warn(
+            f"the images lie within [{low:g}, {high:g}], as if normalised already, and are normalised once more as raw "
+            "counts; use normalize=False",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif low < 0 or high > MAX_COUNT:
+        raise UserError(f"expected raw counts 0..{MAX_COUNT}, got values from {low:g} to {high:g}")
+    elif preprocessing.depth_encoding == "raw" and high < preprocessing.height_range[0]:
+        warnings.warn(
+            f"all values lie below height_range {list(preprocessing.height_range)}, the largest is {high:g}; "
+            f"counts of {preprocessing.unit_mm:g} mm are expected, not metres",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def as_counts(raw: np.ndarray) -> np.ndarray:
+    """uint16 where the values are whole, as they are in a file; else float32."""
+    if raw.dtype.kind != "f":
+        return raw.astype(np.uint16)
+    whole = (raw == np.rint(raw)).all() and raw.min() >= 0
+    return raw.astype(np.uint16 if whole else np.float32)
+
+
 def _make_square(raw_HW: np.ndarray, fit: str) -> np.ndarray:
     height, width = raw_HW.shape
     if fit == "squash" or height == width:
@@ -179,13 +201,6 @@ def _make_square(raw_HW: np.ndarray, fit: str) -> np.ndarray:
 def _block_sums(x_NSS: np.ndarray) -> np.ndarray:
     rows = x_NSS[:, ::2] + x_NSS[:, 1::2]
     return rows[:, :, ::2] + rows[:, :, 1::2]
-
-
-def _is_valid(raw: np.ndarray, invalid: tuple[int, ...]) -> np.ndarray:
-    valid = np.ones(raw.shape, bool) if raw.dtype.kind == "u" else raw >= 0
-    for code in invalid:
-        valid &= raw != code
-    return valid
 
 
 @lru_cache

@@ -10,7 +10,6 @@ is put into: with ``requires_grad`` alone, three training steps change a "frozen
 (pytorch/pytorch#86590).
 """
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -20,12 +19,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sightline.core.errors import UserError
+from sightline.core.errors import UserError, first_fault
 from sightline.depth.network import Encoder, NetworkConfig
-from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, preprocess
-from sightline.depth.weights import Header, Weights, check_shape, load_weights, pick_device, save_encoder
-
-MAX_COUNT = 65535  # of uint16
+from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, as_counts, check_values, preprocess
+from sightline.depth.weights import Header, Weights, check_shape, load_weights, save_encoder
+from sightline.training.processes import process_device
 
 
 class SemanticEncoder(Encoder):
@@ -154,7 +152,7 @@ class SemanticEncoder(Encoder):
             )
         if not normalize and array.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
             raise UserError(f"normalize=False expects 128x128 images, got {array.shape[2:]}; normalize=True resizes")
-        _check_values(array, self.preprocessing if normalize else None)
+        check_values(array, self.preprocessing if normalize else None)
         blocks = []
         for start in range(0, len(array), batch_size):
             block = array[start : start + batch_size]
@@ -281,7 +279,7 @@ class SemanticEncoder(Encoder):
     def _adopt(self, weights: Weights, path: Path) -> None:
         """Take over the weights of a file, and the network where it is another."""
         if weights.header.network == self.config:
-            weights.load_into(self, path)
+            self.load_state_dict(weights.tensors)
         else:
             parts = dict(weights.build(path).to(self.head.weight).named_children())
             frozen = set(parts) if self.is_frozen else self._frozen & set(parts)
@@ -335,7 +333,7 @@ class SemanticEncoder(Encoder):
 
     def _normalize(self, raw_CHW: np.ndarray, index: int) -> np.ndarray:
         try:
-            counts = _as_counts(raw_CHW)
+            counts = as_counts(raw_CHW)
             if counts.dtype != np.uint16 and self.preprocessing.depth_encoding != "raw":
                 raise UserError(f"depth_encoding {self.preprocessing.depth_encoding} expects whole numbers")
             return preprocess(counts[None], self.preprocessing)[0][0]
@@ -358,14 +356,12 @@ def _network_config(input_channels: int | None, latent_dim: int | None) -> Netwo
     try:
         return NetworkConfig.model_validate({"input_channels": input_channels, "latent_dim": latent_dim})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise UserError(f"{name}: {first['msg']}" if name else first["msg"].removeprefix("Value error, ")) from None
+        raise UserError(first_fault(error)) from None
 
 
 def _move(encoder: SemanticEncoder, device: str | torch.device | None) -> None:
     try:
-        encoder.to(pick_device() if device is None else torch.device(device))
+        encoder.to(process_device() if device is None else torch.device(device))
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise UserError(f"device {str(device)!r}: {str(error).splitlines()[0]}; device='cpu' always works") from None
 
@@ -373,40 +369,3 @@ def _move(encoder: SemanticEncoder, device: str | torch.device | None) -> None:
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
-
-
-def _check_values(array: np.ndarray, preprocessing: Preprocessing | None) -> None:
-    """Refuse what is no count; warn of what is one only by chance. None: the images are normalised already."""
-    if array.size == 0:
-        return
-    low, high = array.min(), array.max()  # NaN where there is one
-    if array.dtype.kind == "f" and not np.isfinite([low, high]).all():
-        index = int(np.argwhere(~np.isfinite(array))[0, 0])
-        value = "NaN" if np.isnan(array[index]).any() else "infinite values"
-        raise UserError(f"images[{index}]: holds {value}; give pixels without a reading an invalid code, such as 0")
-    if preprocessing is None:
-        return
-    if array.dtype.kind == "f" and max(-low, high) <= 1:
-        warnings.warn(
-            f"the images lie within [{low:g}, {high:g}], as if normalised already, and are normalised once more as raw "
-            "counts; use normalize=False",
-            UserWarning,
-            stacklevel=3,
-        )
-    elif low < 0 or high > MAX_COUNT:
-        raise UserError(f"expected raw counts 0..{MAX_COUNT}, got values from {low:g} to {high:g}")
-    elif preprocessing.depth_encoding == "raw" and high < preprocessing.height_range[0]:
-        warnings.warn(
-            f"all values lie below height_range {list(preprocessing.height_range)}, the largest is {high:g}; "
-            f"counts of {preprocessing.unit_mm:g} mm are expected, not metres",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _as_counts(raw: np.ndarray) -> np.ndarray:
-    """uint16 where the values are whole, as they are in a file; else float32."""
-    if raw.dtype.kind != "f":
-        return raw.astype(np.uint16)
-    whole = (raw == np.rint(raw)).all() and raw.min() >= 0
-    return raw.astype(np.uint16 if whole else np.float32)

@@ -18,7 +18,7 @@ from sightline.depth.augmentation import CHANCES, Augment, augment_images
 from sightline.depth.card import about_autoencoder
 from sightline.depth.network import Autoencoder, NetworkConfig, PatchPath
 from sightline.depth.perceptual import PerceptualLoss
-from sightline.depth.preprocessing import Preprocessing
+from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
 from sightline.training.by_hand import IN_PIPELINE, ByHand
@@ -264,7 +264,7 @@ def _errors(mse: float, l1: float, mm_per_unit: float | None) -> dict[str, float
 
 def _mean_image_errors(store: DepthStore, train_rows: np.ndarray, val_rows: np.ndarray) -> tuple[float, float]:
     """MSE and MAE on the valid pixels of ``val_rows`` of the simplest predictor: the mean training image."""
-    total, count = np.zeros((store.channels, 128, 128)), np.zeros((128, 128))
+    total, count = np.zeros((store.channels, IMAGE_SIZE, IMAGE_SIZE)), np.zeros((IMAGE_SIZE, IMAGE_SIZE))
     for row in train_rows:
         valid = store.valid[row]
         total += np.where(valid, store.images(slice(row, row + 1))[0], 0)

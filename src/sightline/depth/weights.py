@@ -27,11 +27,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from sightline.core.errors import UserError
+from sightline.core import weights_file
+from sightline.core.errors import UserError, first_fault
 from sightline.core.files import atomic_output
 from sightline.core.params import Section
 from sightline.depth.network import POSITIONS, Autoencoder, Encoder, NetworkConfig
@@ -39,6 +38,7 @@ from sightline.depth.preprocessing import Preprocessing, preprocess
 
 Kind = Literal["autoencoder", "encoder"]
 TORCH_SUFFIXES = (".pth", ".pt")
+_KEY = "sightline"  # in the header of the file
 
 
 class Header(Section):
@@ -58,24 +58,16 @@ class Weights:
 
     def build(self, path: Path) -> Autoencoder | Encoder:
         """The network with these weights, in eval mode. Raises `UserError` naming ``path`` where they do not fit."""
-        network = (Autoencoder if self.header.kind == "autoencoder" else Encoder)(self.header.network)
-        self.load_into(network, path)
-        return network.eval()
+        return weights_file.load_network(path, self.new_network, self.tensors)
 
-    def load_into(self, network: nn.Module, path: Path) -> None:
-        """Copy the weights into ``network``. Raises `UserError` naming ``path`` where they do not fit."""
-        try:
-            network.load_state_dict(self.tensors, assign=next(network.parameters()).is_meta)
-        except RuntimeError as error:
-            raise UserError(
-                f"{path}: the weights do not fit the network: {' '.join(str(error).split())[:300]}"
-            ) from None
+    def new_network(self) -> Autoencoder | Encoder:
+        """The network that the header describes, with initial weights."""
+        return (Autoencoder if self.header.kind == "autoencoder" else Encoder)(self.header.network)
 
 
 def save_weights(path: Path, network: nn.Module, header: Header) -> None:
     """Write the weights of ``network`` with ``header``, atomically and with the same bytes for the same values."""
-    with atomic_output(path) as temporary:
-        _write_safetensors(temporary, network, header)
+    weights_file.save_model_file(path, network, _KEY, header)
 
 
 def save_encoder(path: Path, encoder: nn.Module, header: Header, extracted_from: str) -> None:
@@ -84,7 +76,7 @@ def save_encoder(path: Path, encoder: nn.Module, header: Header, extracted_from:
     Atomically, and with the same bytes for the same values. ``extracted_from`` goes into the dictionary.
     """
     with atomic_output(path) as temporary:
-        _write_encoder(temporary, path.suffix, encoder, header, extracted_from)
+        temporary.write_bytes(_encoder_bytes(path.suffix, encoder, header, extracted_from))
 
 
 def load_weights(path: Path, kind: Kind) -> Weights:
@@ -95,22 +87,16 @@ def load_weights(path: Path, kind: Kind) -> Weights:
     Raises:
         UserError: no such file, not such a file, one that holds more than data, or one of the other kind.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        start = file.read(9)  # of safetensors, eight bytes of length and the brace of a JSON header
-    is_torch = start.startswith((b"PK", b"\x80")) and not start.endswith(b"{")  # a zip archive, or an old pickle
-    weights = _read_torch(path) if is_torch else _read_safetensors(path, kind)
+    script = {"autoencoder": "train_autoencoder.py", "encoder": "extract_encoder.py"}[kind]
+    if _is_torch(path):
+        weights = _read_torch(path)
+        weights_file.check_finite(path, weights.tensors)
+    else:
+        model = f"a depth {kind}, safetensors or torch"
+        weights = Weights(*weights_file.read_model_file(path, _KEY, Header, model, script))
     if weights.header.kind != kind:
-        made_by = {"autoencoder": "train_autoencoder.py", "encoder": "extract_encoder.py"}
-        raise UserError(
-            f"{path}: holds an {weights.header.kind}, not an {kind}; give a file written by stages/{made_by[kind]}"
-        )
-    unsound = [name for name, tensor in weights.tensors.items() if not torch.isfinite(tensor).all()]
-    if unsound:
-        raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
-    with torch.device("meta"):  # no memory for a network that the header makes up
-        weights.build(path)
+        raise UserError(f"{path}: holds an {weights.header.kind}, not an {kind}; write one with stages/{script}")
+    weights_file.check_fit(path, weights.new_network, weights.tensors)
     return weights
 
 
@@ -147,7 +133,7 @@ def extract_encoder(
     header = weights.header.model_copy(update={"kind": "encoder"})
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in autoencoder.encoder.parameters())}
     with atomic_output(output) as temporary:
-        _write_encoder(temporary, output.suffix, autoencoder.encoder, header, checkpoint.name)
+        temporary.write_bytes(_encoder_bytes(output.suffix, autoencoder.encoder, header, checkpoint.name))
         if verify:
             figures |= verify_encoder(autoencoder, header.preprocessing, temporary)
     return figures
@@ -207,16 +193,10 @@ def check_shape(path: Path, network: NetworkConfig, input_channels: int | None, 
             )
 
 
-def pick_device() -> torch.device:
-    """CUDA where there is a GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _write_encoder(path: Path, suffix: str, encoder: nn.Module, header: Header, extracted_from: str) -> None:
+def _encoder_bytes(suffix: str, encoder: nn.Module, header: Header, extracted_from: str) -> bytes:
     if suffix.lower() not in TORCH_SUFFIXES:
-        _write_safetensors(path, encoder, header)
-        return
-    tensors = _tensors(encoder)
+        return weights_file.model_bytes(encoder, _KEY, header)
+    tensors = weights_file.weights_of(encoder)
     counts = [(p.numel(), p.requires_grad) for p in encoder.parameters()]
     content = {
         "encoder_state_dict": tensors,
@@ -236,27 +216,15 @@ def _write_encoder(path: Path, suffix: str, encoder: nn.Module, header: Header, 
     }
     archive = io.BytesIO()  # to a path, torch.save would put the temporary file's name inside
     torch.save(content, archive)
-    path.write_bytes(archive.getvalue())
+    return archive.getvalue()
 
 
-def _write_safetensors(path: Path, network: nn.Module, header: Header) -> None:
-    metadata = {"sightline": json.dumps(header.model_dump(mode="json"), sort_keys=True)}
-    path.write_bytes(save(_tensors(network), metadata))  # save_file has a temporary file of its own
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-
-
-def _read_safetensors(path: Path, kind: Kind) -> Weights:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = Header.model_validate_json((file.metadata() or {})["sightline"])
-            return Weights(header, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file, nor one of torch ({error})") from None
-    except (KeyError, ValidationError):
-        raise UserError(f"{path}: a safetensors file, but not weights of a depth {kind} written by Sightline") from None
+def _is_torch(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(9)  # of safetensors, eight bytes of length and the brace of a JSON header
+    return start.startswith((b"PK", b"\x80")) and not start.endswith(b"{")  # a zip archive, or an old pickle
 
 
 def _read_torch(path: Path) -> Weights:
@@ -296,8 +264,7 @@ def _read_torch(path: Path) -> Weights:
             )
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UserError(f"{path}: {first_fault(error)}") from None
     return Weights(header, tensors if kind == "autoencoder" else encoder)
 
 

@@ -1,25 +1,13 @@
-"""Three camera views and the joints made one feature, learnt from demonstrations.
+"""Three camera views and the joints made one feature, learnt from demonstrations."""
 
-The public names load their module when they are first used.
-"""
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from sightline.core.lazy import lazy_names
 
-_MODULES = {
-    "FusionPolicy": "policy",
-    "ImageJointEncoder": "network",
-    "ResNet18Encoder": "network",
-    "load_policy": "policy",
-}
-__all__ = ["FusionPolicy", "ImageJointEncoder", "ResNet18Encoder", "load_policy"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if TYPE_CHECKING:
+    from sightline.fusion.network import ImageJointEncoder as ImageJointEncoder
+    from sightline.fusion.network import ResNet18Encoder as ResNet18Encoder
+    from sightline.fusion.policy import FusionPolicy as FusionPolicy
+    from sightline.fusion.policy import load_policy as load_policy
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -18,6 +18,7 @@ from sightline.core.errors import UserError
 from sightline.fusion.heads import CvaeHead, mlp
 from sightline.fusion.policy import FusionPolicy
 from sightline.fusion.views import Views
+from sightline.training.averaging import move_average
 
 LARGEST_LATENT = 2.0  # the latent policy's range, as in LAPO
 TARGET_RATE = 0.005  # share of the new weights that targets take at each step, as in LAPO
@@ -172,16 +173,11 @@ class LapoCritic(nn.Module):
         parts = {"q": q_loss, "value": v_loss, "policy": policy_loss}
         return _weighed(advantage, self.advantage_weight, (q_loss + v_loss + policy_loss).mean(), parts)
 
-    @torch.no_grad()
     def follow(self, policy: FusionPolicy) -> None:
         """Move the targets towards what they follow."""
         pairs = ((self.target, policy), (self.target_values, self.values))
         for target, new in (*pairs, (self.target_latent_policy, self.latent_policy)):
-            for kept, value in zip(target.state_dict().values(), new.state_dict().values(), strict=True):
-                if kept.is_floating_point():
-                    kept.lerp_(value, TARGET_RATE)
-                else:
-                    kept.copy_(value)
+            move_average(target, new, TARGET_RATE)
 
     def _best(self, feature: Tensor, noise: Tensor | float = 0.0) -> Tensor:
         """The lower of the target Qs of the chunk that the target policy takes, [B]."""

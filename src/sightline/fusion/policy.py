@@ -3,19 +3,16 @@
 The file is safetensors; its header says everything that is needed to build the model: `PolicyConfig`.
 """
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import Field
 from torch import Tensor, nn
 
 from sightline.core.errors import UserError
-from sightline.core.files import atomic_output
 from sightline.core.params import Section
+from sightline.core.weights_file import load_network, read_model_file, save_model_file
 from sightline.fusion.heads import ChunkHead, CvaeHead, Loss, Objective
 from sightline.fusion.linear import LinearChunks
 from sightline.fusion.network import Conv1Init, Design, ImageJointEncoder, Norm
@@ -157,10 +154,7 @@ class FusionPolicy(nn.Module):
 
 def save_policy(path: Path, policy: FusionPolicy) -> None:
     """Write ``policy`` as safetensors, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    header = json.dumps(policy.config.model_dump(mode="json"), sort_keys=True)
-    with atomic_output(path) as temporary:
-        temporary.write_bytes(save(tensors, {_KEY: header}))  # save_file has a temporary file of its own
+    save_model_file(path, policy, _KEY, policy.config)
 
 
 def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> FusionPolicy:
@@ -173,26 +167,9 @@ def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> Fus
         UserError: not a file of a fusion model, or one that was trained on other cameras or in another order.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = PolicyConfig.model_validate_json((file.metadata() or {})[_KEY])
-            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValidationError):
-        raise UserError(f"{path}: not a fusion model; write one with stages/train_fusion.py") from None
+    config, weights = read_model_file(path, _KEY, PolicyConfig, "a fusion model", "train_fusion.py")
     if cameras is not None and tuple(cameras) != config.cameras:
         raise UserError(
             f"{path}: trained on cameras {', '.join(config.cameras)}, in this order, but given {', '.join(cameras)}"
         )
-    unsound = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if unsound:
-        raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
-    try:
-        with torch.device("meta"):  # no memory for a network that the header makes up
-            FusionPolicy(config).load_state_dict(tensors, assign=True)
-        policy = FusionPolicy(config)
-        policy.load_state_dict(tensors)
-    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path}: the weights do not fit the header: {' '.join(str(error).split())[:200]}") from None
-    return policy.eval()
+    return load_network(path, lambda: FusionPolicy(config), weights)

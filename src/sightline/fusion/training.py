@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.core.errors import UserError
 from sightline.core.files import file_sha256, rounded
@@ -24,9 +24,10 @@ from sightline.fusion.network import Conv1Init, Design, Norm
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, Target, save_policy
 from sightline.fusion.views import Views
 from sightline.grids.store import identifying_file
+from sightline.training.averaging import move_average, share_at
 from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
-from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit
+from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import EpochBatches, in_order, share_of
 from sightline.training.processes import process_device, rank, world_size
 
@@ -141,27 +142,13 @@ class FusionModule(lightning.LightningModule):
             self.critic.follow(self.policy)
         if self.average is None:
             return
-        decay = min(self.params_.ema, (1 + self.trainer.global_step) / (10 + self.trainer.global_step))
-        with torch.no_grad():
-            for kept, new in zip(self.average.state_dict().values(), self.policy.state_dict().values(), strict=True):
-                if kept.is_floating_point():
-                    kept.lerp_(new, 1 - decay)
-                else:
-                    kept.copy_(new)
+        move_average(self.average, self.policy, share_at(self.trainer.global_step, self.params_.ema))
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        trunk = {id(p) for name, p in self.policy.encoder.named_parameters() if ".resnet." in name}
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                groups.setdefault((id(parameter) in trunk, parameter.ndim > 1), []).append(parameter)
-        lr, decay = self.params_.lr, self.params_.weight_decay
-        described = [
-            {"params": some, "lr": self.params_.trunk_lr if of_trunk else lr, "weight_decay": decay if decays else 0.0}
-            for (of_trunk, decays), some in groups.items()
-        ]  # norms and biases do not decay
-        return configure_optimizer(described, self.params_, steps)
+        trunk = [p for name, p in self.policy.encoder.named_parameters() if ".resnet." in name]
+        groups = parameter_groups(self, self.params_, trunk, self.params_.trunk_lr)
+        return configure_optimizer(groups, self.params_, steps)
 
     @property
     def _beta(self) -> float:

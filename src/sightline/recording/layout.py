@@ -12,13 +12,14 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 
-from sightline.core.errors import UserError
+from sightline.core.errors import UserError, first_fault
 from sightline.core.files import write_json
 from sightline.core.params import Section
+from sightline.recording.depth import Count, Encoding, HeightRange
 
-Count = Annotated[int, Field(ge=0, le=65535)]
+IGNORE = 255  # mask pixels of no class
 
 
 class DepthInfo(Section):
@@ -26,13 +27,12 @@ class DepthInfo(Section):
 
     unit_mm: float = Field(gt=0, description="millimetres per raw count")
     invalid: tuple[Count, ...] = Field(description="raw counts that mean 'no reading'")
-    height_range: tuple[Count, Count] = Field(description="raw counts of the nearest and farthest depth of interest")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "DepthInfo":
-        if self.height_range[0] >= self.height_range[1]:
-            raise ValueError(f"height_range must be [near, far] with near < far, not {list(self.height_range)}")
-        return self
+    height_range: HeightRange = Field(description="raw counts of the nearest and farthest depth of interest")
+    encoding: Encoding | None = Field(
+        default=None,
+        exclude_if=lambda encoding: encoding is None,  # as in files that were written before there was this key
+        description="how files hold a count: raw, rotr3 (bits rotated, SUN RGB-D), byteswap; None: not named, so raw",
+    )
 
 
 def _check_folder_name(name: str) -> str:
@@ -88,10 +88,7 @@ def read_recording_info(path: Path) -> RecordingInfo:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        raise UserError(f"{path}: {first_fault(error)}") from None
 
 
 def write_recording_info(path: Path, info: RecordingInfo) -> None:

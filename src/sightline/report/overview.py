@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from sightline.core.errors import UserError
 from sightline.core.params import parse_yaml
+from sightline.recording.split import PARTS
 from sightline.report import page
 from sightline.report.figures import Table, read_json
 
@@ -17,7 +18,6 @@ LIBRARIES = (
     "dvc", "h5py", "lightning", "monai", "numpy", "open_clip_torch", "pandas", "pillow", "pyarrow", "safetensors",
     "torch", "torchvision",
 )  # fmt: skip
-PARTS = ("train", "val", "test")
 
 
 def overview(params: dict[str, Any], recording: Path, index: Path) -> str:

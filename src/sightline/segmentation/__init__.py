@@ -1,34 +1,15 @@
-"""Semi-supervised segmentation: a U-Net, methods that learn from few masks, a class-wise contrastive memory bank.
+"""Semi-supervised segmentation: a U-Net, methods that learn from few masks, a class-wise contrastive memory bank."""
 
-The public names load their module when they are first used, so that what needs no network does not load torch.
-"""
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from sightline.core.lazy import lazy_names
 
-_MODULES = {
-    "ContrastivePrototypeManager": "prototypes",
-    "SegmentationConfig": "model",
-    "SegmentationFrames": "frames",
-    "SegmentationModel": "model",
-    "load_model": "model",
-    "virtual_adversarial_loss": "losses",
-}
-__all__ = [
-    "ContrastivePrototypeManager",
-    "SegmentationConfig",
-    "SegmentationFrames",
-    "SegmentationModel",
-    "load_model",
-    "virtual_adversarial_loss",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if TYPE_CHECKING:
+    from sightline.segmentation.frames import SegmentationFrames as SegmentationFrames
+    from sightline.segmentation.losses import virtual_adversarial_loss as virtual_adversarial_loss
+    from sightline.segmentation.model import SegmentationConfig as SegmentationConfig
+    from sightline.segmentation.model import SegmentationModel as SegmentationModel
+    from sightline.segmentation.model import load_model as load_model
+    from sightline.segmentation.prototypes import ContrastivePrototypeManager as ContrastivePrototypeManager
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.core.params import Section
-from sightline.segmentation.frames import IGNORE
+from sightline.recording.layout import IGNORE
 
 Inputs = dict[str, Tensor]
 PLACE_CHANCES, COLOUR_CHANCES, BOX_CHANCES, CROP_CHANCES = 5, 4, 5, 2

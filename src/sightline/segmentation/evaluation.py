@@ -32,6 +32,7 @@ from sightline.core.errors import UserError
 from sightline.core.figures import write_figures
 from sightline.core.files import atomic_output, rounded
 from sightline.core.params import Section
+from sightline.recording.layout import IGNORE
 from sightline.segmentation import metrics
 from sightline.segmentation.frames import SegmentationFrames
 from sightline.segmentation.model import SegmentationModel, load_model
@@ -151,7 +152,7 @@ class _Run:
         for some in self.batches(rows, "evaluate"):
             images, truth = self.frames.images(some), self.frames.masks(some)
             predicted, confidence = self.predict(some, images)
-            known = truth != metrics.IGNORE
+            known = truth != IGNORE
             counts["model"].append(metrics.count_pixels(predicted, truth, self.classes))
             for name, baseline in baselines.items():
                 counts[name].append(metrics.count_pixels(baseline(images), truth, self.classes))

@@ -3,15 +3,6 @@
 The source is a recording, a folder of images with a folder of masks, or arrays of 2-D slices; the rest of the branch
 does not ask which. Images and masks are read, checked and brought to one size when their rows are asked for, and no
 others: a mask that nobody asks for is never opened.
-
-Arrays are files of numpy (``.npz``), either one with ``image``, ``label`` and ``group``, or a folder with
-``train.npz``, ``val.npz`` and ``test.npz``:
-
-    image    [N, H, W] or [N, H, W, 3]   uint8, or floats: 0..1, or of any range, which is then scaled for each group
-                                         from its 0.5th to its 99.5th percentile
-    label    [N, H, W]                   whole numbers: class ids, 255 = ignore
-    group    [N]                         patients, whole numbers or text: no group lies in two parts of the split
-    spacing  [2]                         optional: distance of rows and of columns, for example in millimetres
 """
 
 import re
@@ -19,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
-from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -28,19 +18,12 @@ from pydantic import Field, field_validator
 from sightline.core.errors import UserError
 from sightline.core.params import Section
 from sightline.grids.store import GridRows, GridStore
+from sightline.recording.depth import decode, is_valid, normalize
 from sightline.recording.frames import first_few, read_index
 from sightline.recording.images import image_files, list_images, read_depth, read_pixels
-from sightline.recording.layout import DepthInfo, read_recording_info
-from sightline.recording.split import PARTS, SplitParams, split_blocks, split_episodes
-
-IGNORE = 255  # mask pixels of no class
-KEYS = {
-    "image": ("image", "images"),
-    "label": ("label", "labels", "mask", "masks"),
-    "group": ("group", "groups", "patient", "patients"),
-    "spacing": ("spacing",),
-}  # accepted names of the arrays
-_TAILS = (0.5, 99.5)  # percentiles of a group that become black and white
+from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
+from sightline.recording.split import SplitParams, split_blocks
+from sightline.segmentation.arrays import read_slices
 
 Read = Callable[[int], np.ndarray]  # row -> one image, mask or depth image, at its own size
 
@@ -135,15 +118,8 @@ class SegmentationFrames:
             raise UserError(f"{root}/recording.json: names no classes; name them there, or in segmentation.classes")
         frames = read_index(index_dir / f"rgb/{params.camera}.parquet")
         ids = frames["frame_id"].to_numpy(np.int64)
-        images, masks = (list_images(root / folder) for folder in (f"rgb/{params.camera}", "masks"))
+        of_image, of_mask = (_paths(root / folder, ids) for folder in (f"rgb/{params.camera}", "masks"))
         has_mask = np.isin(ids, read_index(index_dir / "masks.parquet")["frame_id"])
-
-        def of_mask(row: int) -> Path:
-            return masks.get(int(ids[row]), root / f"masks/{ids[row]:06d}.png")
-
-        def of_image(row: int) -> Path:
-            return images.get(int(ids[row]), root / f"rgb/{params.camera}/{ids[row]:06d}.png")
-
         if depth and not info.depth:
             raise UserError(f"{root}/recording.json: does not describe depth images; add depth to it")
         size = params.image_size or read_pixels(of_image(0), ("RGB",)).shape[:2]
@@ -177,7 +153,7 @@ class SegmentationFrames:
         pairs = [found.get(name) or by_number.get(_number(path)) for name, path in paths.items()]
         if not any(pairs):
             raise UserError(f"{masks}: no mask has the name or the number of an image in {images}")
-        first = _read_colours(listed[0])
+        first = read_pixels(listed[0], ("RGB", "L"))
         grey = first.ndim == 2
         try:
             parts = split_blocks(len(listed), split)
@@ -193,38 +169,15 @@ class SegmentationFrames:
 
     @classmethod
     def from_arrays(cls, path: Path, params: FrameParams, split: SplitParams) -> Self:
-        """Arrays of 2-D slices: one ``.npz`` that is split by its groups, or a folder with one for each part.
-
-        Without ``group``, one file is split by blocks of its order; slices are then groups of their own.
-
-        Raises:
-            UserError: not such a file, missing or misshapen arrays, NaN, a group in two parts.
-        """
-        files = {part: path / f"{part}.npz" for part in PARTS} if path.is_dir() else {"": path}
-        arrays = {part: _load(file) for part, file in files.items() if part != "test" or file.is_file()}
-        image, label = (np.concatenate([array[key] for array in arrays.values()]) for key in ("image", "label"))
-        if all("group" in array for array in arrays.values()):
-            group = np.concatenate([array["group"] for array in arrays.values()])
-        elif any("group" in array for array in arrays.values()):
-            raise UserError(f"{path}: some of its files have an array group, others have none; give it in all or none")
-        else:
-            group = np.arange(len(image))
-        grouped = "group" in next(iter(arrays.values()))
-        if path.is_dir():
-            parts = np.concatenate([np.full(len(array["image"]), part) for part, array in arrays.items()])
-        else:
-            parts = _split(path, group, split) if grouped else split_blocks(len(image), split)
-        for name in np.unique(group) if grouped else ():
-            if len(found := np.unique(parts[group == name])) > 1:
-                raise UserError(f"{path}: group {name} lies in {' and '.join(found)}; a group belongs in one part")
+        """Arrays of 2-D slices; see `sightline.segmentation.arrays.read_slices`, also for the errors."""
+        slices = read_slices(path, split)
+        image, count = slices.image, len(slices.image)
         size = params.image_size or image.shape[1:3]
-        spacing = next((array["spacing"] for array in arrays.values() if "spacing" in array), None)
-        pixels = _as_bytes(path, image, group)
+        spacing = None if slices.spacing is None else tuple((slices.spacing * image.shape[1:3] / size).tolist())
         return cls(
-            str(path), np.arange(len(image)), group, parts, params.classes, size, 3 if image.ndim == 4 else 1,
-            np.ones(len(image), bool), lambda row: pixels[row], lambda row: label[row],
-            lambda row: f"{path}: label {row}", void=params.void,
-            spacing=None if spacing is None else tuple((spacing * image.shape[1:3] / size).tolist()),
+            str(path), np.arange(count), slices.group, slices.split, params.classes, size, 3 if image.ndim == 4 else 1,
+            np.ones(count, bool), lambda row: image[row], lambda row: slices.label[row],
+            lambda row: f"{path}: label {row}", void=params.void, spacing=spacing,
         )  # fmt: skip
 
     def rows(self, part: str) -> np.ndarray:
@@ -361,74 +314,19 @@ def _number(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def _read_colours(path: Path) -> np.ndarray:
-    return read_pixels(path, ("RGB", "L"))
-
-
-def _split(path: Path, group: np.ndarray, params: SplitParams) -> np.ndarray:
-    names, index = np.unique(group, return_inverse=True)
-    try:
-        parts = split_episodes(np.arange(len(names)), params)
-    except UserError as error:
-        raise UserError(f"{path}: group: {error}") from None
-    return np.array([parts[i] for i in range(len(names))])[index]
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of one file under the names `KEYS`, checked."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = {key: [name for name in names if name in file] for key, names in KEYS.items()}
-            found = {key: file[there[0]] for key, there in names.items() if there}
-            present = ", ".join(file.files)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        reason = str(error).split(" If you trust", 1)[0]  # numpy goes on to say how to run what is in the file
-        raise UserError(f"{path}: not an .npz file of plain arrays ({' '.join(reason.split())})") from None
-    for key in ("image", "label"):
-        if key not in found:
-            raise UserError(f"{path}: no array {key} ({' or '.join(KEYS[key])}); it has {present or 'none'}")
-    image, label = found["image"], found["label"]
-    if image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[3] != 3) or not len(image):
-        raise UserError(f"{path}: image: shape {list(image.shape)}, expected [N, H, W] or [N, H, W, 3]")
-    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
-        raise UserError(f"{path}: image: holds {image.dtype}; expected uint8 or floats")
-    if not np.issubdtype(label.dtype, np.integer):
-        raise UserError(f"{path}: label: holds {label.dtype}; expected whole numbers, class ids")
-    if label.shape != image.shape[:3]:
-        raise UserError(f"{path}: label: shape {list(label.shape)}, expected {list(image.shape[:3])} as the images")
-    if "group" in found and found["group"].shape != image.shape[:1]:
-        raise UserError(f"{path}: group: shape {list(found['group'].shape)}, expected [{len(image)}]")
-    if "spacing" in found and (found["spacing"].shape != (2,) or not (found["spacing"] > 0).all()):
-        raise UserError(f"{path}: spacing: expected two numbers above 0, the distance of rows and of columns")
-    return found
-
-
-def _as_bytes(path: Path, image: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Images as uint8, see the top of this module."""
-    if image.dtype == np.uint8:
-        return image
-    broken = np.flatnonzero(~np.isfinite(image).reshape(len(image), -1).all(axis=1))
-    if len(broken):
-        raise UserError(f"{path}: image: NaN or infinity in {len(broken)} of {len(image)} (slices {first_few(broken)})")
-    if image.min() >= 0 and image.max() <= 1:
-        return np.round(image * 255).astype(np.uint8)
-    pixels = np.empty(image.shape, np.uint8)
-    for name in np.unique(group):
-        rows = group == name
-        low, high = np.percentile(image[rows], _TAILS)
-        pixels[rows] = np.round(255 * ((image[rows] - low) / max(high - low, 1e-12)).clip(0, 1))
-    return pixels
+def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:
+    """Row -> path of its image, as it should be called where there is none."""
+    images = list_images(folder)
+    return lambda row: images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")
 
 
 def _depth_reader(folder: Path, info: DepthInfo, ids: np.ndarray) -> Read:
     """Row -> float32 [2, H, W], depth and validity at the image's own size."""
-    images, (near, far) = list_images(folder), info.height_range
+    of_depth = _paths(folder, ids)
 
     def read(row: int) -> np.ndarray:
-        raw = read_depth(images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")).astype(np.int64)
-        valid = ~np.isin(raw, info.invalid)
-        return np.stack([np.where(valid, (2 * (raw - near) / (far - near) - 1).clip(-1, 1), 0), valid]).astype("f4")
+        counts = decode(read_depth(of_depth(row)), info.encoding)
+        valid = is_valid(counts, info.invalid)
+        return np.stack([np.where(valid, normalize(counts, info.height_range).clip(-1, 1), 0), valid]).astype("f4")
 
     return read

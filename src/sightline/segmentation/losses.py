@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.recording.layout import IGNORE
 from sightline.segmentation.arguments import full_precision
-from sightline.segmentation.frames import IGNORE
 
 _SMOOTH = 1e-5
 

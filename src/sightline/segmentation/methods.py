@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.core.params import Section
+from sightline.recording.layout import IGNORE
 from sightline.segmentation.augmentation import (
     BOX_CHANCES,
     STRONG_CHANCES,
@@ -40,7 +41,6 @@ from sightline.segmentation.augmentation import (
     square_boxes,
     strong_view,
 )
-from sightline.segmentation.frames import IGNORE
 from sightline.segmentation.losses import dice_cross_entropy, virtual_adversarial_loss
 from sightline.segmentation.model import SegmentationModel
 from sightline.segmentation.network import Output

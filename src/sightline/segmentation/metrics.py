@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-IGNORE = 255
+from sightline.recording.layout import IGNORE
+
 BINS = 15  # of confidence, as in Guo et al. 2017
 _RESAMPLES = 1000
 

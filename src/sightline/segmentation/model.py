@@ -4,19 +4,14 @@ The file is safetensors; its header says everything that is needed to build the 
 on again: `SegmentationConfig`.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from monai.inferers import sliding_window_inference
-from pydantic import Field, PositiveInt, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from sightline.core.errors import UserError
-from sightline.core.files import atomic_output
+from sightline.core.weights_file import load_network, read_model_file, save_model_file
 from sightline.segmentation.augmentation import Inputs, Window
 from sightline.segmentation.frames import FrameParams
 from sightline.segmentation.network import Norm, Output, SegmentationNetwork
@@ -144,10 +139,7 @@ class SegmentationModel(nn.Module):
 
 def save_model(path: Path, model: SegmentationModel) -> None:
     """Write ``model`` as safetensors, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    header = json.dumps(model.config.model_dump(mode="json"), sort_keys=True)
-    with atomic_output(path) as temporary:
-        temporary.write_bytes(save(tensors, {_KEY: header}))  # save_file has a temporary file of its own
+    save_model_file(path, model, _KEY, model.config)
 
 
 def load_model(path: Path | str) -> SegmentationModel:
@@ -157,22 +149,5 @@ def load_model(path: Path | str) -> SegmentationModel:
         UserError: not a file of a segmentation model.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = SegmentationConfig.model_validate_json((file.metadata() or {})[_KEY])
-            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValidationError):
-        raise UserError(f"{path}: not a segmentation model; write one with stages/train_segmentation.py") from None
-    unsound = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if unsound:
-        raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
-    try:
-        with torch.device("meta"):  # no memory for a network that the header makes up
-            SegmentationModel(config).load_state_dict(tensors, assign=True)
-        model = SegmentationModel(config)
-        model.load_state_dict(tensors)
-    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path}: the weights do not fit the header: {' '.join(str(error).split())[:200]}") from None
-    return model.eval()
+    config, weights = read_model_file(path, _KEY, SegmentationConfig, "a segmentation model", "train_segmentation.py")
+    return load_network(path, lambda: SegmentationModel(config), weights)

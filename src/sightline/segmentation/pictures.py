@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sightline.core.files import atomic_output
-from sightline.segmentation.metrics import IGNORE
+from sightline.recording.layout import IGNORE
 
 _OPACITY = 0.7
 _COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple", "tab:cyan", "tab:pink", "tab:olive",

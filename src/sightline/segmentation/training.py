@@ -14,10 +14,11 @@ from torch import Tensor
 from sightline.core.errors import UserError
 from sightline.core.files import rounded
 from sightline.core.params import Section
+from sightline.recording.layout import IGNORE
 from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled, class_weights, rarity
 from sightline.segmentation.card import about_segmentation
-from sightline.segmentation.frames import IGNORE, FrameParams, SegmentationFrames
+from sightline.segmentation.frames import FrameParams, SegmentationFrames
 from sightline.segmentation.methods import (
     SEMI_SUPERVISED,
     TEACHER_METHODS,
@@ -30,9 +31,10 @@ from sightline.segmentation.methods import (
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
 from sightline.segmentation.network import Norm, Output
 from sightline.segmentation.prototypes import PRESETS, ContrastivePrototypeManager
+from sightline.training.averaging import move_average, share_at
 from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
-from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit
+from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import in_order
 from sightline.training.processes import rank, world_size
 
@@ -202,27 +204,13 @@ class SegmentationModule(lightning.LightningModule):
         """Average weights, and statistics of the normalisation with them."""
         if self.average is None:
             return
-        decay = min(self.params_.ema, (1 + self.trainer.global_step) / (10 + self.trainer.global_step))
-        with torch.no_grad():
-            for kept, new in zip(self.average.state_dict().values(), self.model.state_dict().values(), strict=True):
-                if kept.is_floating_point():
-                    kept.lerp_(new, 1 - decay)
-                else:
-                    kept.copy_(new)
+        move_average(self.average, self.model, share_at(self.trainer.global_step, self.params_.ema))
 
     def configure_optimizers(self) -> Any:
         selectors = self.bank.get_selectors() if self.bank is not None else (None, None)
-        slow = {id(p) for some in selectors if some is not None for p in some.parameters()}
-        groups: dict[tuple[bool, bool], list[Tensor]] = {}
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                groups.setdefault((id(parameter) in slow, parameter.ndim > 1), []).append(parameter)
-        lr, decay = self.params_.lr, self.params_.weight_decay
-        described = [
-            {"params": some, "lr": lr * (SELECTOR_RATE if is_slow else 1), "weight_decay": decay if decays else 0.0}
-            for (is_slow, decays), some in groups.items()
-        ]  # norms and biases do not decay
-        return configure_optimizer(described, self.params_, int(self.trainer.estimated_stepping_batches))
+        slow = [p for some in selectors if some is not None for p in some.parameters()]
+        groups = parameter_groups(self, self.params_, slow, SELECTOR_RATE * self.params_.lr)
+        return configure_optimizer(groups, self.params_, int(self.trainer.estimated_stepping_batches))
 
     @property
     def _done(self) -> float:

@@ -94,6 +94,21 @@ def configure_optimizer(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def parameter_groups(
+    module: nn.Module, params: TrainerParams, apart: Iterable[Tensor], lr_apart: float
+) -> list[dict[str, Any]]:
+    """Groups for `configure_optimizer`: parameters ``apart`` learn at ``lr_apart``; biases and norms do not decay."""
+    is_apart = {id(parameter) for parameter in apart}
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in is_apart, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": some, "lr": lr_apart if own else params.lr, "weight_decay": params.weight_decay if decays else 0.0}
+        for (own, decays), some in groups.items()
+    ]
+
+
 def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
     """Scale gradients whose norm is above ``largest`` -> their norm before.
 

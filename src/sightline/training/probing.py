@@ -55,17 +55,22 @@ def retrieval(codes_ND: np.ndarray, mean_D: np.ndarray, episode_N: np.ndarray, s
 
 
 def effective_rank(codes_ND: np.ndarray) -> tuple[float, np.ndarray]:
-    """Exponential of the entropy of the shares of variance, and the variances [D], largest first.
-
-    Roy & Vetterli, "The effective rank" (2007), of the covariance: the number of directions that are really used.
-    """
+    """`effective_rank_of` the codes, and their variances [D], largest first."""
     centred = codes_ND.astype(np.float64) - codes_ND.mean(axis=0, dtype=np.float64)
     variances = np.zeros(codes_ND.shape[1])
     values = np.linalg.svd(centred, compute_uv=False) ** 2 / len(centred)
     variances[: len(values)] = values[: len(variances)]
+    return effective_rank_of(variances), variances
+
+
+def effective_rank_of(variances: np.ndarray) -> float:
+    """Exponential of the entropy of the shares of variance: the number of directions that are really used.
+
+    Roy & Vetterli, "The effective rank" (2007), of the covariance: ``variances`` are those of principal directions.
+    """
     share = variances / max(variances.sum(), 1e-30)
     share = share[share > 0]
-    return float(np.exp(-(share * np.log(share)).sum())), variances
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 class Ridge:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, RootModel, ValidationError, model_validator
 
-from sightline.core.errors import UserError
+from sightline.core.errors import UserError, first_fault
 from sightline.core.files import rounded
 from sightline.core.params import Section
 from sightline.recording.frames import first_few
@@ -145,10 +145,7 @@ def _read_summaries(path: Path) -> dict[str, Summary]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{key}: " for key in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{path}: not a summary of a recording ({where}{said}); copy it again") from None
+        raise UserError(f"{path}: not a summary of a recording ({first_fault(error)}); copy it again") from None
 
 
 def compare(

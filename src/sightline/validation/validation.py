@@ -20,9 +20,10 @@ from sightline.core.errors import UserError
 from sightline.core.files import write_json
 from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
+from sightline.recording.depth import decode
 from sightline.recording.frames import first_few, read_frames, read_index, write_index
 from sightline.recording.images import list_images, read_depth, read_pixels
-from sightline.recording.layout import RecordingInfo, read_recording_info
+from sightline.recording.layout import IGNORE, RecordingInfo, read_recording_info
 from sightline.recording.split import PARTS, DataParams, SplitParams, split_episodes
 from sightline.validation.summary import (
     TRAIN,
@@ -36,7 +37,6 @@ from sightline.validation.summary import (
     table_figures,
 )
 
-IGNORE = 255  # mask pixels of no class
 _CHUNK = 32  # images per job
 _RAW_COUNTS = 65536
 
@@ -286,7 +286,7 @@ def _read_chunk(job: tuple[str, RecordingInfo, list[tuple[int, Path]]]) -> _Tall
 
 def _read_depth(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
     assert info.depth is not None
-    pixels = np.bincount(read_depth(path).ravel(), minlength=_RAW_COUNTS)
+    pixels = np.bincount(decode(read_depth(path), info.depth.encoding).ravel(), minlength=_RAW_COUNTS)
     if pixels.sum() == pixels[list(info.depth.invalid)].sum():
         raise UserError(
             f"{path}: every pixel is invalid ({', '.join(map(str, info.depth.invalid))}): nothing was measured"

@@ -1,0 +1,84 @@
+"""Model files: safetensors whose header has one JSON entry, which says everything that is needed to build the model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sightline.core.errors import UserError, first_fault
+from sightline.core.files import atomic_output
+from sightline.core.params import Section
+
+Header = TypeVar("Header", bound=Section)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of ``network`` on the CPU, as files hold it."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def model_bytes(network: nn.Module, key: str, header: Section) -> bytes:
+    """Content of a model file, the same bytes for the same values; ``key`` names the entry and the kind of model."""
+    return save(weights_of(network), {key: json.dumps(header.model_dump(mode="json"), sort_keys=True)})
+
+
+def save_model_file(path: Path, network: nn.Module, key: str, header: Section) -> None:
+    """Write `model_bytes`, whole or not at all."""
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(model_bytes(network, key, header))  # save_file has a temporary file of its own
+
+
+def read_model_file(
+    path: Path, key: str, kind: type[Header], model: str, script: str
+) -> tuple[Header, dict[str, Tensor]]:
+    """The header and the weights of a model file, on the CPU.
+
+    ``model`` and ``script`` are for the message: what the file should hold, and which script writes it.
+
+    Raises:
+        UserError: no such file, not safetensors, another kind of model, or weights that are not finite.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = kind.model_validate_json((file.metadata() or {})[key])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValidationError) as error:
+        is_other = isinstance(error, KeyError)
+        reason = first_fault(error) if isinstance(error, ValidationError) else "another model" if is_other else error
+        raise UserError(f"{path}: not {model} ({reason}); write one with stages/{script}") from None
+    check_finite(path, weights)
+    return header, weights
+
+
+def check_finite(path: Path, weights: dict[str, Tensor]) -> None:
+    """Raise `UserError` naming the first of the weights that holds NaN or infinity."""
+    unsound = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if unsound:
+        raise UserError(f"{path}: {unsound[0]} holds NaN or infinity; train it again, or copy the file again")
+
+
+def check_fit(path: Path, build: Callable[[], nn.Module], weights: dict[str, Tensor]) -> None:
+    """Raise `UserError` naming ``path`` where ``build`` makes no network, or the weights are not its own."""
+    try:
+        with torch.device("meta"):  # no memory for a network that the header makes up
+            build().load_state_dict(weights, assign=True)
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: the weights do not fit the network: {reason}; write the file again") from None
+
+
+def load_network(path: Path, build: Callable[[], Network], weights: dict[str, Tensor]) -> Network:
+    """The network that ``build`` makes, with these weights, in evaluation mode; see `check_fit`."""
+    check_fit(path, build, weights)
+    network = build()
+    network.load_state_dict(weights)
+    return network.eval()

@@ -1,0 +1,122 @@
+"""Arrays of 2-D slices, in files of numpy, as a source of frames.
+
+The files are ``.npz``: either one with ``image``, ``label`` and ``group``, or a folder with
+``train.npz``, ``val.npz`` and ``test.npz``:
+
+    image    [N, H, W] or [N, H, W, 3]   uint8, or floats: 0..1, or of any range, which is then scaled for each group
+                                         from its 0.5th to its 99.5th percentile
+    label    [N, H, W]                   whole numbers: class ids, 255 = ignore
+    group    [N]                         patients, whole numbers or text: no group lies in two parts of the split
+    spacing  [2]                         optional: distance of rows and of columns, for example in millimetres
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from sightline.core.errors import UserError
+from sightline.recording.frames import first_few
+from sightline.recording.split import PARTS, SplitParams, split_blocks, split_episodes
+
+KEYS = {
+    "image": ("image", "images"),
+    "label": ("label", "labels", "mask", "masks"),
+    "group": ("group", "groups", "patient", "patients"),
+    "spacing": ("spacing",),
+}  # accepted names of the arrays
+_TAILS = (0.5, 99.5)  # percentiles of a group that become black and white
+
+
+class Slices(NamedTuple):
+    """Slices of one file or folder, checked."""
+
+    image: np.ndarray  # uint8 [N, H, W] or [N, H, W, 3]
+    label: np.ndarray  # whole numbers [N, H, W]
+    group: np.ndarray  # [N], whole numbers or text
+    split: np.ndarray  # str [N]: train, val or test
+    spacing: np.ndarray | None  # [2], distance of rows and of columns
+
+
+def read_slices(path: Path, split: SplitParams) -> Slices:
+    """Read one ``.npz``, which is split by its groups, or a folder with one for each part.
+
+    Without ``group``, one file is split by blocks of its order; slices are then groups of their own.
+
+    Raises:
+        UserError: not such a file, missing or misshapen arrays, NaN, a group in two parts.
+    """
+    files = {part: path / f"{part}.npz" for part in PARTS} if path.is_dir() else {"": path}
+    arrays = {part: _load(file) for part, file in files.items() if part != "test" or file.is_file()}
+    image, label = (np.concatenate([array[key] for array in arrays.values()]) for key in ("image", "label"))
+    groups = [array["group"] for array in arrays.values() if "group" in array]
+    if groups and len(groups) < len(arrays):
+        raise UserError(f"{path}: some of its files have an array group, others have none; give it in all or none")
+    group = np.concatenate(groups) if groups else np.arange(len(image))
+    if path.is_dir():
+        parts = np.concatenate([np.full(len(array["image"]), part) for part, array in arrays.items()])
+    else:
+        parts = _split(path, group, split) if groups else split_blocks(len(image), split)
+    for name in np.unique(group) if groups else ():
+        if len(several := np.unique(parts[group == name])) > 1:
+            raise UserError(f"{path}: group {name} lies in {' and '.join(several)}; a group belongs in one part")
+    spacing = next((array["spacing"] for array in arrays.values() if "spacing" in array), None)
+    return Slices(_as_bytes(path, image, group), label, group, parts, spacing)
+
+
+def _split(path: Path, group: np.ndarray, params: SplitParams) -> np.ndarray:
+    names, index = np.unique(group, return_inverse=True)
+    try:
+        parts = split_episodes(np.arange(len(names)), params)
+    except UserError as error:
+        raise UserError(f"{path}: group: {error}") from None
+    return np.array([parts[i] for i in range(len(names))])[index]
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one file under the names `KEYS`, checked."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = {key: [name for name in names if name in file] for key, names in KEYS.items()}
+            arrays = {key: file[there[0]] for key, there in names.items() if there}
+            present = ", ".join(file.files)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        reason = str(error).split(" If you trust", 1)[0]  # numpy goes on to say how to run what is in the file
+        raise UserError(f"{path}: not an .npz file of plain arrays ({' '.join(reason.split())})") from None
+    for key in ("image", "label"):
+        if key not in arrays:
+            raise UserError(f"{path}: no array {key} ({' or '.join(KEYS[key])}); it has {present or 'none'}")
+    image, label = arrays["image"], arrays["label"]
+    if image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[3] != 3) or not len(image):
+        raise UserError(f"{path}: image: shape {list(image.shape)}, expected [N, H, W] or [N, H, W, 3]")
+    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        raise UserError(f"{path}: image: holds {image.dtype}; expected uint8 or floats")
+    if not np.issubdtype(label.dtype, np.integer):
+        raise UserError(f"{path}: label: holds {label.dtype}; expected whole numbers, class ids")
+    if label.shape != image.shape[:3]:
+        raise UserError(f"{path}: label: shape {list(label.shape)}, expected {list(image.shape[:3])} as the images")
+    if "group" in arrays and arrays["group"].shape != image.shape[:1]:
+        raise UserError(f"{path}: group: shape {list(arrays['group'].shape)}, expected [{len(image)}]")
+    if "spacing" in arrays and (arrays["spacing"].shape != (2,) or not (arrays["spacing"] > 0).all()):
+        raise UserError(f"{path}: spacing: expected two numbers above 0, the distance of rows and of columns")
+    return arrays
+
+
+def _as_bytes(path: Path, image: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Images as uint8, see the top of this module."""
+    if image.dtype == np.uint8:
+        return image
+    broken = np.flatnonzero(~np.isfinite(image).reshape(len(image), -1).all(axis=1))
+    if len(broken):
+        raise UserError(f"{path}: image: NaN or infinity in {len(broken)} of {len(image)} (slices {first_few(broken)})")
+    if image.min() >= 0 and image.max() <= 1:
+        return np.round(image * 255).astype(np.uint8)
+    pixels = np.empty(image.shape, np.uint8)
+    for name in np.unique(group):
+        rows = group == name
+        low, high = np.percentile(image[rows], _TAILS)
+        pixels[rows] = np.round(255 * ((image[rows] - low) / max(high - low, 1e-12)).clip(0, 1))
+    return pixels
