@@ -112,7 +112,7 @@ def test_every_reader_of_depth_decodes_what_the_recording_names(tmp_path, encodi
     info["depth"]["encoding"] = encoding
     path.write_text(json.dumps(info))
     assert (from_recording(root).depth(rows) == plain).all()
-    figures = validate_recording(root, tmp_path / "index", DataPart(), only="depth", processes=1)["depth"]
+    figures = validate_recording(root, tmp_path / "index", DataParams(), only="depth", processes=1)["depth"]
     assert figures["valid_counts"] == {"min": 500, "median": 1250, "max": 1250}
     preprocessing = resolve_preprocessing(NormalizeParams(), path)
     counts, valid = resize_depth(read_depth(root / "depth/000012.png"), preprocessing)
