@@ -142,14 +142,7 @@ def preprocess(raw_N: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndar
 
 
 def check_values(array: np.ndarray, preprocessing: Preprocessing | None) -> None:
-    """Refuse what is no count; warn of what is one only by chance.
-
-    Args:
-        array: images of any shape; preprocessing: None for images that are normalised already.
-
-    Raises:
-        UserError: NaN or infinite values, or raw counts beyond those of uint16.
-    """
+    """Raise `UserError` for what is no count; warn of what is one only by chance. None: normalised already."""
     if array.size == 0:
         return
     low, high = array.min(), array.max()  # NaN where there is one
