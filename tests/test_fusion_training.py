@@ -29,7 +29,9 @@ from sightline.training.order import Draw
 from sightline.validation.validation import validate_recording
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
-SMALL = FusionParams(chunk=4, epochs=2, batch_size=8, lr=1e-3, trunk_lr=1e-3, precision="fp32", shift=2)
+SMALL = FusionParams(
+    chunk=4, epochs=2, batch_size=8, lr=1e-3, trunk_lr=1e-3, gradient_clip=1.0, precision="fp32", shift=2
+)
 EPISODES, STEPS = 6, 8
 
 
