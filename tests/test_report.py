@@ -17,12 +17,11 @@ from conftest import only_error_line
 from PIL import Image
 
 from sightline.core.errors import UserError
-from sightline.report.__main__ import write_report
+from sightline.report.__main__ import metrics_files, write_report
 from sightline.report.figures import tables
 from sightline.report.overview import overview, read_parameters, settings
 from sightline.report.page import page as whole_page
 from sightline.report.parts import section_of
-from sightline.report.pipeline import draw_graph, read_stages
 from sightline.training.comparison import comparison, direction, format_cell
 
 HOSTILE = "</td></main><script>alert(1)</script>'\""
@@ -207,7 +206,7 @@ def test_metrics_are_shown_and_missing_ones_named(tmp_path, metrics):
     assert "metrics/evaluate_fusion/actions/nine/metrics.json" not in missing
     assert all(path in page.texts for path in missing)
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings == ["Data", "Pipeline", "evaluate_fusion", "Not in this report", "Parameters", "Versions"]
+    assert headings == ["Data", "evaluate_fusion", "Not in this report", "Parameters", "Versions"]
     anchors = [address for address in page.addresses if address.startswith("#")]
     assert len(anchors) == len(headings)
     assert all(f'<section id="{anchor[1:]}">' in text for anchor in anchors)
@@ -224,20 +223,16 @@ def test_the_report_is_a_command_that_fails_where_there_is_nothing(tmp_path, met
     assert "metrics: holds no metrics yet; make them with `dvc repro`" in line
 
 
-def test_the_graph_has_every_stage_and_no_edge_that_others_imply(tmp_path):
-    stages = read_stages(small_project(tmp_path / "whole"))
-    text = draw_graph(stages)
-    for stage in stages:
-        assert f">{stage.name}<" in text or f">{stage.name} ×" in text  # noqa: RUF001
-    assert ">train_fusion ×2<" in text  # noqa: RUF001
-    small = [s for s in stages if s.name in ("normalize", "train_autoencoder", "extract_encoder", "embed")]
-    assert draw_graph(small).count("marker-end") == 3  # not normalize -> embed
-    without = read_stages(small_project(tmp_path / "without", "depth=[]"))
-    assert "train_autoencoder" not in draw_graph(without)
+def test_a_list_that_is_empty_makes_no_metrics(tmp_path):
+    whole = list(metrics_files(small_project(tmp_path / "whole")))
+    assert ("train_autoencoder", Path("metrics/train_autoencoder/depth/metrics.json")) in whole
+    without = dict(metrics_files(small_project(tmp_path / "without", "depth=[]")))
+    assert "train_autoencoder" not in without
+    assert set(without) < {stage for stage, _ in whole}
 
 
 def test_a_pipeline_that_dvc_cannot_read_is_named(tmp_path):
     root = small_project(tmp_path)
     (root / "dvc.yaml").write_text("stages: {a: {cmd: 'echo ${nothing}'}}")
     with pytest.raises(UserError, match=r"DVC cannot read its pipelines .*nothing"):
-        read_stages(root)
+        list(metrics_files(root))

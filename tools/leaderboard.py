@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sightline.core.errors import UserError
+from sightline.report.overview import leaves
 
 # heading (groups of the pattern filled in; which way is better) -> pattern of "metrics file:key"
 FIGURES = {
@@ -26,44 +27,38 @@ NAME, STATE = (0, 0, "experiment"), (1, 0, "state")
 Row = dict[tuple[int, int, str], str]  # columns by group, rank and heading: the order in which they are shown
 
 
-def leaderboard(shown: list[dict[str, Any]]) -> pd.DataFrame:
+def leaderboard(commits: list[dict[str, Any]]) -> pd.DataFrame:
     """A row for the workspace, each commit and experiment of ``dvc exp show --json``.
 
     Columns: name, state where some have not succeeded, parameters that are not the same in all rows, figures.
     """
     rows = []
-    for commit in shown:
+    for commit in commits:
         rows.append(_row(commit, commit["name"] or commit["rev"], "Success"))
         for experiment in commit["experiments"] or []:
             state = (experiment["executor"] or {}).get("state", "success").capitalize()
             revision = experiment["revs"][0]
             rows.append(_row(revision, f"  {revision['name'] or revision['rev'][:7]}", state))
     columns = {column for row in rows for column in row}
-    kept = sorted(column for column in columns if column[0] != PARAM or len({row.get(column, "-") for row in rows}) > 1)
+    shown = sorted(
+        column for column in columns if column[0] != PARAM or len({row.get(column, "-") for row in rows}) > 1
+    )
     if all(row[STATE] == "Success" for row in rows):
-        kept.remove(STATE)
-    return pd.DataFrame([[row.get(column, "-") for column in kept] for row in rows], columns=[c[-1] for c in kept])
+        shown.remove(STATE)
+    return pd.DataFrame([[row.get(column, "-") for column in shown] for row in rows], columns=[c[-1] for c in shown])
 
 
 def _row(revision: dict[str, Any], name: str, state: str) -> Row:
     row: Row = {NAME: name, STATE: state}
     data = revision["data"] or {}
     for file in (data.get("params") or {}).values():
-        row |= {(PARAM, 0, key): _short(value) for key, value in _leaves(file.get("data") or {})}
+        row |= {(PARAM, 0, key): _short(value) for key, value in leaves(file.get("data") or {})}
     for path, file in (data.get("metrics") or {}).items():
-        for key, value in _leaves(file.get("data") or {}):
+        for key, value in leaves(file.get("data") or {}):
             for rank, (heading, pattern) in enumerate(FIGURES.items()):
                 if match := re.fullmatch(pattern, f"{path}:{key}"):
                     row[FIGURE, rank, heading.format(*match.groups())] = _short(value)
     return row
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        leaves += _leaves(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
-    return leaves
 
 
 def _short(value: Any) -> str:

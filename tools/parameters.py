@@ -1,10 +1,11 @@
 """Write params.yaml and docs/parameters.md from the typed classes of the stages: ``python tools/parameters.py``."""
 
-import importlib.util
 import json
 import re
+import runpy
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -35,12 +36,7 @@ def sections() -> dict[str, FieldInfo]:
     fields: dict[str, FieldInfo] = {}
     pipeline = "".join((ROOT / file).read_text(encoding="utf-8") for file in ("demo/dvc.yaml", "dvc.yaml"))
     for name in dict.fromkeys(re.findall(r"stages/(\w+)\.py", pipeline)):
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"stages/{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        fields |= module.Params.model_fields
+        fields |= runpy.run_path(str(ROOT / f"stages/{name}.py"))["Params"].model_fields
     return _values_first(fields) | {"stages": FieldInfo(annotation=StageLists, default=StageLists())}
 
 
@@ -67,9 +63,7 @@ def _entries(fields: dict[str, FieldInfo], depth: int) -> Iterator[str]:
             continue
         if _is_list(field):
             if not i or not _is_list(fields[names[i - 1]]):
-                row = names[i:]
-                row = row[: next((k for k, other in enumerate(row) if not _is_list(fields[other])), len(row))]
-                for other in row:
+                for other in takewhile(lambda other: _is_list(fields[other]), names[i:]):
                     yield f"{indent}# {other}: {fields[other].description}"
             yield f"{indent}{name}:"
             yield from (f"{indent}- {_shown(item)}" for item in field.default)
@@ -113,8 +107,7 @@ def _is_list(field: FieldInfo) -> bool:
 
 
 def _range(field: FieldInfo) -> str:
-    limits = [_limit(item) for item in field.metadata]
-    return ", ".join(filter(None, [_kind(field.annotation), *limits]))
+    return ", ".join(filter(None, [_kind(field.annotation), *map(_limit, field.metadata)]))
 
 
 def _kind(annotation: Any) -> str:
@@ -122,7 +115,7 @@ def _kind(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inner)
     if origin is Annotated:
-        return ", ".join(filter(None, [_kind(inner[0]), *(_field_limits(item) for item in inner[1:])]))
+        return ", ".join(filter(None, [_kind(inner[0]), *map(_limit, inner[1:])]))
     if origin in (Union, UnionType):
         return " or ".join("null" if part is type(None) else _kind(part) for part in inner)
     if origin is tuple:
@@ -130,11 +123,9 @@ def _kind(annotation: Any) -> str:
     return TYPES[annotation]
 
 
-def _field_limits(item: Any) -> str:
-    return ", ".join(filter(None, map(_limit, item.metadata))) if isinstance(item, FieldInfo) else _limit(item)
-
-
 def _limit(item: Any) -> str:
+    if isinstance(item, FieldInfo):
+        return ", ".join(filter(None, map(_limit, item.metadata)))
     signs = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}"}
     return signs[type(item)].format(item) if type(item) in signs else ""
 

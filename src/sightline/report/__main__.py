@@ -1,10 +1,11 @@
 """Show everything that the pipeline has measured on one page: ``python -m sightline.report``.
 
-It reads ``metrics/`` as it lies there and has a section for each stage, after the data and the graph, and before the
-parameters and the versions.
+It reads ``metrics/`` as it is on disk. After a section about the data comes one for each stage, then the parameters
+and the versions. ``dvc dag`` draws the graph of the stages.
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 from sightline.core.cli import run_stage
@@ -15,7 +16,6 @@ from sightline.core.params import Section
 from sightline.report import page
 from sightline.report.overview import overview, read_parameters, settings
 from sightline.report.parts import section_of
-from sightline.report.pipeline import draw_graph, read_stages
 
 
 def write_report(root: Path, output: Path) -> tuple[int, list[str]]:
@@ -24,31 +24,45 @@ def write_report(root: Path, output: Path) -> tuple[int, list[str]]:
     Raises:
         UserError: no metrics are here, or a file that cannot be read.
     """
-    params, stages = read_parameters(root / "params.yaml"), read_stages(root)
+    params = read_parameters(root / "params.yaml")
     folders: dict[str, list[Path]] = {}
     missing = []
-    for stage in stages:
-        for out in stage.outs:
-            if out.endswith(f"/{HEADLINE}"):
-                folder = root / Path(out).parent
-                if folder.is_dir():
-                    folders.setdefault(stage.name, []).append(folder)
-                else:
-                    missing.append(out)
+    for stage, path in metrics_files(root):
+        if (root / path).parent.is_dir():
+            folders.setdefault(stage, []).append((root / path).parent)
+        else:
+            missing.append(path.as_posix())
     if not folders:
         raise UserError(
             f"{root / 'metrics'}: holds no metrics yet; make them with `dvc repro`, or fetch them with `dvc pull`"
         )
-    note = "An arrow that others imply is left out; a number says how many of a stage there are."
-    drawn = f'<div class="wide graph">{draw_graph(stages)}</div>'
-    graph = page.section("Pipeline", page.paragraph(note, "note"), drawn)
     first = overview(params, root / params["data"]["root"] / "recording.json", root / "data/index/frames.parquet")
     parts = [section_of(name, those) for name, those in folders.items()]
     absent = [page.section("Not in this report", *(page.paragraph(path) for path in missing))] if missing else []
     with atomic_output(output) as temporary:
-        sections = [first, graph, *parts, *absent, *settings(params)]
+        sections = [first, *parts, *absent, *settings(params)]
         temporary.write_text(page.page("Sightline report", sections), encoding="utf-8")
     return sum(map(len, folders.values())), missing
+
+
+def metrics_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """The headline figures of each stage: its name (all of a matrix have the same one), and their path below ``root``.
+
+    Raises:
+        UserError: DVC cannot read the pipelines of the project ``root``.
+    """
+    from dvc.exceptions import DvcException  # takes a second to load, which no page of help should wait for
+    from dvc.repo import Repo
+
+    try:
+        stages = Repo(str(root), uninitialized=True).index.stages
+    except DvcException as error:
+        raise UserError(f"{root}: DVC cannot read its pipelines ({' '.join(str(error).split())})") from None
+    for stage in stages:
+        for out in stage.outs:
+            path = Path(out.fs_path)
+            if stage.name and out.protocol == "local" and path.name == HEADLINE:  # a file that was added has no name
+                yield stage.name.split("@")[0], path.relative_to(root.resolve())
 
 
 class Params(Section):

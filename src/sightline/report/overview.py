@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,20 +58,20 @@ def _banners(params: dict[str, Any]) -> list[str]:
     clip, fusion = params.get("clip", {}), params.get("fusion", {})
     stages = params.get("stages", {})
     learns = stages.get("demonstrations") and set(stages.get("designs", [])) - {"joints_only"}
-    found = []
+    texts = []
     if stages.get("cameras") and clip.get("pretrained") == "random":
-        found.append(page.RANDOM_CLIP)
+        texts.append(page.RANDOM_CLIP)
     if learns and fusion.get("pretrained") is None:
-        found.append(
+        texts.append(
             "fusion.pretrained is null: the image networks of the fusion model started from random weights, and have "
             "seen nothing but this recording."
         )
-    return [page.paragraph(text, "banner") for text in found]
+    return [page.paragraph(text, "banner") for text in texts]
 
 
 def _data(recording: Path, index: Path, params: dict[str, Any]) -> list[str]:
     stages, root = params.get("stages", {}), params.get("data", {}).get("root")
-    found, facts = [], {"recording": root, "folders of images": ", ".join(stages.get("images", [])) or "none"}
+    tables, facts = [], {"recording": root, "folders of images": ", ".join(stages.get("images", [])) or "none"}
     fps = 0.0
     if recording.is_file():
         info = read_json(recording)
@@ -83,12 +84,12 @@ def _data(recording: Path, index: Path, params: dict[str, Any]) -> list[str]:
             or "none",
         }
     if index.is_file():
-        found.append(_frames(index, fps))
-    found.append(Table("recording", ("value",), {name: (value,) for name, value in facts.items()}))
+        tables.append(_frames(index, fps))
+    tables.append(Table("recording", ("value",), {name: (value,) for name, value in facts.items()}))
     lists = {"depth": "depth", "masks": "masks", "demonstrations": "demonstrations", "CLIP grids": "cameras"}
     lacking = {name: key for name, key in lists.items() if not stages.get(key)}
     missing = "".join(f"No {name}: stages.{key} does not name any. " for name, key in lacking.items())
-    return [page.tables(found), page.paragraph(missing.strip(), "note") if missing else ""]
+    return [page.tables(tables), page.paragraph(missing.strip(), "note") if missing else ""]
 
 
 def _frames(index: Path, fps: float) -> Table:
@@ -108,18 +109,20 @@ def _frames(index: Path, fps: float) -> Table:
 def _parameters(params: dict[str, Any]) -> list[Table]:
     """A table for each section, names of its own sections joined by points; single values first."""
     plain = {name: (_shown(value),) for name, value in params.items() if not isinstance(value, dict)}
-    found = [Table("of everything", ("value",), plain)] if plain else []
+    tables = [Table("of everything", ("value",), plain)] if plain else []
     for name, value in params.items():
         if isinstance(value, dict):
-            found.append(Table(name, ("value",), {key: (_shown(leaf),) for key, leaf in _leaves(value)}))
-    return found
+            tables.append(Table(name, ("value",), {key: (_shown(leaf),) for key, leaf in leaves(value)}))
+    return tables
 
 
-def _leaves(section: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in section.items():
-        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return found
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in ``tree`` that is no dictionary itself."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _shown(value: Any) -> str:

@@ -39,7 +39,6 @@ img { max-width: 100%; height: auto; display: block; }
 .charts { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
 .charts figure { flex: 0 1 22rem; min-width: 0; }
 svg { display: block; max-width: 100%; height: auto; }
-.graph svg { max-width: none; }
 svg text { font: 12px system-ui, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1c2330; }
 """
 RANDOM_CLIP = (
@@ -82,15 +81,12 @@ def table(content: Table) -> str:
         content = content.by_figure()
     rows = []
     for name, cells in content.rows.items():
-        shown = [
-            f"<td{_kind(content, name, i)}>{escape(format_cell(cell))}</td>" for i, cell in enumerate(cells)
-        ]  # fmt: skip
+        shown = [f"<td{_kind(content, name, i)}>{escape(format_cell(cell))}</td>" for i, cell in enumerate(cells)]
         rows.append(f"<tr><th>{escape(_arrow(name, cells))}</th>{''.join(shown)}</tr>")
     head = ""
     if content.columns != ("value",):
         columns = zip(content.columns, zip(*content.rows.values(), strict=True), strict=True)
-        names = (escape(_arrow(column, cells)) for column, cells in columns)
-        head = "".join(f"<th>{name}</th>" for name in names)
+        head = "".join(f"<th>{escape(_arrow(column, cells))}</th>" for column, cells in columns)
         head = f"<thead><tr><th></th>{head}</tr></thead>"
     body = f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
     return f'<div><h3>{escape(content.title or "figures")}</h3><div class="wide">{body}</div></div>'
@@ -106,9 +102,7 @@ def picture(path: Path) -> str:
     """A PNG picture, inside the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     name = escape(path.stem.replace("_", " "))
-    return (
-        f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
-    )  # fmt: skip
+    return f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
 
 
 def chart(title: str, x_name: str, x: Sequence[float], lines: dict[str, Sequence[float]]) -> str:
@@ -127,9 +121,7 @@ def chart(title: str, x_name: str, x: Sequence[float], lines: dict[str, Sequence
     axis = height - bottom + 16
     parts.append(f'<text x="{left}" y="{axis}">{format_cell(start)}</text>')
     parts.append(f'<text x="{width - right}" y="{axis}" text-anchor="end">{format_cell(end)}</text>')
-    parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{axis}" text-anchor="middle">{escape(x_name)}</text>'
-    )  # fmt: skip
+    parts.append(f'<text x="{(left + width - right) / 2}" y="{axis}" text-anchor="middle">{escape(x_name)}</text>')
     key = []
     for i, (name, line) in enumerate(lines.items()):
         colour = COLOURS[i % len(COLOURS)]
