@@ -104,24 +104,22 @@ def act(policy_file: Path, data: Path, output: Path, extras: dict[str, Path]) ->
         else:
             packed = data
         views = Views.open(packed)
-        for name, held, given in (
+        for name, trained, here in (
             ("cameras", config.cameras, views.cameras),
             ("joints", config.joint_names, views.joint_names),
             ("size of the views", config.image_size, views.images.shape[-1]),
         ):
-            if held != given:
-                raise UserError(f"{data}: {name}: {given}, but {policy_file} was trained with {held}")
-        further, rows, found = read_extras(extras, views), np.flatnonzero(views.sound), []
+            if here != trained:
+                raise UserError(f"{data}: {name}: {here}, but {policy_file} was trained with {trained}")
+        features, rows, batches = read_extras(extras, views), np.flatnonzero(views.sound), []
         policy.to(device)
         with torch.inference_mode():
             for start in tqdm(range(0, len(rows), BATCH), desc="act", unit="batch", mininterval=0.5):
                 some = rows[start : start + BATCH]
                 inputs = [torch.from_numpy(array[some]).to(device) for array in (views.images, views.joints)]
-                given = {
-                    name: torch.from_numpy(np.asarray(values[some])).to(device) for name, values in further.items()
-                }
-                found.append(policy(*inputs, given).cpu().numpy())
-        chunks = np.concatenate(found)  # (N, H, A)
+                further = {k: torch.from_numpy(np.asarray(values[some])).to(device) for k, values in features.items()}
+                batches.append(policy(*inputs, further).cpu().numpy())
+        chunks = np.concatenate(batches)  # (N, H, A)
         steps = pa.FixedSizeListArray.from_arrays(pa.array(chunks.reshape(-1)), chunks.shape[2])
         columns = {name: getattr(views, name)[rows] for name in ("frame_id", "episode", "step")}
         table = pa.table(columns | {"actions": pa.FixedSizeListArray.from_arrays(steps, chunks.shape[1])})
@@ -188,7 +186,7 @@ def _preprocessing_of(path: Path, preprocessing: Preprocessing, encoder_file: Pa
     """That of the encoder, with the encoding of this recording where it names one."""
     depth, unit_mm = read_recording_info(path).depth, preprocessing.unit_mm
     if depth is None:
-        raise UserError(f"{path}: says of no depth images; give a folder of them")
+        raise UserError(f"{path}: has no depth entry; give a folder of depth images")
     if depth.unit_mm != unit_mm:
         raise UserError(f"{path}: counts of {depth.unit_mm:g} mm, but {encoder_file} was trained on {unit_mm:g} mm")
     return preprocessing.model_copy(update={"depth_encoding": depth.encoding or preprocessing.depth_encoding})
@@ -205,8 +203,8 @@ def main(args: Namespace, _: Params) -> None:
     if args.command == "embed":
         print(f"{args.output}: {embed(args.model, args.data, args.output)} embeddings")
         return
-    given = {"depth": args.depth_embeddings, "clip": args.clip_grids}
-    count = act(args.model, args.data, args.output, {name: path for name, path in given.items() if path})
+    extras = {"depth": args.depth_embeddings, "clip": args.clip_grids}
+    count = act(args.model, args.data, args.output, {name: path for name, path in extras.items() if path})
     print(f"{args.output}: {count} chunks of actions")
 
 

@@ -40,7 +40,7 @@ def load_params(model: type[P], params_file: Path | None = None, assignments: It
         assignments: ``section.key=value`` strings, which win over the file; values are YAML 1.2.
 
     Raises:
-        UserError: unreadable file, unknown key, wrong type, value out of range, or ``assignments`` given inside DVC.
+        UserError: unreadable file, unknown key, wrong type, value out of range, or ``assignments`` inside DVC.
     """
     stage, assignments = os.environ.get("DVC_STAGE"), list(assignments)
     if stage and (params_file or assignments):

@@ -41,7 +41,7 @@ class Accuracy:
         """
         predicted_BHW = predicted_BHW.clamp(-1, 1)
         error = predicted_BHW - target_BHW
-        predicted_mm, target_mm = self._to_mm(predicted_BHW), self._to_mm(target_BHW)
+        predicted_mm, target_mm = map(self.preprocessing.to_mm, (predicted_BHW, target_BHW))
         positive = valid_BHW & (target_mm > 0)  # a ratio to a depth of zero means nothing
         ratio = torch.maximum(predicted_mm / target_mm, target_mm / predicted_mm.clamp(min=1e-6))
         at_edge = valid_BHW & edges_BHW
@@ -93,10 +93,6 @@ class Accuracy:
             "edge_share": at_edge / pixels,
             "valid_share": pixels / (len(images) * IMAGE_SIZE**2),
         }
-
-    def _to_mm(self, depth: Tensor) -> Tensor:
-        near, far = self.preprocessing.height_range
-        return ((depth + 1) / 2 * (far - near) + near) * self.preprocessing.unit_mm
 
 
 def near_edges(depth_BHW: Tensor, valid_BHW: Tensor, threshold: float) -> Tensor:

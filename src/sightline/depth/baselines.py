@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.depth.preprocessing import IMAGE_SIZE
+from sightline.depth.preprocessing import IMAGE_SIZE, footprints
 from sightline.depth.store import DepthStore
 
 BaselineName = Literal["mean_image", "nearest_train_frame", "pca", "grid", "dct"]
@@ -89,7 +89,7 @@ class Pca:
     """Principal components of training frames; as many as the frames span, where that is less than ``numbers``.
 
     With ``rotate``, of the frames in all four orientations. Their covariance commutes with the quarter turn R, so the
-    components fall into three classes that can be found one by one: unchanged by R (spanned by x + Rx + R²x + R³x),
+    components fall into three classes, which are computed one by one: unchanged by R (spanned by x + Rx + R²x + R³x),
     changing sign (x - Rx + R²x - R³x), and pairs that turn into each other (x - R²x and its turn). So no frame has to
     be stored four times. Fitted on the CPU in float64: the result does not depend on the device.
 
@@ -114,9 +114,9 @@ class Pca:
         spectra = [np.linalg.eigh(x_NP @ x_NP.T) for x_NP in samples]  # the Gram matrix: frames are fewer than pixels
         variances = np.concatenate([values for values, _ in spectra])
         order = np.argsort(-variances, kind="stable")[:numbers]
-        kept = np.zeros(len(variances), bool)
-        kept[order[variances[order] > 1e-9 * variances.max()]] = True
-        parts = np.split(kept, np.cumsum([len(values) for values, _ in spectra])[:-1])
+        is_largest = np.zeros(len(variances), bool)
+        is_largest[order[variances[order] > 1e-9 * variances.max()]] = True
+        parts = np.split(is_largest, np.cumsum([len(values) for values, _ in spectra])[:-1])
         basis = [
             (vectors[:, part] / np.sqrt(values[part])).T @ x_NP
             for x_NP, (values, vectors), part in zip(samples, spectra, parts, strict=True)
@@ -139,7 +139,8 @@ class Grid:
         self._width = min(math.isqrt(numbers), IMAGE_SIZE)
         self._height = min(numbers // self._width, IMAGE_SIZE)
         self.numbers = self._height * self._width
-        self._rows, self._columns = _pooling(self._height).to(device), _pooling(self._width).to(device)
+        sides = self._height, self._width
+        self._rows, self._columns = (torch.from_numpy(footprints(n, IMAGE_SIZE)).to(device) for n in sides)
 
     def encode(self, images_BHW: Tensor) -> Tensor:
         return (self._rows @ images_BHW @ self._columns.T).flatten(1)
@@ -161,16 +162,16 @@ class Dct:
         waves = torch.cos(torch.pi / IMAGE_SIZE * n[:, None] * (n + 0.5)) * (2 / IMAGE_SIZE) ** 0.5
         waves[0] /= 2**0.5
         u, v = np.divmod(np.arange(IMAGE_SIZE**2), IMAGE_SIZE)
-        self._kept = torch.from_numpy(np.lexsort((u, u + v))[:numbers]).to(device)
+        self._lowest = torch.from_numpy(np.lexsort((u, u + v))[:numbers]).to(device)
         self._waves = waves.float().to(device)  # (frequency, position)
-        self.numbers = len(self._kept)
+        self.numbers = len(self._lowest)
 
     def encode(self, images_BHW: Tensor) -> Tensor:
-        return (self._waves @ images_BHW @ self._waves.T).flatten(1)[:, self._kept]
+        return (self._waves @ images_BHW @ self._waves.T).flatten(1)[:, self._lowest]
 
     def decode(self, code_BD: Tensor) -> Tensor:
         coefficients = code_BD.new_zeros(len(code_BD), IMAGE_SIZE**2)
-        coefficients[:, self._kept] = code_BD
+        coefficients[:, self._lowest] = code_BD
         return self._waves.T @ coefficients.unflatten(1, (IMAGE_SIZE, IMAGE_SIZE)) @ self._waves
 
 
@@ -197,13 +198,6 @@ def fit_baseline(
         "dct": lambda: Dct(numbers, device),
     }
     return makers[name]()
-
-
-def _pooling(cells: int) -> Tensor:
-    """Exact share of each of the 128 pixels in each cell -> float32 [cells, 128], rows sum to 1."""
-    edges, pixel = np.arange(cells + 1) * IMAGE_SIZE / cells, np.arange(IMAGE_SIZE)
-    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return torch.from_numpy(np.clip(overlap, 0, None) * cells / IMAGE_SIZE).float()
 
 
 def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -48,11 +48,7 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
     """
     weights, store = load_weights(encoder, "encoder"), DepthStore.open(data)
     header = weights.header
-    if header.preprocessing != store.preprocessing:
-        raise UserError(
-            f"{data}: normalised with {store.preprocessing.model_dump(mode='json')}, but {encoder} was trained on "
-            f"{header.preprocessing.model_dump(mode='json')}; normalise the data in the same way"
-        )
+    store.require_preprocessing(header.preprocessing, encoder)
     if header.network.input_channels != store.channels:
         raise UserError(
             f"{data}: images of {store.channels} channel(s), but {encoder} takes {header.network.input_channels}"

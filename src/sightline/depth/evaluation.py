@@ -105,11 +105,7 @@ def evaluate_autoencoder(
         UserError: files of another kind, weights that were trained on other preprocessing, no held-out frames.
     """
     evaluator, store = ModelEvaluator(weights), DepthStore.open(data)
-    if evaluator.header.preprocessing != store.preprocessing:
-        raise UserError(
-            f"{data}: normalised with {store.preprocessing.model_dump(mode='json')}, but {weights} was trained on "
-            f"{evaluator.header.preprocessing.model_dump(mode='json')}; normalise the data in the same way"
-        )
+    store.require_preprocessing(evaluator.header.preprocessing, weights)
     if evaluator.header.network.input_channels != 1:
         raise UserError(
             f"{weights}: takes {evaluator.header.network.input_channels} channels, but depth is evaluated, in "
@@ -166,15 +162,15 @@ def _choose_rows(store: DepthStore, params: EvaluateParams) -> Rows:
     if len(train) < 2:
         raise UserError(f"{store.path}: {len(train)} training frames; at least 2 are needed to compare with")
     progress = {"desc": "find duplicates", "unit": "img", "mininterval": 0.5}
-    wanted = {digest(store.depth[row]): row for row in held_out}
-    known = {key for key in (digest(store.depth[row]) for row in tqdm(train, **progress)) if key in wanted}
-    kept = np.array([row for row in held_out if digest(store.depth[row]) not in known], np.int64)
-    if not len(kept):
+    digests = {row: digest(store.depth[row]) for row in held_out}
+    in_train = set(digests.values()).intersection(digest(store.depth[row]) for row in tqdm(train, **progress))
+    new = np.array([row for row, key in digests.items() if key not in in_train], np.int64)
+    if not len(new):
         raise UserError(f"{store.path}: every frame of part {params.part} is also a training frame")
     probe, choose = _spaced(train, params.probe_frames), _spaced(store.rows("val"), params.probe_frames)
     if params.part == "val" or not len(choose):
         probe, choose = np.split(probe, [max(1, len(probe) * 4 // 5)])  # mostly episodes of their own
-    return Rows(kept, len(held_out) - len(kept), train, _spaced(train, params.pca_frames), probe, choose)
+    return Rows(new, len(held_out) - len(new), train, _spaced(train, params.pca_frames), probe, choose)
 
 
 def _spaced(rows: np.ndarray, count: int) -> np.ndarray:
@@ -256,8 +252,8 @@ def _read_targets(frames: Path, store: DepthStore, columns: tuple[str, ...]) -> 
     missing = np.setdiff1d(store.frame_id, table.index)
     if len(missing):
         raise UserError(f"{frames}: lacks {len(missing)} frames of {store.path} (first {missing[0]})")
-    known = [column for column in columns if column in table]
-    return {column: np.array(table[column].loc[store.frame_id].tolist(), np.float64) for column in known}
+    rows = table.loc[store.frame_id]
+    return {column: np.array(rows[column].tolist(), np.float64) for column in columns if column in table}
 
 
 def _draw(

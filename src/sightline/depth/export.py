@@ -52,8 +52,8 @@ def export_encoder(weights: Path, output: Path) -> float:
             written.write_bytes(archive.getvalue())
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes to it
-                expected, found = encoder(images), torch.export.load(written).module()(images)
-            difference = float((expected - found).norm() / expected.norm())
+                expected, exported = encoder(images), torch.export.load(written).module()(images)
+            difference = float((expected - exported).norm() / expected.norm())
             if not math.isfinite(difference) or difference > TOLERANCE:
                 raise UserError(
                     f"{output}: its embeddings differ from those of {weights} by {difference:.2g} of their norm"

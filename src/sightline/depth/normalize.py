@@ -58,7 +58,7 @@ class NormalizeParams(Section):
 
 @dataclass(frozen=True)
 class Frames:
-    """The images to normalise, and what is known of each."""
+    """The images to normalise, and what belongs to each."""
 
     paths: list[Path]
     frame_id: np.ndarray  # int64 [N]
@@ -111,7 +111,7 @@ def normalize_depth(
     reports = sorted(blocks, key=lambda report: report["start"])
     failures = {row: message for report in reports for row, message in report["failures"]}
     if failures and (on_error == "fail" or len(failures) == len(frames.paths)):
-        discard(scratch)  # the images will be mended, so nothing of this run can be used again
+        discard(scratch)  # the user will mend images, so a later run can use nothing of this one
         raise UserError(_list_failures(failures, len(frames.paths)))
     if params.channels == 1:
         warn_of_encoding([pair for report in reports for pair in report["multiples"]], preprocessing)
@@ -123,8 +123,8 @@ def normalize_depth(
     with atomic_output(output) as temporary:
         if failures:
             warnings.warn(f"{len(failures)} of {len(frames.paths)} images are broken and left out", stacklevel=2)
-            kept = np.setdiff1d(np.arange(len(frames.paths)), list(failures))
-            _copy_rows(partial, temporary, frames.keep(kept), kept, preprocessing, params.channels)
+            rows = np.setdiff1d(np.arange(len(frames.paths)), list(failures))
+            _copy_rows(partial, temporary, frames.keep(rows), rows, preprocessing, params.channels)
         else:
             shutil.move(partial, temporary)
     discard(scratch)

@@ -22,7 +22,7 @@ from sightline.depth.preprocessing import Preprocessing
 from sightline.training.probing import effective_rank
 
 INTERPOLATED = 6  # decoded images of an interpolation, both ends included
-INVALID = "#ff00c8"  # where the sensor has no reading: a colour of none of the maps
+INVALID = "#ff00c8"  # where the sensor has no reading; no colour map has this colour
 DPI = 100
 
 
@@ -40,9 +40,9 @@ def draw_reconstructions(
         depth_KHW, valid_KHW: frames in the order of the autoencoder's error, best first.
         reconstructions: name of the code -> float32 [K, 128, 128] in [-1, 1].
     """
-    depth_mm = _to_mm(depth_KHW, preprocessing)
+    depth_mm = preprocessing.to_mm(depth_KHW.astype(np.float64))
     limits = _limits(depth_mm[valid_KHW])
-    error_mm = {name: _to_mm(y, preprocessing) - depth_mm for name, y in reconstructions.items()}
+    error_mm = {name: preprocessing.to_mm(y.astype(np.float64)) - depth_mm for name, y in reconstructions.items()}
     largest = float(np.quantile(np.abs(np.stack(list(error_mm.values()))[:, valid_KHW]), 0.99)) or 1.0
     with _figure(path, 1 + 2 * len(error_mm), len(depth_KHW), "Held-out frames, from best to worst") as (figure, axes):
         depth_map, error_map = _map("viridis", limits), _map("RdBu", (-largest, largest))
@@ -69,7 +69,7 @@ def draw_interpolation(
     preprocessing: Preprocessing,
 ) -> None:
     """Rows of: a frame, what is decoded on the straight line between its latent and another's, the other frame."""
-    depth_mm, decoded_mm = _to_mm(depth_K2HW, preprocessing), _to_mm(decoded_KIHW, preprocessing)
+    depth_mm, decoded_mm = (preprocessing.to_mm(y.astype(np.float64)) for y in (depth_K2HW, decoded_KIHW))
     count = decoded_KIHW.shape[1]
     title = "Between two held-out frames: decoded from (1 - t) z0 + t z1"
     with _figure(path, count + 2, len(depth_mm), title) as (figure, axes):
@@ -131,11 +131,6 @@ def _first_two(centred_ND: np.ndarray) -> np.ndarray:
     points = np.zeros((len(centred_ND), 2))
     points[:, : min(2, len(s))] = (u * s)[:, :2]
     return points * np.where(points[np.abs(points).argmax(axis=0), [0, 1]] < 0, -1, 1)
-
-
-def _to_mm(depth: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    near, far = preprocessing.height_range
-    return ((depth.astype(np.float64) + 1) / 2 * (far - near) + near) * preprocessing.unit_mm
 
 
 def _limits(values_mm: np.ndarray) -> tuple[float, float]:

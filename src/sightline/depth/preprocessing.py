@@ -7,7 +7,7 @@ training data travels as a `Preprocessing` inside the normalised file and inside
 import math
 import warnings
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +34,11 @@ class Preprocessing(Section):
     def mm_per_unit(self) -> float:
         """Millimetres per normalised unit: [-1, 1] spans the height range."""
         return (self.height_range[1] - self.height_range[0]) / 2 * self.unit_mm
+
+    def to_mm(self, depth: Any) -> Any:
+        """Millimetres behind normalised values, an array or a tensor."""
+        near, far = self.height_range
+        return ((depth + 1) / 2 * (far - near) + near) * self.unit_mm
 
     def range_mm(self) -> dict[str, float]:
         """Both ends of the height range, millimetres."""
@@ -203,28 +208,28 @@ def _nearest(size: int) -> np.ndarray:
 
 
 @lru_cache
-def _footprint(size: int) -> np.ndarray:
-    """Share of each source pixel in each target pixel's footprint, for one period of the pattern.
-
-    128 targets over ``size`` sources repeat gcd(size, 128) times -> float32 [128 / gcd, size / gcd], rows sum to 1.
-    """
-    period = math.gcd(size, IMAGE_SIZE)
-    targets, sources = IMAGE_SIZE // period, size // period
-    edges, scale = np.arange(targets + 1) * sources / targets, sources / targets
-    pixel = np.arange(sources)
+def footprints(targets: int, sources: int) -> np.ndarray:
+    """Share of each source pixel in the footprint of each target pixel, float32 [targets, sources]; rows sum to 1."""
+    edges, pixel = np.arange(targets + 1) * sources / targets, np.arange(sources)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return (np.clip(overlap, 0, None) / scale).astype(np.float32)
+    return (np.clip(overlap, 0, None) / (sources / targets)).astype(np.float32)
+
+
+def _period(size: int) -> np.ndarray:
+    """The footprints of 128 target pixels over ``size`` sources, whose pattern repeats gcd(size, 128) times."""
+    times = math.gcd(size, IMAGE_SIZE)
+    return footprints(IMAGE_SIZE // times, size // times)
 
 
 def _average_rows(x_CHW: np.ndarray) -> np.ndarray:
     channels, height, width = x_CHW.shape
-    weights = _footprint(height)
+    weights = _period(height)
     blocks = x_CHW.reshape(channels, -1, weights.shape[1], width)
     return (weights @ blocks).reshape(channels, IMAGE_SIZE, width)
 
 
 def _average_columns(x_CHW: np.ndarray) -> np.ndarray:
     channels, height, width = x_CHW.shape
-    weights = _footprint(width)
+    weights = _period(width)
     blocks = x_CHW.reshape(channels, height, -1, weights.shape[1])
     return (blocks @ weights.T).reshape(channels, height, IMAGE_SIZE)

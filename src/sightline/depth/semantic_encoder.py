@@ -219,12 +219,12 @@ class SemanticEncoder(Encoder):
             UserError: a name that is none of them, before anything is frozen.
         """
         names = [layers] if isinstance(layers, str) else list(layers)
-        known = dict(self.named_children())
+        parts = dict(self.named_children())
         for name in names:
-            if name not in known:
-                raise UserError(f"freeze_layers: no layer {name!r}; the layers are {', '.join(known)}")
+            if name not in parts:
+                raise UserError(f"freeze_layers: no layer {name!r}; the layers are {', '.join(parts)}")
         self._frozen |= set(names)
-        for parameter in (p for name in names for p in known[name].parameters()):
+        for parameter in (p for name in names for p in parts[name].parameters()):
             parameter.requires_grad_(False)
             parameter.grad = None  # an optimizer moves what has a gradient, even one of zeros
         self.train(self.training)

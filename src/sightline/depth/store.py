@@ -13,7 +13,6 @@ The root attribute ``preprocessing`` is the JSON of `sightline.depth.preprocessi
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -61,12 +60,20 @@ class DepthStore:
         """Channels of an image: 1 for depth, 3 for RGB."""
         return 1 if self.depth.ndim == 3 else self.depth.shape[1]
 
+    def require_preprocessing(self, expected: Preprocessing, weights: Path) -> None:
+        """Raise `UserError` unless the images are normalised as those that ``weights`` was trained on."""
+        if self.preprocessing != expected:
+            raise UserError(
+                f"{self.path}: normalised with {self.preprocessing.model_dump(mode='json')}, but {weights} was trained "
+                f"on {expected.model_dump(mode='json')}; normalise the data in the same way"
+            )
+
     def images(self, rows: np.ndarray | slice) -> np.ndarray:
         """Copy of the images at ``rows``, float32 [M, C, 128, 128]."""
         return np.array(self.depth[rows]).reshape(-1, self.channels, IMAGE_SIZE, IMAGE_SIZE)
 
     def rows(self, *parts: str) -> np.ndarray:
-        """Row numbers of the frames in the given parts of the split, int64 [M], ascending."""
+        """Row numbers of the frames in these ``parts`` of the split, int64 [M], ascending."""
         return np.flatnonzero(np.isin(self.split, parts))
 
 
@@ -85,12 +92,11 @@ def create_depth_store(
     """
     shape = (len(frame_id), IMAGE_SIZE, IMAGE_SIZE)
     images = shape if channels == 1 else (len(frame_id), channels, IMAGE_SIZE, IMAGE_SIZE)
-    attributes: dict[str, Any] = {"preprocessing": json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True)}
     create_contiguous(
         path,
         empty={"depth": (images, np.float32), "valid": (shape, np.bool_)},
         filled={"frame_id": frame_id, "episode": episode, "split": split.astype("S5")},
-        attributes=attributes,
+        attributes={"preprocessing": json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True)},
     )
 
 

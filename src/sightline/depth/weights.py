@@ -184,12 +184,12 @@ def synthetic_depth(count: int, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def check_shape(path: Path, network: NetworkConfig, input_channels: int | None, latent_dim: int | None) -> None:
-    """Raise `UserError` where the network in ``path`` has other numbers than those given."""
-    for name, given in (("input_channels", input_channels), ("latent_dim", latent_dim)):
+    """Raise `UserError` where the network in ``path`` has other numbers than these; None takes any."""
+    for name, wanted in (("input_channels", input_channels), ("latent_dim", latent_dim)):
         held = getattr(network, name)
-        if given not in (None, held):
+        if wanted not in (None, held):
             raise UserError(
-                f"{path}: {name} is {held} in the file, but {given} was asked for; leave it out or say {held}"
+                f"{path}: {name} is {held} in the file, but {wanted} was asked for; leave it out or say {held}"
             )
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
-from sightline.core.errors import UserError
+from sightline.core.errors import UserError, first_fault
 from sightline.importers.demonstrations import (
     Demonstration,
     ImportOptions,
@@ -185,9 +185,7 @@ def _read_info(source: Path) -> Info:
     try:
         info = Info.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {key}: {first['msg']}; not a LeRobot data set of {', '.join(VERSIONS)}") from None
+        raise UserError(f"{path}: {first_fault(error)}; not a LeRobot data set of {', '.join(VERSIONS)}") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if info.codebase_version not in VERSIONS:
