@@ -56,15 +56,16 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
             main(args, values)
     except BaseException as error:
         interrupt = next((cause for cause in _chain(error) if isinstance(cause, KeyboardInterrupt)), None)
-        if interrupt or stopped:  # libraries may turn the one into errors of their own
+        if interrupt or stopped:  # libraries may turn a KeyboardInterrupt into errors of their own
             progress = f" ({interrupt})" if str(interrupt or "") else ""
             how = "terminated" if signal.SIGTERM in stopped else "interrupted"
             print(f"{parser.prog}: {how}; run it again to continue{progress}", file=sys.stderr)
             raise SystemExit(143 if signal.SIGTERM in stopped else 130) from None
-        said = str(error) if isinstance(error, UserError) else None
-        for cause in _chain(error):
-            if said is None:
-                said = f"out of memory; {_less_memory(args, values)}" if lacks_memory(cause) else refusal(cause)
+        answers = (
+            f"out of memory; {_less_memory(args, values)}" if lacks_memory(cause) else refusal(cause)
+            for cause in _chain(error)
+        )
+        said = str(error) if isinstance(error, UserError) else next(filter(None, answers), None)
         if said is None:
             raise
         print(f"{parser.prog}: error: {said}", file=sys.stderr)

@@ -31,8 +31,8 @@ def unordered_map(
 ) -> Iterator[R]:
     """Yield ``function(job)`` as the jobs finish, in any order.
 
-    Processes are spawned, so that a job sees nothing but its arguments. Jobs are handed out as workers become free:
-    memory does not grow with their number.
+    Processes are spawned, so that a job sees nothing but its arguments. A worker gets its next job when it is free, so
+    memory does not grow with the number of jobs.
 
     Args:
         function: a module-level function.

@@ -62,7 +62,7 @@ def load_params(model: type[P], params_file: Path | None = None, assignments: It
         key = ".".join(map(str, first["loc"]))
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         message = {
-            "extra_forbidden": f"unknown key; known here: {', '.join(_known_keys(model, first['loc'])) or 'none'}",
+            "extra_forbidden": f"unknown key; known here: {', '.join(_keys_beside(model, first['loc'])) or 'none'}",
             "missing": "is missing",
             "value_error": first["msg"].removeprefix("Value error, "),
         }.get(first["type"], f"{first['msg']}, got {first['input']!r}")
@@ -153,7 +153,7 @@ def _assign(tree: dict[str, Any], assignment: str, model: type[Section]) -> None
     tree[names[-1]] = parse_yaml(text, f"--set {assignment}")
 
 
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for name in location[:-1]:
         annotation = model.model_fields[str(name)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -52,7 +52,7 @@ def _quotas() -> Iterator[float]:
         if names and "cpu" not in names.split(","):
             continue
         root = _GROUPS / "cpu" if names else _GROUPS
-        group = root / place.lstrip("/")  # in a container it may be the host's path, and only the root exists
+        group = root / place.lstrip("/")  # in a container this may be a path of the host, and only the root exists
         for folder in (group, *group.parents):
             limits = folder / "cpu.max", folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"
             words = " ".join(path.read_text() for path in limits if path.is_file()).split()

@@ -1,7 +1,7 @@
 """Random changes of training images, each drawn for one image alone.
 
-Never one draw for a whole batch: with batch normalisation a network then reads the draw off the batch's statistics, and
-fails on single images. Everything is done by tensor operations on the device that the images are on.
+With one draw for a whole batch, a network with batch normalisation learns to read the draw off the batch's statistics,
+and fails on single images. All changes are tensor operations on the device of the images.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.depth.preprocessing import IMAGE_SIZE
 
 Augment = Literal["none", "rotate", "full"]
-CHANCES = 8  # random numbers that an image takes
+CHANCES = 8  # random numbers for each image
 CROPPED, SMALLEST = 0.5, 64  # share of the images that are cropped, and the least side of a crop, pixels
 GAIN, OFFSET = 0.1, 0.1  # the depth is multiplied by 1 +- GAIN and moved by +- OFFSET, in normalised units
 
@@ -27,7 +27,7 @@ def augment_images(
 
     Args:
         images: [N, C, S, S] in [-1, 1]; valid: bool [N, S, S].
-        chances: [B, 8], uniform in [0, 1); not looked at with "none".
+        chances: [B, 8], uniform in [0, 1); "none" ignores them.
         index: int64 [B], which images to take; None takes all, in order.
 
     Returns:

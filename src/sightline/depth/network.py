@@ -228,7 +228,7 @@ class Autoencoder(nn.Module):
         return self.decoder(z), z
 
     def forward_patches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same through the patch path alone, which is all of it while the network's ends are at their zero."""
+        """The same through the patch path alone; it equals `forward` while the last layers of the network are zero."""
         z = self.encoder.encode_patches(x)
         return self.decoder.decode_patches(z), z
 

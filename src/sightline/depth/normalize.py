@@ -205,8 +205,8 @@ def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing, int]) -> d
     partial, start, paths, preprocessing, channels = job
     resized: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     failures: list[tuple[int, str]] = []
-    report: dict[str, Any] = {"start": start, "failures": failures, "rows": [], "valid": [], "clipped": 0}
-    report |= {"digests": [], "multiples": []}
+    report: dict[str, Any] = {"start": start, "failures": failures, "multiples": []}
+    report |= {"rows": [], "valid": [], "clipped": 0, "digests": []}
     for row, path in enumerate(paths, start):
         try:
             raw = read_depth(path) if channels == 1 else read_rgb(path)
@@ -228,8 +228,8 @@ def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing, int]) -> d
             "rows": rows.tolist(),
             "valid": valid_N.sum(axis=(1, 2)).tolist(),
             "clipped": int(clipped.sum()) / channels,
+            "digests": [digest(image).hex() for image in depth_N],
         }
-        report["digests"] = [digest(image).hex() for image in depth_N]
     return report
 
 

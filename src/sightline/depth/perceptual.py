@@ -19,7 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the photographs, 
 
 
 class PerceptualLoss(nn.Module):
-    """Distance in feature space between a reconstruction and its target. Its own weights stay as they are.
+    """Distance in feature space between a reconstruction and its target. Training does not change its weights.
 
     Args:
         weights: file with the state dict of torchvision's VGG-16 (``features.*`` is enough), loaded as data only.

@@ -101,7 +101,7 @@ def draw_latents(path: Path, latents_ND: np.ndarray, episode_N: np.ndarray, step
     title = f"Latents of {len(latents_ND)} held-out frames: {len(share)} numbers, effective rank {rank:.1f}"
     with _figure(path, 3, 1, title, size=(5.0, 4.6)) as (figure, axes):
         spectrum, cumulative, plane = axes[0]
-        used = share > 1e-9  # beyond it is rounding; n frames span n - 1 directions
+        used = share > 1e-9  # smaller ones are rounding errors; n frames span n - 1 directions
         spectrum.semilogy(numbers[used], share[used])
         spectrum.set(title="Variance along principal axes", xlabel="axis", ylabel="share of the variance")
         cumulative.plot(numbers[used], np.cumsum(share)[used])

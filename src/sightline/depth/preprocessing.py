@@ -147,7 +147,7 @@ def preprocess(raw_N: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndar
 
 
 def check_values(array: np.ndarray, preprocessing: Preprocessing | None) -> None:
-    """Raise `UserError` for what is no count; warn of what is one only by chance. None: normalised already."""
+    """Raise `UserError` for values that are not raw counts, and warn where they hardly can be; None: not raw counts."""
     if array.size == 0:
         return
     low, high = array.min(), array.max()  # NaN where there is one

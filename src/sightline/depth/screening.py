@@ -18,7 +18,7 @@ def multiples(raw_HW: np.ndarray, invalid: Sequence[int]) -> tuple[float, float]
 
 
 def warn_of_encoding(shares: Sequence[tuple[float, float]], preprocessing: Preprocessing) -> None:
-    """Warn where the `multiples` of the images say that a value is not a millimetre; the pictures look normal.
+    """Warn where the `multiples` of the images show that a count is not a millimetre, though the pictures look normal.
 
     Rotated bits leave zeros in the last three; a scale of 5000 per metre on data measured in millimetres leaves
     multiples of 5. Real data sets have over 97 % of either, or below 26 %.

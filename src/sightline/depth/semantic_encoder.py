@@ -299,18 +299,17 @@ class SemanticEncoder(Encoder):
             return
         got = f"expected images [B, {', '.join(map(str, expected))}], got {list(images.shape)}"
         if images.ndim == 3:
-            axis, what = (1, "channel") if self.config.input_channels == 1 else (0, "batch")
+            axis, what = (1, "channel") if expected[0] == 1 else (0, "batch")
             raise UserError(f"{got}; add the {what} axis with images.unsqueeze({axis})")
-        if images.ndim == 4 and images.shape[1] != expected[0]:
-            hint = "permute(0, 3, 1, 2)" if images.shape[3] == expected[0] else None
-            raise UserError(
-                f"{got}; " + (f"use images.{hint}" if hint else f"the encoder takes {expected[0]} channel(s)")
-            )
-        if images.ndim == 4 and images.is_floating_point():
+        if images.ndim != 4:
+            raise UserError(got)
+        if images.shape[1] != expected[0]:
+            is_last = images.shape[3] == expected[0]
+            hint = "use images.permute(0, 3, 1, 2)" if is_last else f"the encoder takes {expected[0]} channel(s)"
+            raise UserError(f"{got}; {hint}")
+        if images.is_floating_point():
             raise UserError(f"{got}; encode_numpy resizes raw images as in training")
-        if images.ndim == 4:
-            raise UserError(f"expected floating point in [-1, 1], got {images.dtype}; encode_numpy takes raw counts")
-        raise UserError(got)
+        raise UserError(f"expected floating point in [-1, 1], got {images.dtype}; encode_numpy takes raw counts")
 
     def _as_images(self, array: np.ndarray) -> np.ndarray:
         """[H, W], [N, H, W] or [N, C, H, W] -> [N, C, H, W]."""

@@ -326,8 +326,8 @@ def _summary(
     lines = [f"{target}: {len(demonstrations)} episodes, {frames} frames at {fps:g} fps; {', '.join(columns)}"]
     for camera, (height, width) in sizes.items():
         new = _target_size(height, width, size)
-        done = "as they were" if new == (height, width) else f"averaged down to {new[0]}x{new[1]}"
-        lines.append(f"  rgb/{camera}: pictures of {height}x{width} pixels, {done}")
+        how = "as they were" if new == (height, width) else f"averaged down to {new[0]}x{new[1]}"
+        lines.append(f"  rgb/{camera}: pictures of {height}x{width} pixels, {how}")
     folders = [f"rgb/{camera}" for camera in sizes]
     tracked = ["recording.json", "frames.parquet", *folders]
     return "\n".join(

@@ -99,10 +99,8 @@ def _frames(index: Path, fps: float) -> Table:
         raise UserError(f"{index}: not a frame index ({' '.join(str(error).split())})") from None
     counts = Counter(frames["split"])
     episodes = {part: len({e for e, s in zip(*frames.values(), strict=True) if s == part}) for part in PARTS}
-    rows: dict[str, tuple[Any, ...]] = {
-        part: (episodes[part], counts[part], counts[part] / fps if fps else None) for part in PARTS
-    }
-    rows["all"] = sum(episodes.values()), sum(counts.values()), sum(counts.values()) / fps if fps else None
+    counts["all"], episodes["all"] = counts.total(), sum(episodes.values())
+    rows = {part: (episodes[part], counts[part], counts[part] / fps if fps else None) for part in (*PARTS, "all")}
     return Table("frames, split by whole episodes", ("episodes", "frames", "seconds"), rows)
 
 

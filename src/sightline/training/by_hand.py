@@ -1,4 +1,4 @@
-"""What a person may ask of a training, and the pipeline does not: checkpoints in a folder, and one to start from."""
+"""Options of a training that only runs by hand use: a folder for checkpoints, and a checkpoint to start from."""
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass

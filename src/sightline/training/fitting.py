@@ -311,10 +311,10 @@ class _Keeper(Callback):
 
 
 class _Gradients(Callback):
-    """Clips the gradient's norm (Lightning's own clipping refuses fused optimizers), logs it, stops where it is none.
+    """Clips the gradient's norm (Lightning's own clipping refuses fused optimizers), logs it, stops if not finite.
 
-    That is before the step, so that the weights stay sound. On a GPU it is looked at once in `EVERY` batches, because
-    looking waits for all that was computed; the weights of the last epoch are kept all the same.
+    It checks before the step, so that the weights stay sound. On a GPU it checks once in `EVERY` batches, because a
+    check waits for all computations; the weights of the last epoch stay sound in any case.
     """
 
     EVERY = 32

@@ -105,7 +105,7 @@ class Ridge:
 def r_squared(predicted_NJ: np.ndarray, y_NJ: np.ndarray) -> float:
     """Coefficient of determination over all targets together; 0 where none of them varies.
 
-    Pooled, because a target that hardly varies on these frames has any R^2 whatever.
+    Pooled, because the R^2 of a target that hardly varies on these frames means nothing.
     """
     total = np.square(y_NJ - y_NJ.mean(axis=0)).sum()
     return float(1 - np.square(predicted_NJ - y_NJ).sum() / total) if total > 1e-12 else 0.0

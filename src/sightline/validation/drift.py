@@ -123,7 +123,7 @@ def frechet(reference_ND: np.ndarray, new_MD: np.ndarray) -> float:
     new_mean, new_covariance = _gaussian(new_MD)
     values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    both = np.linalg.eigvalsh(root @ new_covariance @ root).clip(0)  # those of the product of the two
+    both = np.linalg.eigvalsh(root @ new_covariance @ root).clip(0)  # eigenvalues of the product of both
     squared = ((mean - new_mean) ** 2).sum() + np.trace(covariance) + np.trace(new_covariance) - 2 * np.sqrt(both).sum()
     return float(max(squared, 0) / max(np.trace(covariance), 1e-30))
 
@@ -136,11 +136,8 @@ def _gaussian(rows_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def nearest(rows_ND: np.ndarray, others_MD: np.ndarray, episode: np.ndarray | None = None) -> np.ndarray:
     """Distance of each row to the nearest of ``others``, [N]; with ``episode`` [N], to one of another episode."""
-    centre = others_MD.mean(0)
-    rows, others = (
-        rows_ND - centre,
-        others_MD - centre,
-    )  # else rounding of large common values would hide small differences
+    centre = others_MD.mean(0)  # without it, rounding of large common values would hide small differences
+    rows, others = rows_ND - centre, others_MD - centre
     squares, least = (others * others).sum(1), []
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]

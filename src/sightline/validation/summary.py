@@ -30,7 +30,7 @@ _ROUNDING = 1e-5  # figures are stored at six significant digits
 
 
 class Range(Section, allow_inf_nan=False):
-    """Of a figure over the training frames."""
+    """The range of a figure over the training frames."""
 
     low: float
     median: float
@@ -49,7 +49,7 @@ class Range(Section, allow_inf_nan=False):
 
 
 class Summary(Section):
-    """Of one modality."""
+    """The figures of one modality over the training frames."""
 
     frames: int = Field(ge=1)
     figures: dict[str, Range]
@@ -57,7 +57,7 @@ class Summary(Section):
 
 @dataclass(frozen=True)
 class Reference:
-    """A summary, and what to call where it is from."""
+    """A summary, and the name of its source for messages."""
 
     source: str
     summary: Summary
@@ -78,7 +78,7 @@ def rgb_figures(pixels_HWC: np.ndarray) -> dict[str, float]:
     """Figures of a colour image uint8 [H, W, 3]; brightness, contrast and sharpness in grey levels."""
     red, green, blue = (channel.mean() for channel in np.moveaxis(pixels_HWC, 2, 0))
     total = max(red + green + blue, 1e-9)
-    across = np.abs(np.diff(pixels_HWC[::4, :, 1].astype(np.int16), axis=1))  # the fourth of the rows tells enough
+    across = np.abs(np.diff(pixels_HWC[::4, :, 1].astype(np.int16), axis=1))  # every fourth row is enough
     return {
         "brightness": total / 3,
         "contrast": pixels_HWC[:, :, 1].std(),
