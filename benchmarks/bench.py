@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows |= earlier(args.write / f"benchmarks/{kind}.json", made_on)
     for name in args.only:
         with opened(args) as bench:
-            rows |= {name: found} if (found := importlib.import_module(name).rows(bench)) else {}
+            rows |= {name: measured} if (measured := importlib.import_module(name).rows(bench)) else {}
     ordered = {name: rows[name] for name in MODULES if name in rows}
     text = page([row for some in ordered.values() for row in some], made_on)
     put(text, f"benchmarks {kind}", args.write and args.write / "docs/benchmarks.md")
@@ -82,11 +82,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def earlier(path: Path, made_on: dict[str, object]) -> dict[str, list[Row]]:
     """Rows of an earlier run, by benchmark, where it was made on the same machine."""
-    found = json.loads(path.read_text()) if path.is_file() else {"machine": None, "rows": []}
-    if found["machine"] is None or found["machine"] | {"load_average": made_on["load_average"]} != made_on:
+    saved = json.loads(path.read_text()) if path.is_file() else {"machine": None, "rows": []}
+    if saved["machine"] is None or saved["machine"] | {"load_average": made_on["load_average"]} != made_on:
         return {}
     rows: dict[str, list[Row]] = {}
-    for costs in found["rows"]:
+    for costs in saved["rows"]:
         rows.setdefault(costs["benchmark"], []).append(Row(**{field.name: costs[field.name] for field in fields(Row)}))
     return rows
 

@@ -41,9 +41,9 @@ def _in_memory(bench: Bench) -> Row:
     with GridStore(bench.room / "read.hdf5") as store:
         seconds = in_turn(
             {
-                "store": lambda: [store.read(ids[chosen]).size for chosen in batches],  # as a loop, it keeps no batch
-                "gzip": lambda: [gzip_grids.read(bench.room / "gzip.hdf5", ids[chosen]).size for chosen in few],
-                "map": lambda: [mapped[chosen].size for chosen in batches],
+                "store": lambda: [store.read(ids[batch]).size for batch in batches],  # as a loop, it keeps no batch
+                "gzip": lambda: [gzip_grids.read(bench.room / "gzip.hdf5", ids[batch]).size for batch in few],
+                "map": lambda: [mapped[batch].size for batch in batches],
             },
             bench.size(15, 1),
         )
@@ -62,13 +62,13 @@ def _on_disk(bench: Bench) -> Row:
 
     def store() -> None:
         with GridStore(path) as store:
-            for chosen in batches:
-                store.read(ids[chosen])
+            for batch in batches:
+                store.read(ids[batch])
 
     def memory_map() -> None:
         grids = open_rows(path, "grids")
-        for chosen in batches:
-            grids.take(chosen, axis=0)
+        for batch in batches:
+            grids.take(batch, axis=0)
 
     def in_order() -> None:
         with open(path, "rb", buffering=0) as file:

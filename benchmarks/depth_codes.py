@@ -65,14 +65,14 @@ def run(folder: Path, runs: Path, variant: str, fold: int, seed: int) -> None:
 
 def table(runs: Path) -> str:
     """Markdown of everything that is in ``runs``: one table of all runs, one over the folds of each variant."""
-    found = {}
+    places = {}
     for path in sorted(runs.glob("*/fold*-seed*/evaluation_results.json")):
         fold, seed = (int("".join(filter(str.isdigit, part))) for part in path.parent.name.split("-"))
         if path.parent.parent.name in VARIANTS:
-            found[path.parent.parent.name, fold, seed] = path.parent
-    if not found:
+            places[path.parent.parent.name, fold, seed] = path.parent
+    if not places:
         raise SystemExit(f"{runs}: no runs in it; make some with the command run")
-    results = {key: json.loads((place / "evaluation_results.json").read_text()) for key, place in found.items()}
+    results = {key: json.loads((place / "evaluation_results.json").read_text()) for key, place in places.items()}
     columns = (
         "fold",
         "code",
@@ -129,8 +129,8 @@ def forward_flop(config: NetworkConfig) -> dict[str, int]:
 
 
 def _row(fold: int, name: str, result: dict[str, Any], epochs: str, flop: str, command: str, label: str = "") -> str:
-    figures, found = result["codes"][name], result["embedding"]["retrieval"].get(name, {})
-    recall = f"{found['recall_at_1']:.2f}" if found else ""
+    figures, retrieval = result["codes"][name], result["embedding"]["retrieval"].get(name, {})
+    recall = f"{retrieval['recall_at_1']:.2f}" if retrieval else ""
     errors = (f"{figures[key]:.1f}" for key in ("rmse_mm", "mae_mm", "edge_rmse_mm"))
     cells = (
         fold,

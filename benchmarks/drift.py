@@ -73,19 +73,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="at a time (default: one per core)")
     args = parser.parse_args()
     processes = ["--processes", str(args.processes)] if args.processes else []
-    known, said = PLACE / "known", []
-    run("stages/validate.py", KNOWN, known / "index", "--metrics-dir", known, *processes)
-    features(KNOWN, known)
+    reference, said = PLACE / "known", []
+    run("stages/validate.py", KNOWN, reference / "index", "--metrics-dir", reference, *processes)
+    features(KNOWN, reference)
     frames = ["| | " + " | ".join(MODALITIES) + " |", "|---" * (len(MODALITIES) + 1) + "|"]
     codes = ["| | depth: Frechet | far share | CLIP: Frechet | far share |", "|---|---|---|---|---|"]
     for name, changes in VARIANTS.items():
         folder = PLACE / name.replace(" ", "_")
         record(folder, changes, processes)
-        reference = ("--reference", known / "summary.json")
-        heard = run("stages/validate.py", folder, folder / "index", "--metrics-dir", folder, *reference, *processes)
+        heard = run("stages/validate.py", folder, folder / "index", "--metrics-dir", folder, "--reference",
+                    reference / "summary.json", *processes)  # fmt: skip
         said += [line for line in heard.splitlines() if re.match(f"warning: {folder}/(rgb/global|depth): ", line)]
-        found = json.loads((folder / "drift.json").read_text())
-        shares = [found[kind]["outside"] / found[kind]["frames"] for kind in MODALITIES]
+        counts = json.loads((folder / "drift.json").read_text())
+        shares = [counts[kind]["outside"] / counts[kind]["frames"] for kind in MODALITIES]
         frames.append(f"| {name} | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |")
         features(folder, folder)
         measured = [drift(kind, folder) for kind in ("depth", "clip")]

@@ -37,32 +37,32 @@ def dvc_costs(room: Path, files: int = 6000, grids: int = 1000) -> dict[str, flo
 
     dvc("init", "--no-scm", "--quiet")
     dvc("remote", "add", "--default", "storage", str(remote))
-    found: dict[str, float] = {"files": files, "grids": grids}
+    costs: dict[str, float] = {"files": files, "grids": grids}
     start = min(dvc("root") for _ in range(3))
     added = []
     for folder, seed in (("others", 2 * files), ("images", 0)):  # what a new file costs a file system varies by much
         _write_images(project / folder, files, seed)
         added.append(dvc("add", folder))
-    found["add_ms_per_file"] = 1e3 * (min(added) - start) / files
+    costs["add_ms_per_file"] = 1e3 * (min(added) - start) / files
     (project / "others.dvc").unlink()
-    found["status_ms_per_file"] = 1e3 * (min(dvc("status") for _ in range(3)) - start) / files
-    found["push_ms_per_file"] = 1e3 * (dvc("push") - start) / files
-    found["images_bytes"] = stored()
+    costs["status_ms_per_file"] = 1e3 * (min(dvc("status") for _ in range(3)) - start) / files
+    costs["push_ms_per_file"] = 1e3 * (dvc("push") - start) / files
+    costs["images_bytes"] = stored()
     _write_images(project / "images", files + files // 100)
     dvc("add", "images")
     dvc("push")
-    found["images_pushed"] = stored() - found["images_bytes"]
+    costs["images_pushed"] = stored() - costs["images_bytes"]
     for name, target in (("store", "grids.hdf5"), ("shards", "grids")):
         for when, count in (("bytes", grids), ("pushed", grids + grids // 100)):
             before = stored()
             write_grids(project / target, count, SHARD, EPISODE)
             dvc("add", target)
             dvc("push", f"{target}.dvc")
-            found[f"{name}_{when}"] = stored() - before
+            costs[f"{name}_{when}"] = stored() - before
     data, seconds = b"0" * 2**26, time.process_time()
     hashlib.md5(data, usedforsecurity=False)
-    found["md5_mb_per_s"] = len(data) / (time.process_time() - seconds) / 1e6
-    return found
+    costs["md5_mb_per_s"] = len(data) / (time.process_time() - seconds) / 1e6
+    return costs
 
 
 def _write_images(folder: Path, count: int, seed: int = 0, size: int = 4000) -> None:

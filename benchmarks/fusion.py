@@ -44,20 +44,20 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def kept_mib(self) -> float:
+    def saved_mib(self) -> float:
         """Distinct storages that autograd saves, without the weights."""
         weights = {p.untyped_storage().data_ptr() for p in self.encoder.parameters()}
-        kept: dict[int, int] = {}
+        sizes: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
+                sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = self.loss()
-        total = sum(kept.values())
+        total = sum(sizes.values())
         del loss
         return total / 2**20
 
@@ -74,7 +74,7 @@ def rows(bench: Bench) -> list[Row]:
     between = "convolutions of small maps, norms, the optimizer of 11.8 M weights"
     return [
         Row(work, "ms", per(seconds["nine"], 1), per(seconds["three"], 1), peer, least, "peak arithmetic", between),
-        Row(f"{work}: activations", "MiB", [ours.kept_mib()], [plain.kept_mib()], peer),
+        Row(f"{work}: activations", "MiB", [ours.saved_mib()], [plain.saved_mib()], peer),
     ]
 
 

@@ -56,17 +56,17 @@ def write_column(table: str, column: str, path: Path) -> Path:
 
 def table(runs: Path) -> str:
     """Markdown: a row for each simple predictor and each label, with the figures of its seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_label: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(runs.glob("*/seed*/evaluation/evaluation_results.json")):
-        found.setdefault(path.parents[2].name, []).append(json.loads(path.read_text(encoding="utf-8")))
-    if not found:
+        by_label.setdefault(path.parents[2].name, []).append(json.loads(path.read_text(encoding="utf-8")))
+    if not by_label:
         raise SystemExit(f"{runs}: no runs in it; make some with the command run")
     columns = ("model", "NMSE of the seeds", "mean", "R2", "views of other frames", "left and right swapped",
                "joints of other frames")  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, figures in next(iter(found.values()))[0]["baselines"].items():
+    for name, figures in next(iter(by_label.values()))[0]["baselines"].items():
         lines.append(f"| {name.replace('_', ' ')} | | {figures['nmse']:.3f} |" + " |" * 4)
-    by_error = sorted(found.items(), key=lambda item: statistics.mean(one["nmse"] for one in item[1]))
+    by_error = sorted(by_label.items(), key=lambda item: statistics.mean(one["nmse"] for one in item[1]))
     for label, results in by_error:
         errors = [result["nmse"] for result in results]
         uses = (_range([result["use"].get(use) for result in results]) for use in USES)
@@ -82,8 +82,8 @@ def table(runs: Path) -> str:
 
 
 def _range(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    low, high = (f"{function(known):+.2f}" if known else "" for function in (min, max))
+    numbers = [value for value in values if value is not None]
+    low, high = (f"{function(numbers):+.2f}" if numbers else "" for function in (min, max))
     return low if low == high else f"{low} to {high}"
 
 

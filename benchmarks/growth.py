@@ -30,7 +30,7 @@ NEEDED = ("validate", "normalize")  # by other stages, at all sizes
 
 def stage_growth(room: Path, frames: int) -> list[dict[str, Any]]:
     """Costs of every stage that grows with the data; ``frames`` is the smallest size of those in the middle."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     encoder = Autoencoder(NetworkConfig(latent_dim=64)).eval().encoder
     for count in sorted({int(frames * n * part) for n in TIMES for part in (0.25, 1, 4)}):
         home = room / str(count)
@@ -48,9 +48,9 @@ def stage_growth(room: Path, frames: int) -> list[dict[str, Any]]:
                 SOURCES[name](home / name, count)
             costs = measured([sys.executable, str(ROOT / f"stages/{name}.py"), *map(str, arguments)], home)
             if wanted:
-                found.append({"stage": name, "times": count // first, "frames": count} | costs)
+                rows.append({"stage": name, "times": count // first, "frames": count} | costs)
         shutil.rmtree(home)
-    return sorted(found, key=lambda row: (list(_commands(room, 0)).index(row["stage"]), row["times"]))
+    return sorted(rows, key=lambda row: (list(_commands(room, 0)).index(row["stage"]), row["times"]))
 
 
 SOURCES = {"import_hdf5": write_aloha, "import_lerobot": write_lerobot}
@@ -94,14 +94,14 @@ def _set(section: str, values: dict[str, object]) -> list[str]:
     return [word for key, value in values.items() for word in ("--set", f"{section}.{key}={value}")]
 
 
-def growth_table(found: list[dict[str, Any]]) -> str:
+def growth_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row for each stage."""
     lines = [
         "| stage | frames | processor time | a frame, 1x to 4x | a frame, 4x to 16x | memory |",
         "|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(row["stage"] for row in found):
-        small, middle, large = (row for row in found if row["stage"] == name)
+    for name in dict.fromkeys(row["stage"] for row in rows):
+        small, middle, large = (row for row in rows if row["stage"] == name)
         slopes = [
             f"{1e3 * (b['cpu_s'] - a['cpu_s']) / (b['frames'] - a['frames']):.3g} ms"
             for a, b in ((small, middle), (middle, large))
@@ -116,17 +116,17 @@ def growth_table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Time and memory over the multiples of the data."""
     with style.context("seaborn-v0_8-whitegrid"):
         figure = Figure(figsize=(8, 3.5), layout="constrained")
         for axes, key, label in zip(
             figure.subplots(1, 2), ("cpu_s", "anonymous_mib"), ("processor time, s", "memory, MiB"), strict=True
         ):
-            for number, name in enumerate(dict.fromkeys(row["stage"] for row in found)):
-                rows = [row for row in found if row["stage"] == name]
+            for number, name in enumerate(dict.fromkeys(row["stage"] for row in rows)):
+                sizes = [row for row in rows if row["stage"] == name]
                 line = f"C{number % 10}{('o-', 's--')[number // 10]}"
-                axes.plot([row["times"] for row in rows], [row[key] for row in rows], line, label=name, markersize=3)
+                axes.plot([row["times"] for row in sizes], [row[key] for row in sizes], line, label=name, markersize=3)
             axes.set(xlabel="times the data", ylabel=label, ylim=(0, None), xticks=TIMES)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=7)
         figure.savefig(path, dpi=80, metadata={"Software": None})

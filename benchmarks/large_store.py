@@ -52,8 +52,8 @@ def million(room: Path, images: int, shards: int) -> dict[str, float]:
     costs = measured([sys.executable, __file__, str(path)], room)
     opened, batch = (float(word) for word in (room / "served").read_text().split())
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir())) / 1e9
-    found = {"images": images, "shards": shards, "gb": size, "make_s": made}
-    return found | {"open_ms": 1e3 * opened, "batch_ms": 1e3 * batch} | costs
+    store = {"images": images, "shards": shards, "gb": size, "make_s": made}
+    return store | {"open_ms": 1e3 * opened, "batch_ms": 1e3 * batch} | costs
 
 
 def serve(path: Path, batches: int = 100) -> None:

@@ -30,7 +30,7 @@ def rows(bench: Bench) -> list[Row]:
     labels = torch.randint(CLASSES, (pixels,), device=device)
     features = torch.randn(pixels, dim, device=device)
     logits = F.one_hot((labels + (torch.rand_like(features[:, 0]) < 0.2)) % CLASSES, CLASSES).float()
-    found = []
+    table = []
     for learned in (False, True):
         manager = ContrastivePrototypeManager(CLASSES, dim, ELEMENTS, learned).to(device)
         reference = copy.deepcopy(manager)
@@ -56,8 +56,8 @@ def rows(bench: Bench) -> list[Row]:
         costs = per(seconds["ours"], 1), per(seconds["plain"], 1)
         passes = "choosing the rows of the bank, norms, gradients, each a pass over the features"
         between = f"the selectors' networks on every row, forward and backward; {passes}" if learned else passes
-        found.append(Row(work, "ms", *costs, "pairs and numpy", per(seconds["copy"], 1), "a copy", between))
-    return found
+        table.append(Row(work, "ms", *costs, "pairs and numpy", per(seconds["copy"], 1), "a copy", between))
+    return table
 
 
 if __name__ == "__main__":

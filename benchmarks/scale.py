@@ -157,13 +157,13 @@ def main() -> None:
     project = args.computed or args.write
     page = project and project / "docs/scale.md"
     if not args.computed:
-        found = measure(args.frames, args.images)
-        put(growth_table(found["stages"]), "growth of stages", page)
-        put(store_table(found["stores"]), "a large store", page)
-        put(dvc_table(found["dvc"]), "pushed", page)
+        costs = measure(args.frames, args.images)
+        put(growth_table(costs["stages"]), "growth of stages", page)
+        put(store_table(costs["stores"]), "a large store", page)
+        put(dvc_table(costs["dvc"]), "pushed", page)
         if args.write:
-            draw(found["stages"], args.write / "docs/growth.png")
-            write_json(args.write / "benchmarks/growth.json", found)
+            draw(costs["stages"], args.write / "docs/growth.png")
+            write_json(args.write / "benchmarks/growth.json", costs)
     if project:
         figures = [json.loads((project / f"benchmarks/{name}.json").read_text()) for name in ("cpu", "growth")]
         put(costs_table(rates(*figures)), "costs", page)

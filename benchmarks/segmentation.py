@@ -116,8 +116,8 @@ def run(args: Namespace, place: Path, name: str, labelled: str, seed: int, setti
 
 def frames_of(args: Namespace, params: Params, inputs: list[str], config: Any = None) -> SegmentationFrames:
     """The frames that the arguments name, as the parameters or a model's ``config`` say."""
-    for word, given in (("depth", args.depth), ("clip", args.clip_grids)):
-        if word in inputs and not given:
+    for word, file in (("depth", args.depth), ("clip", args.clip_grids)):
+        if word in inputs and not file:
             raise UserError(f"a variant has {word} as an input; give --{'clip-grids' if word == 'clip' else word}")
     frames = open_frames(
         config or params.segmentation, params.data.split, recording=args.recording, index=args.index,
@@ -158,11 +158,11 @@ Results = dict[tuple[str, str], list[dict[str, Any]]]  # (labelled, variant) -> 
 
 def read_results(runs: Path) -> Results:
     """What is done in ``runs``: few labelled groups first, variants in the order of their names."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*-seed*/result.json"))]
-    if not found:
+    done = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("*-seed*/result.json"))]
+    if not done:
         raise UserError(f"{runs}: no runs in it that are done; make some with the command run")
     results: Results = {}
-    for result in sorted(found, key=lambda r: (r["labeled_groups"], r["variant"], r["seed"])):
+    for result in sorted(done, key=lambda r: (r["labeled_groups"], r["variant"], r["seed"])):
         results.setdefault((result["labelled"], result["variant"]), []).append(result)
     return results
 
@@ -172,29 +172,29 @@ def table(results: Results) -> str:
     columns = ("labelled groups", "method", *FIGURES.values(), "seeds", "minutes of training")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for labelled in dict.fromkeys(key[0] for key in results):
-        here = {variant: found for (amount, variant), found in results.items() if amount == labelled}
+        here = {variant: runs for (amount, variant), runs in results.items() if amount == labelled}
         some = next(iter(here.values()))
         shown = f"{some[0]['labeled_groups']} of {some[0]['groups']}"
         for name in BASELINES:
             judged = [result["figures"]["baselines"].get(name, {}) for result in some]
             lines.append(_row(shown, name, judged, some, ""))
-        for variant, found in here.items():
-            minutes = f"{statistics.mean(result['seconds'] for result in found) / 60:.1f}"
-            lines.append(_row(shown, f"**{variant}**", [result["figures"] for result in found], found, minutes))
+        for variant, runs in here.items():
+            minutes = f"{statistics.mean(result['seconds'] for result in runs) / 60:.1f}"
+            lines.append(_row(shown, f"**{variant}**", [result["figures"] for result in runs], runs, minutes))
     return "\n".join(lines)
 
 
-def _row(shown: str, name: str, figures: list[dict[str, Any]], found: list[dict[str, Any]], minutes: str) -> str:
-    seeds = ", ".join(str(result["seed"]) for result in found)
+def _row(shown: str, name: str, figures: list[dict[str, Any]], runs: list[dict[str, Any]], minutes: str) -> str:
+    seeds = ", ".join(str(result["seed"]) for result in runs)
     cells = [_cell([one.get(key) for one in figures], 1 if key == "hd95_mean" else 100) for key in FIGURES]
     return f"| {' | '.join((shown, name, *cells, seeds, minutes))} |"
 
 
 def _cell(values: list[float | None], scale: float) -> str:
-    known = [scale * value for value in values if value is not None]
-    if len(known) < len(values) or not known:
+    numbers = [scale * value for value in values if value is not None]
+    if len(numbers) < len(values) or not numbers:
         return ""
-    return f"{statistics.mean(known):.1f} ({', '.join(f'{value:.1f}' for value in known)})"
+    return f"{statistics.mean(numbers):.1f} ({', '.join(f'{value:.1f}' for value in numbers)})"
 
 
 def draw(path: Path, results: Results) -> None:
@@ -203,14 +203,14 @@ def draw(path: Path, results: Results) -> None:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
         for number, variant in enumerate(dict.fromkeys(sorted(key[1] for key in results))):
-            mine = [found for (_, name), found in results.items() if name == variant]
-            x = [100 * found[0]["labeled_groups"] / found[0]["groups"] for found in mine]
-            values = [[100 * result["figures"]["dice_mean"] for result in found] for found in mine]
+            mine = [runs for (_, name), runs in results.items() if name == variant]
+            x = [100 * runs[0]["labeled_groups"] / runs[0]["groups"] for runs in mine]
+            values = [[100 * result["figures"]["dice_mean"] for result in runs] for runs in mine]
             axes.plot(x, [statistics.mean(some) for some in values], color=f"C{number}", label=variant)
             for place, some in zip(x, values, strict=True):
                 axes.plot([place] * len(some), some, ".", color=f"C{number}")
         axes.set(xscale="log", xlabel="labelled training groups, %", ylabel="mean Dice of the test part, pooled, %")
-        ticks = sorted({100 * found[0]["labeled_groups"] / found[0]["groups"] for found in results.values()})
+        ticks = sorted({100 * runs[0]["labeled_groups"] / runs[0]["groups"] for runs in results.values()})
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -28,11 +28,11 @@ SAMPLES = 2  # in a batch: normalisation needs more than one
 def trained(name: str, model: nn.Module, forward: Callable[[], Tensor]) -> tuple[str, ...]:
     """A row of the table for a step of training."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if (storage := tensor.untyped_storage()).data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     counter = FlopCounterMode(display=False)
@@ -40,7 +40,7 @@ def trained(name: str, model: nn.Module, forward: Callable[[], Tensor]) -> tuple
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = forward().sum()
         loss.backward()
-    saved = sum(kept.values()) / SAMPLES / 2**20
+    saved = sum(sizes.values()) / SAMPLES / 2**20
     count = sum(p.numel() for p in model.parameters())
     return name, f"{counter.get_total_flops() / SAMPLES / 1e9:.2f}", f"{saved:.1f}", f"{count / 1e6:.2f} M"
 

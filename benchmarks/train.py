@@ -51,8 +51,8 @@ def _train(batches: Iterator[dict[str, Tensor]], device: torch.device) -> Iterat
 def step_flop(network: nn.Module, *inputs: Tensor) -> int:
     """Floating-point operations of a forward and a backward pass."""
     with FlopCounterMode(display=False) as counter:
-        found = network(*inputs)
-        (found[0] if isinstance(found, tuple) else found).sum().backward()
+        output = network(*inputs)
+        (output[0] if isinstance(output, tuple) else output).sum().backward()
     return counter.get_total_flops()
 
 
@@ -75,7 +75,7 @@ def _step(bench: Bench, batch: int, which: str) -> Row:
     store = DepthStore.open(folder.with_suffix(".hdf5"))
     order = EpochBatches(store.rows("train", "val", "test", "guard"), batch, seed=0, chances=CHANCES)
     loader = DataLoader(DepthImages(store, "full", resident_images(store, device)), sampler=order, batch_size=None)
-    ours = _train((found for loaders in cycle([loader]) for found in loaders), device)
+    ours = _train((inputs for loaders in cycle([loader]) for inputs in loaders), device)
     multiply = Multiplication(bench, torch.bfloat16 if use_bf16("auto") else torch.float32)
     with Elsewhere(autoencoder_loop.steps, folder, store.preprocessing, batch) as plain:
         ways = {"ours": lambda: list(islice(ours, steps)), "plain": lambda: plain(steps), "bound": multiply}

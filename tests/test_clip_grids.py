@@ -141,10 +141,10 @@ def test_only_new_and_changed_images_are_computed_and_the_bytes_are_those_of_a_r
     shutil.rmtree(tmp_path / ".scratch")
     extract_grids([photos], tmp_path / "scratch.hdf5", small())
     shutil.rmtree(tmp_path / ".scratch")
-    extract_grids([photos], tmp_path / "given.hdf5", small(), previous=tmp_path / "old.hdf5")
+    extract_grids([photos], tmp_path / "previous.hdf5", small(), previous=tmp_path / "old.hdf5")
     assert counts == [7, 2, 7, 2]
     expected = (tmp_path / "scratch.hdf5").read_bytes()
-    assert (tmp_path / "new.hdf5").read_bytes() == (tmp_path / "given.hdf5").read_bytes() == expected
+    assert (tmp_path / "new.hdf5").read_bytes() == (tmp_path / "previous.hdf5").read_bytes() == expected
 
 
 def test_a_previous_file_of_other_settings_is_refused(photos, tmp_path):
@@ -168,13 +168,13 @@ def test_an_interrupted_extraction_continues_and_ends_with_the_same_bytes(photos
 def test_live_and_stored_are_the_same_values_by_one_switch(photos, tmp_path, precision):
     params, ids = small(precision=precision), [5, 2, 2, 7]
     extract_grids([photos], tmp_path / "g.hdf5", params)
-    found = []
+    read = []
     for features in ("stored", "live"):
         with open_grids(features, tmp_path / "g.hdf5", [photos], params) as grids:
             assert (len(grids), grids.shape, grids.image_ids.tolist()) == (7, (7, 4, 384), list(range(1, 8)))
             assert (grids[2] == grids.read([2])[0]).all()
-            found.append((grids.read(ids), grids.read_tensor(ids).numpy(), grids.attributes))
-    (stored, stored_tensor, made), (live, live_tensor, would_be_made) = found
+            read.append((grids.read(ids), grids.read_tensor(ids).numpy(), grids.attributes))
+    (stored, stored_tensor, made), (live, live_tensor, would_be_made) = read
     assert (stored == live).all()
     assert (stored_tensor == live_tensor).all()
     assert stored.dtype == live.dtype == np.float16

@@ -69,11 +69,11 @@ def odd_photograph(path: Path) -> None:
 def test_images_of_other_modes_become_rgb_as_by_pillow_and_it_is_said(tmp_path, name, change):
     folder = photo_folder(tmp_path / "photos", [2])
     odd_photograph(folder / name)
-    found = prepare(folder / name, Preparation(32, "squash", "bicubic")).float()
+    prepared = prepare(folder / name, Preparation(32, "squash", "bicubic")).float()
     with Image.open(folder / name) as image:
         upright = image.transpose(Image.Transpose.ROTATE_270) if change.startswith("EXIF") else image
         expected = np.asarray(upright.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC), np.float32)
-    assert (found - torch.from_numpy(expected).permute(2, 0, 1)).abs().mean() < 0.6  # noise is the worst to resize
+    assert (prepared - torch.from_numpy(expected).permute(2, 0, 1)).abs().mean() < 0.6  # noise is the worst to resize
     with pytest.warns(UserWarning, match=rf"1 of 2 images have {change}: .*\({name}\)"):
         figures = extract_grids([folder], tmp_path / "g.hdf5", small())
     assert figures["changed"] == {change.replace(" ", "_"): 1}

@@ -121,8 +121,8 @@ def test_further_inputs_may_be_missing_for_all_or_some():
     nn.init.normal_(encoder.extras["depth"].missing)
     joints, depth, clip = torch.randn(3, 16), torch.randn(3, 8), torch.randn(3, 4, 6)
 
-    def run(**given):
-        return encoder(*views(3), joints, given, {"depth": torch.tensor([False, True, False])})
+    def run(**extras):
+        return encoder(*views(3), joints, extras, {"depth": torch.tensor([False, True, False])})
 
     both, without = run(depth=depth, clip=clip), run(clip=clip)
     assert torch.allclose(both[1], without[1])
@@ -156,8 +156,8 @@ def test_with_one_step_the_cvae_has_the_loss_of_lapo():
     decoded = head.decoder(torch.cat([feature, mean + noise * (log_variance / 2).exp()], 1))
     kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1)
     expected = ((decoded - action) ** 2).sum(1) + 0.3 * kl
-    found, parts = head.losses(feature, action[:, None], torch.ones(5, 1), 0.3, noise)
-    assert torch.allclose(found, expected, atol=1e-5)
+    losses, parts = head.losses(feature, action[:, None], torch.ones(5, 1), 0.3, noise)
+    assert torch.allclose(losses, expected, atol=1e-5)
     assert torch.allclose(parts["kl"], kl, atol=1e-6)
     assert torch.allclose(kl_divergence(torch.zeros(2, 6), torch.zeros(2, 6)), torch.zeros(2))
 
@@ -188,10 +188,10 @@ def test_every_view_moves_and_changes_by_itself():
     assert torch.allclose(augment_views(images, still, 2, 0.2), images / 255, atol=1e-6)
     moved = still.clone()
     moved[0, CHANCES : CHANCES + 2] = torch.tensor([0.99, 0.0])  # the second view of the first sample, 2 down, 2 left
-    found = augment_views(images, moved, 2, 0.0) * 255
-    assert torch.allclose(found[0, 1, 0, 0], torch.tensor([16.0, 16, 16, 17, 18, 19, 20, 21]))
-    found[0, 1] = images[0, 1]
-    assert torch.allclose(found, images.float())
+    augmented = augment_views(images, moved, 2, 0.0) * 255
+    assert torch.allclose(augmented[0, 1, 0, 0], torch.tensor([16.0, 16, 16, 17, 18, 19, 20, 21]))
+    augmented[0, 1] = images[0, 1]
+    assert torch.allclose(augmented, images.float())
     brighter = still.clone()
     brighter[1, 2] = 1.0
     assert torch.allclose(augment_views(images, brighter, 0, 0.2)[1, 0], images[1, 0] / 255 * 1.2, atol=1e-5)

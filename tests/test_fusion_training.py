@@ -131,8 +131,8 @@ def test_chunks_stay_within_their_episode():
 
 
 def test_returns_are_discounted_within_the_episode():
-    found = discounted_returns(np.array([1.0, 2, 4, 8, 16]), np.array([0, 0, 1, 1, 1]), 0.5)
-    assert found.tolist() == [2, 2, 12, 16, 16]
+    returns = discounted_returns(np.array([1.0, 2, 4, 8, 16]), np.array([0, 0, 1, 1, 1]), 0.5)
+    assert returns.tolist() == [2, 2, 12, 16, 16]
 
 
 def test_normalisation_is_that_of_training_episodes_and_constants_stay_constant():
@@ -164,23 +164,23 @@ def test_the_linear_map_is_ridge_regression(count):
     joints, actions, episode = recorded_motion(count)
     ahead, inside = chunk_rows(episode, 3)
     train, val = np.flatnonzero(episode < 8), np.flatnonzero(episode >= 8)
-    found = fit_linear(joints, actions, ahead, inside, train, val, strengths=(0.1,))
-    assert (found.holds, found.strength) == (count == 2, 0.1)
+    model = fit_linear(joints, actions, ahead, inside, train, val, strengths=(0.1,))
+    assert (model.holds, model.strength) == (count == 2, 0.1)
     rows = train[inside[train, 2]]
     x = ((joints - joints[train].mean(0)) / joints[train].std(0))[rows].astype(np.float64)
     y = actions[ahead[rows, 2]] - (joints[rows] if count == 2 else 0.0)
     loss = lambda w: np.square((x - x.mean(0)) @ w - (y - y.mean(0))).sum() + 0.1 * len(rows) * np.square(w).sum()  # noqa: E731
-    least = loss(found.weight[2])
+    least = loss(model.weight[2])
     for change in np.random.default_rng(1).normal(scale=1e-3, size=(20, 2, count)):
-        assert loss(found.weight[2] + change) > least
-    assert (found(joints[rows])[:, 2] - y - (joints[rows] if count == 2 else 0.0)).mean(0) == pytest.approx(0, abs=1e-6)
+        assert loss(model.weight[2] + change) > least
+    assert (model(joints[rows])[:, 2] - y - (joints[rows] if count == 2 else 0.0)).mean(0) == pytest.approx(0, abs=1e-6)
     errors = {}
     for strength in (1e-4, 1.0, 100.0):
         fit = fit_linear(joints, actions, ahead, inside, train, val, strengths=(strength,))
         squares = np.square((fit(joints[val]) - actions[ahead[val]]) / actions[train].std(0)).mean(2)
         errors[strength] = (squares * inside[val]).sum()
-    chosen = fit_linear(joints, actions, ahead, inside, train, val, strengths=tuple(errors))
-    assert chosen.strength == min(errors, key=errors.__getitem__) == 1e-4
+    model = fit_linear(joints, actions, ahead, inside, train, val, strengths=tuple(errors))
+    assert model.strength == min(errors, key=errors.__getitem__) == 1e-4
 
 
 def test_a_fusion_model_starts_as_the_linear_map_of_the_joints(data):
@@ -228,11 +228,11 @@ def test_a_killed_training_continues_and_ends_with_the_same_bytes(data):
 
 def test_the_rewards_of_a_chunk_end_where_the_episode_ends(data):
     views = Views.open(data)  # the reward is step / 8, in episodes of 8
-    found = chunk_rewards(views, 0.5, 3)
+    rewards = chunk_rewards(views, 0.5, 3)
     scale = discounted_returns(views.reward, views.episode, 0.5)[views.split == "train"].std()
-    assert found.gained[[0, 6]] * scale == pytest.approx([0 + 0.5 / 8 + 0.25 * 2 / 8, 6 / 8 + 0.5 * 7 / 8])
-    assert found.following[[0, 4, 5, 7, 8]].tolist() == [3, 7, 5, 7, 11]
-    assert found.continues[[0, 4, 5, 7]].tolist() == [0.125, 0.125, 0, 0]
+    assert rewards.gained[[0, 6]] * scale == pytest.approx([0 + 0.5 / 8 + 0.25 * 2 / 8, 6 / 8 + 0.5 * 7 / 8])
+    assert rewards.following[[0, 4, 5, 7, 8]].tolist() == [3, 7, 5, 7, 11]
+    assert rewards.continues[[0, 4, 5, 7]].tolist() == [0.125, 0.125, 0, 0]
 
 
 def test_the_critic_is_that_of_lapo(data):
@@ -248,7 +248,7 @@ def test_the_critic_is_that_of_lapo(data):
     assert batch["continues"].tolist() == pytest.approx([0.9, 0.9, 0, 0.9])
     assert torch.equal(batch["next_joints"][0], torch.from_numpy(views.joints[6]))
     feature = policy.feature(batch["views"], batch["joints"])
-    found = critic(feature, batch["actions"], batch, torch.zeros(4, critic.noises))
+    weighing = critic(feature, batch["actions"], batch, torch.zeros(4, critic.noises))
 
     f, g, c = feature.detach(), batch["gained"], batch["continues"]
     (q1, q2), v, pi, decode = critic.values, critic.value, critic.latent_policy, policy.head
@@ -261,9 +261,9 @@ def test_the_critic_is_that_of_lapo(data):
     both = torch.cat([f, batch["actions"].flatten(1)], 1)
     loss = sum(((q(both)[:, 0] - wanted_q) ** 2).mean() for q in (q1, q2)) + ((v(f)[:, 0] - wanted_v) ** 2).mean()
     loss -= q1(torch.cat([f, decode(f, 2 * pi(f).tanh()).flatten(1)], 1))[:, 0].mean()
-    assert found.weights.tolist() == pytest.approx([0.9 if a > 0 else 0.1 for a in advantage.tolist()])
-    assert found.loss.item() == pytest.approx(loss.item(), rel=1e-5)
-    found.loss.backward()
+    assert weighing.weights.tolist() == pytest.approx([0.9 if a > 0 else 0.1 for a in advantage.tolist()])
+    assert weighing.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    weighing.loss.backward()
     assert all(p.grad is None for p in policy.parameters())
     on_policy = torch.autograd.grad(-q1(torch.cat([f, decode(f, 2 * pi(f).tanh()).flatten(1)], 1))[:, 0].mean(),
                                     list(pi.parameters()))  # fmt: skip

@@ -68,8 +68,8 @@ def test_shards_are_whole_episodes_and_what_comes_behind_changes_at_most_the_las
         of_part = episodes[part - 100]
         assert (of_part[0], of_part[-1]) == tuple(int(number) for number in name[:-5].split("-"))
         assert len(part) <= most or of_part[0] == of_part[-1]
-    kept = [name for name in before if name in after and before[name].tolist() == after[name].tolist()]
-    assert kept[: len(before) - 1] == list(before)[:-1]
+    unchanged = [name for name in before if name in after and before[name].tolist() == after[name].tolist()]
+    assert unchanged[: len(before) - 1] == list(before)[:-1]
 
 
 # ---------------------------------------------------------------- reading

@@ -74,16 +74,16 @@ def test_reference_vectors(path):
             for name, gradient in state("grad_sel", "selector", class_id).items():
                 if name == "0.bias" and manager.training:
                     continue  # the normalisation takes it away: what is left is rounding
-                found = dict(selectors["selector"][class_id].named_parameters())[name].grad
-                torch.testing.assert_close(found, gradient, rtol=tolerance["rtol"], atol=1e-12)
+                own = dict(selectors["selector"][class_id].named_parameters())[name].grad
+                torch.testing.assert_close(own, gradient, rtol=tolerance["rtol"], atol=1e-12)
     else:
         before = {int(k.split("/")[1]): torch.from_numpy(vectors[k]) for k in vectors if k.startswith("memory_before/")}
         manager.update_memory(before)
         manager.update_memory({class_id: features[labels == class_id] for class_id in labels.unique().tolist()})
         after = {int(k.split("/")[1]): torch.from_numpy(vectors[k]) for k in vectors if k.startswith("memory_after/")}
         for class_id in range(manager.num_classes):
-            found = manager.memory_rows(class_id)
-            assert torch.equal(found, after[class_id]) if class_id in after else found is None
+            rows = manager.memory_rows(class_id)
+            assert torch.equal(rows, after[class_id]) if class_id in after else rows is None
     for kind, class_id in itertools.product(selectors, range(manager.num_classes)):
         for name, statistic in state("sel_after", kind, class_id).items():
             torch.testing.assert_close(selectors[kind][class_id].state_dict()[name], statistic, **tolerance)
@@ -172,7 +172,7 @@ def test_the_rows_that_qualify_are_stored(count, agreement, labelled, seed, **op
     logits = 2 * logits + logits_of(labels, certainty=8.0) * agree[:, None]
     labels[: count // 5] = 255
     given_labels = None if labelled == "no" else labels
-    found, _ = manager.update_and_compute_loss(features, logits, given_labels, labelled == "yes")
+    loss, _ = manager.update_and_compute_loss(features, logits, given_labels, labelled == "yes")
     expected = {0: [], 1: [], 2: []}
     for row, logit, label in zip(features, logits, labels.tolist(), strict=True):
         predicted = int(logit.argmax())
@@ -186,7 +186,7 @@ def test_the_rows_that_qualify_are_stored(count, agreement, labelled, seed, **op
     writes = labelled == "yes" or options["memory_source"] == "all"
     rows = {class_id: torch.stack(rows) for class_id, rows in expected.items() if rows and writes}
     assert_bank(manager, update_rows(manager, [[], [], []], rows))
-    assert found.shape == ()
+    assert loss.shape == ()
 
 
 @given(count=st.integers(0, 12), margin=st.sampled_from([0.5, 1.0, 1.9]), seed=st.integers(0, 2**16))

@@ -133,7 +133,7 @@ def test_means_are_over_all_classes_where_none_is_the_background(arrays, weights
     save_model(tmp_path / "all.safetensors", model)
     frames = SegmentationFrames.from_arrays(arrays, model.config, SPLIT)
     figures = evaluate_segmentation(tmp_path / "all.safetensors", frames, tmp_path, EvaluateSegmentationParams())
-    dice = [found["dice"] for found in figures["classes"].values()]
+    dice = [values["dice"] for values in figures["classes"].values()]
     assert figures["dice_mean"] == pytest.approx(np.mean(dice), abs=1e-5)
     low, high = figures["dice_mean_interval"]
     assert low <= figures["dice_mean"] <= high

@@ -124,15 +124,15 @@ def test_every_reader_of_depth_decodes_what_the_recording_names(tmp_path, encodi
 def test_fewer_labeled_groups_are_among_more_and_the_seed_chooses(tmp_path):
     frames = arrays_of(write_arrays(tmp_path / "a.npz", count=60))
 
-    def chosen(groups: int | None, fraction: float | None, seed: int) -> set[str]:
+    def labelled(groups: int | None, fraction: float | None, seed: int) -> set[str]:
         return set(frames.group[choose_labelled(frames, groups, fraction, seed)[0]].tolist())
 
-    assert chosen(2, None, 0) < chosen(5, None, 0) < chosen(None, None, 0)
-    assert len({tuple(chosen(2, None, seed)) for seed in range(6)}) > 2
-    assert len(chosen(None, 0.01, 0)) == 1
-    assert len(chosen(None, 0.5, 0)) == round(0.5 * len(chosen(None, None, 0)))
+    assert labelled(2, None, 0) < labelled(5, None, 0) < labelled(None, None, 0)
+    assert len({tuple(labelled(2, None, seed)) for seed in range(6)}) > 2
+    assert len(labelled(None, 0.01, 0)) == 1
+    assert len(labelled(None, 0.5, 0)) == round(0.5 * len(labelled(None, None, 0)))
     with pytest.raises(UserError, match=r"a.npz: segmentation.labeled_groups is 99, but \d+ training groups"):
-        chosen(99, None, 0)
+        labelled(99, None, 0)
 
 
 def test_masks_are_resized_to_the_nearest_pixel_and_images_by_area(tmp_path):
@@ -141,9 +141,9 @@ def test_masks_are_resized_to_the_nearest_pixel_and_images_by_area(tmp_path):
     small = frames.images(np.array([5]))[0]
     blocks = pixels.reshape(12, 2, 16, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert np.abs(small - blocks).max() <= 1
-    found = frames.masks(np.array([5]))[0]
+    nearest = frames.masks(np.array([5]))[0]
     blocks = mask.reshape(12, 2, 16, 2).transpose(0, 2, 1, 3).reshape(12, 16, 4)
-    assert (found[..., None] == blocks).any(-1).all()
+    assert (nearest[..., None] == blocks).any(-1).all()
 
 
 def test_folders_pair_by_name_or_number_and_split_in_order(tmp_path):

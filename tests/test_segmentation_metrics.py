@@ -47,8 +47,8 @@ def test_overlap_is_that_of_sets(seed, shape):
     for image, class_id in np.ndindex(len(truth), CLASSES):
         a, b = sets(predicted[image], truth[image], class_id)
         expected = (2 * len(a & b) / (len(a) + len(b)), len(a & b) / len(a | b)) if a | b else (np.nan, np.nan)
-        found = dice(counts)[image, class_id], iou(counts)[image, class_id]
-        assert found == pytest.approx(expected, nan_ok=True)
+        overlap = dice(counts)[image, class_id], iou(counts)[image, class_id]
+        assert overlap == pytest.approx(expected, nan_ok=True)
     for class_id in range(CLASSES):
         a, b = sets(predicted, truth, class_id)  # pooled over all images
         pooled = 2 * len(a & b) / (len(a) + len(b)) if a | b else np.nan
@@ -69,18 +69,18 @@ def surface(mask):
 @settings(max_examples=30, deadline=None)
 def test_surface_distances_are_those_of_distance_transforms(seed, spacing):
     predicted, truth = (values[0] for values in draw(seed, (1, 12, 9), ignored=0.03))
-    found = surface_distances(predicted, truth, CLASSES, spacing)
+    distances = surface_distances(predicted, truth, CLASSES, spacing)
     for class_id in range(CLASSES):
         a, b = (predicted == class_id) & (truth != 255), truth == class_id
         if not (a.any() and b.any()):
             diagonal = np.hypot(*(np.array([12, 9]) * (spacing or 1)))
-            assert found[class_id] == pytest.approx([diagonal if a.any() or b.any() else np.nan] * 2, nan_ok=True)
+            assert distances[class_id] == pytest.approx([diagonal if a.any() or b.any() else np.nan] * 2, nan_ok=True)
             continue
         ways = [
             ndimage.distance_transform_edt(~surface(to), sampling=spacing)[surface(of)] for of, to in ((a, b), (b, a))
         ]
         expected = max(np.percentile(way, 95) for way in ways), np.concatenate(ways).mean()
-        assert found[class_id] == pytest.approx(expected, rel=1e-5)
+        assert distances[class_id] == pytest.approx(expected, rel=1e-5)
 
 
 def test_surface_distances_of_volumes_and_of_a_shift():
@@ -154,10 +154,10 @@ def test_calibration_is_that_of_a_loop_over_bins(seed, count):
     right = rng.random(count + 2) < confidence
     bins, error = confidence_bins(confidence, right), 0.0
     for b in range(BINS):
-        chosen = (confidence >= b / BINS) & ((confidence < (b + 1) / BINS) | (b == BINS - 1))
-        assert bins[b] == pytest.approx([chosen.sum(), confidence[chosen].sum(), right[chosen].sum()])
-        if chosen.any():
-            error += chosen.mean() * abs(confidence[chosen].mean() - right[chosen].mean())
+        in_bin = (confidence >= b / BINS) & ((confidence < (b + 1) / BINS) | (b == BINS - 1))
+        assert bins[b] == pytest.approx([in_bin.sum(), confidence[in_bin].sum(), right[in_bin].sum()])
+        if in_bin.any():
+            error += in_bin.mean() * abs(confidence[in_bin].mean() - right[in_bin].mean())
     assert expected_calibration_error(bins) == pytest.approx(error)
 
 

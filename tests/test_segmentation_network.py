@@ -68,10 +68,10 @@ def test_a_model_of_whole_images_or_of_larger_parts_is_asked_for_the_whole(windo
 def test_windows_cut_further_inputs_too():
     model = model_of(window=(16, 16), extras={"depth": (2, 32, 32), "clip": (9, 5)}).eval()
     images, extras = torch.rand(1, 3, 32, 32), {"depth": torch.rand(1, 2, 32, 32), "clip": torch.rand(1, 9, 5)}
-    found = model.probabilities(images, extras)
-    torch.testing.assert_close(found.sum(dim=1), torch.ones(1, 32, 32))
+    probabilities = model.probabilities(images, extras)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, 32, 32))
     extras["depth"] = torch.rand(1, 2, 32, 32)
-    assert not torch.equal(model.probabilities(images, extras), found)
+    assert not torch.equal(model.probabilities(images, extras), probabilities)
 
 
 def test_volumes_are_segmented_and_learnt_from():
@@ -138,8 +138,8 @@ def test_dice_and_cross_entropy_by_hand():
                     overlap[c] += weight * truth * float(p[c])
                     total[c] += weight * (truth + float(p[c]) ** 2)
     dice = np.mean([1 - 2 * overlap[c] / total[c] for c in range(3)])
-    found = dice_cross_entropy(logits, labels, factors, trust)
-    assert float(found) == pytest.approx(0.5 * entropy / valid + 0.5 * dice, rel=1e-4)
+    loss = dice_cross_entropy(logits, labels, factors, trust)
+    assert float(loss) == pytest.approx(0.5 * entropy / valid + 0.5 * dice, rel=1e-4)
     perfect = 40 * torch.eye(4)[torch.where(labels == 255, 0, labels)].permute(0, 3, 1, 2)
     assert float(dice_cross_entropy(perfect, labels)) < 1e-4
 
@@ -186,8 +186,8 @@ def test_virtual_adversarial_loss_by_hand(iterations):
     clean = reference(x).softmax(1).detach()
     for _ in range(iterations):
         direction.requires_grad_()
-        found = distance(reference(x + 10 * direction).softmax(1), clean)
-        direction = unit(torch.autograd.grad(found, direction)[0])
+        change = distance(reference(x + 10 * direction).softmax(1), clean)
+        direction = unit(torch.autograd.grad(change, direction)[0])
     expected = distance(reference(x + 6 * direction).softmax(1), clean)
     expected.backward()
 
@@ -199,10 +199,10 @@ def test_virtual_adversarial_loss_by_hand(iterations):
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name  # statistics do not move
     assert model.layers[1].track_running_stats
-    given = virtual_adversarial_loss(
+    with_target = virtual_adversarial_loss(
         model, x, iterations=iterations, target=clean, generator=torch.Generator().manual_seed(9)
     )
-    torch.testing.assert_close(given, loss)
+    torch.testing.assert_close(with_target, loss)
 
 
 def test_the_distance_of_a_map_from_itself_is_zero():

@@ -138,18 +138,18 @@ def test_a_few_images_are_learnt_by_heart(tmp_path):
         write_arrays(tmp_path / f"d/{part}.npz", groups=False, count=4)
     frames = SegmentationFrames.from_arrays(tmp_path / "d", params, SplitParams())
     train_segmentation(frames, tmp_path / "m.safetensors", tmp_path / "m", params, 0)
-    found = figures(tmp_path / "m.safetensors")
-    assert found["val"]["dice"] > 0.9
+    measured = figures(tmp_path / "m.safetensors")
+    assert measured["val"]["dice"] > 0.9
     model, rows = load_model(tmp_path / "m.safetensors"), frames.rows("val")
     with torch.inference_mode():
         predicted = model(torch.from_numpy(frames.images(rows))).argmax(1).numpy()
     truth, dice = frames.masks(rows), []
     for c in (1, 2):
         dice.append(2 * ((predicted == c) & (truth == c)).sum() / ((predicted == c).sum() + (truth == c).sum()))
-    assert found["val"]["dice"] == pytest.approx(np.mean(dice), abs=1e-5)
-    assert found["val"]["dice_class_2"] == pytest.approx(dice[1], abs=1e-5)
-    assert found["labelled"] == {"groups": 4, "frames": 4}
-    assert found["val"]["loss"] == pytest.approx(1 - np.mean(dice), abs=1e-5)
+    assert measured["val"]["dice"] == pytest.approx(np.mean(dice), abs=1e-5)
+    assert measured["val"]["dice_class_2"] == pytest.approx(dice[1], abs=1e-5)
+    assert measured["labelled"] == {"groups": 4, "frames": 4}
+    assert measured["val"]["loss"] == pytest.approx(1 - np.mean(dice), abs=1e-5)
 
 
 def test_masks_that_are_not_labelled_are_not_read(recording):

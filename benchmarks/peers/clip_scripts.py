@@ -51,7 +51,7 @@ class _Transformed(Dataset[Tensor]):
 @torch.inference_mode()
 def by_loader(paths: list[Path], target: Path, visual: Any, transform: Transform, grid: int) -> None:
     """Write one array for all photographs."""
-    found, device = [], visual.conv1.weight.device
+    grids, device = [], visual.conv1.weight.device
     for images in DataLoader(_Transformed(paths, transform), 64, num_workers=2):
-        found.append(grids_of(visual(images.to(device))[1], grid).cpu())
-    np.save(target, torch.cat(found).half().numpy())
+        grids.append(grids_of(visual(images.to(device))[1], grid).cpu())
+    np.save(target, torch.cat(grids).half().numpy())

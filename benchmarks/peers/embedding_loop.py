@@ -12,8 +12,8 @@ from torch import nn
 def embed(encoder: nn.Module, data: Path, target: Path, device: torch.device) -> None:
     """Encode image after image of ``data`` and save one array."""
     encoder = encoder.to(device)
-    found = []
+    codes = []
     with h5py.File(data) as file:
         for i in range(len(file["depth"])):
-            found.append(encoder(torch.from_numpy(file["depth"][i])[None, None].to(device))[0].cpu().numpy())
-    np.save(target, np.stack(found))
+            codes.append(encoder(torch.from_numpy(file["depth"][i])[None, None].to(device))[0].cpu().numpy())
+    np.save(target, np.stack(codes))

@@ -27,7 +27,7 @@ from sightline.recording.frames import read_index
 from sightline.training.processes import gather, process_device, rank, world_size
 
 _BLOCK = 1024  # grids copied at a time
-# attributes of a store that decide its numbers; the others follow from them, or are about the file
+# attributes of a store that decide its numbers; the others follow from them, or describe the file
 _DECISIVE = (
     "weights_sha256", "quick_gelu", "tokens", "pool", "grid", "image_size", "preprocessing", "dtype", "precision",
     "device", "versions",
@@ -63,9 +63,9 @@ def extract_grids(
     sharded = _is_sharded(output)
     if previous and not previous.exists():
         raise UserError(f"{previous}: no such file or folder")
-    # hash this process's share of the photographs and read their headers: most faults show here, before any computing
+    # hash this process's share of the photographs and read their headers: most faults show before any computing
     paths = list_photographs(folders, index)
-    items = list(paths.items())[rank() :: world_size()]  # not a share of the missing ones: others may be adding to them
+    items = list(paths.items())[rank() :: world_size()]  # of all: which are missing changes while others compute
     survey = survey_photographs(items)
     if on_error == "fail":
         refuse(survey.failures, len(items))
@@ -131,8 +131,8 @@ def extract_grids(
     images = len(paths) - len(survey.failures)
     if params.compression != "none":
         saved = 1 - size / (grid_bytes * images)
-        told = f"{output}: {params.compression} saves {saved:.1%}, keys included; plain files are read far faster"
-        print(told, file=sys.stderr)
+        line = f"{output}: {params.compression} saves {saved:.1%}, keys included; plain files are read far faster"
+        print(line, file=sys.stderr)
     return {
         "images": images,
         "skipped": len(survey.failures),
@@ -185,11 +185,9 @@ def _check_disk(output: Path, store: int, cache: int) -> None:
     same = place.stat().st_dev == scratch.stat().st_dev
     print(f"{output}: {_size(store)} of grids, and {_size(cache)} more in the cache of results", file=sys.stderr)
     for folder, needed in ((place, store + cache * same), (scratch, cache)):
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise UserError(
-                f"{folder}: {_size(needed)} needed, but only {_size(free)} free; make room, or write elsewhere"
-            )
+        if needed > (free := shutil.disk_usage(folder).free):
+            needs = f"{_size(needed)} needed, but only {_size(free)} free"
+            raise UserError(f"{folder}: {needs}; make room, or write elsewhere")
 
 
 def _size(count: float) -> str:
@@ -227,7 +225,7 @@ def _encoded(
 ) -> Iterator[tuple[list[bytes], np.ndarray, dict[bytes, str]]]:
     """Keys and grids of the photographs that could be read, and the faults of the others by key, batch by batch.
 
-    A GPU computes one batch while the grids of the batch before are copied and cached.
+    A GPU computes one batch while the grids of the batch before it are copied and cached.
     """
     if not jobs:
         return

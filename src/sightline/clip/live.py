@@ -1,4 +1,4 @@
-"""Grids for a training, read from a store or computed on demand: one switch, the same values."""
+"""Grids for a training, read from a store or computed on demand, with the same values."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sightline.training.processes import process_device
 
 
 class LiveGrids:
-    """Computes grids of photographs each time they are read; read like a `GridStore`.
+    """Computes grids of photographs each time they are read, with the interface of `GridStore`.
 
     For a quick trial of another model: a training from a store is several times as fast.
 
@@ -57,7 +57,7 @@ class LiveGrids:
         return self._encode(image_ids).to(device)
 
     def close(self) -> None:
-        """Do nothing: a store has this method, too."""
+        """Do nothing; a `GridStore` closes its file here."""
 
     def __enter__(self) -> "LiveGrids":
         return self

@@ -53,10 +53,10 @@ def list_photographs(folders: Sequence[Path], index: Path | None = None) -> dict
         UserError: see `sightline.recording.images.list_images`; a frame without an image.
     """
     images = list_images(*folders, suffixes=SUFFIXES, called="image id")
-    others = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() not in SUFFIXES]
-    others = [path for path in others if path.is_file() and path.name[0] != "."]
+    paths = (path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() not in SUFFIXES)
+    others = [str(path) for path in paths if path.is_file() and path.name[0] != "."]
     if others and rank() == 0:
-        warnings.warn(f"ignored, not images: {first_few(list(map(str, others)))}", stacklevel=2)
+        warnings.warn(f"ignored, not images: {first_few(others)}", stacklevel=2)
     if index is None:
         return images
     ids = read_index(index)["frame_id"].tolist()
@@ -110,7 +110,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _opened(path: Path, data: bytes) -> Image.Image:
-    """Open the image in ``data`` and check its header: only kinds that become RGB without a guess."""
+    """Open the image in ``data`` and check its header: a kind that converts to RGB in one way only."""
     try:
         image = Image.open(io.BytesIO(data))
         pictures = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
@@ -137,12 +137,9 @@ def _change(image: Image.Image) -> str | None:
 
 def _resize(path: Path, pixels: Tensor, preparation: Preparation) -> Tensor:
     size, (height, width) = preparation.size, pixels.shape[-2:]
-    if preparation.resize_mode == "squash":
-        target = [size, size]
-    else:
-        target = [size]
-        if size * size * max(height, width) / min(height, width) > MAX_PIXELS:
-            raise UserError(f"{path}: {width} x {height} pixels is too oblong to cut a square from; crop it")
-    how = InterpolationMode(preparation.interpolation)
+    squash = preparation.resize_mode == "squash"
+    if not squash and size * size * max(height, width) / min(height, width) > MAX_PIXELS:
+        raise UserError(f"{path}: {width} x {height} pixels is too oblong to cut a square from; crop it")
+    how, target = InterpolationMode(preparation.interpolation), [size, size] if squash else [size]
     resized = functional.resize(pixels, target, interpolation=how, antialias=True)
     return functional.center_crop(resized, [size, size]).contiguous()

@@ -35,12 +35,12 @@ def shard_ranges(image_ids: np.ndarray, episodes: np.ndarray, most: int) -> dict
         most: images in a shard; an episode of more is a shard of its own.
     """
     numbers, counts = np.unique(episodes, return_counts=True)
-    starts, held = [0], 0
+    starts, size = [0], 0
     for i, count in enumerate(counts.tolist()):
-        if held and held + count > most:
+        if size and size + count > most:
             starts.append(i)
-            held = 0
-        held += count
+            size = 0
+        size += count
     ordered, ends = image_ids[np.argsort(episodes, kind="stable")], np.cumsum([0, *counts])
     return {
         f"{numbers[first]:06d}-{numbers[after - 1]:06d}.hdf5": np.sort(ordered[ends[first] : ends[after]])

@@ -1,7 +1,8 @@
-"""What we learn from photographs before encoding: their hashes, how they will be changed, which cannot be read."""
+"""A look at photographs before encoding: their hashes, how they will be changed, which cannot be read."""
 
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from sightline.core.threads import threads
 
 @dataclass
 class Survey:
-    """By image id: hash of the file, change to the picture if any; or what is wrong with it."""
+    """By image id: hash of the file and change to the picture, if any; or the fault of a file."""
 
     digests: dict[int, bytes] = field(default_factory=dict)
     changes: dict[int, str] = field(default_factory=dict)
@@ -28,29 +29,23 @@ class Survey:
 
 def survey_photographs(items: list[tuple[int, Path]]) -> Survey:
     """Hash every file and read its header, so that most faults show before hours of work."""
-    survey = Survey()
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(16, threads())) as pool:
-        looks = tqdm(pool.map(_look, items), desc="hash images", total=len(items), unit="img", mininterval=0.5)
-        for (i, _), (key, change, fault) in zip(items, looks, strict=True):
-            if fault is not None:
-                survey.failures[i] = fault
-                continue
-            survey.digests[i] = key
-            if change:
-                survey.changes[i] = change
-    return survey
+        looks = pool.map(_look, items)
+        return merged(tqdm(looks, desc="hash images", total=len(items), unit="img", mininterval=0.5))
 
 
-def _look(item: tuple[int, Path]) -> tuple[bytes, str | None, str | None]:
+def _look(item: tuple[int, Path]) -> Survey:
+    i, path = item
     try:
-        data = read_file(item[1])
-        return digest(data), inspect(item[1], data), None
+        data = read_file(path)
+        change = inspect(path, data)
+        return Survey({i: digest(data)}, {i: change} if change else {})
     except UserError as error:
-        return b"", None, str(error)
+        return Survey(failures={i: str(error)})
 
 
-def merged(surveys: list[Survey]) -> Survey:
-    """The surveys of several processes as one."""
+def merged(surveys: Iterable[Survey]) -> Survey:
+    """Several surveys as one."""
     whole = Survey()
     for survey in surveys:
         whole.digests |= survey.digests

@@ -1,4 +1,4 @@
-"""From photographs to grids: the same code for extraction, live use and verification."""
+"""From photographs to grids, for extraction, live use and verification alike."""
 
 import json
 from importlib.metadata import version
@@ -39,10 +39,9 @@ class GridEncoder:
             )
         self.preparation = _preparation(tower, params)
         self.bf16 = use_bf16(params.precision)
-        kind = torch.bfloat16 if self.bf16 else torch.float32
-        self._visual = tower.visual.to(device, kind)
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std))
-        self._mean, self._std, self._kind = mean, std, kind
+        self._kind = torch.bfloat16 if self.bf16 else torch.float32
+        self._visual = tower.visual.to(device, self._kind)
+        self._mean, self._std = (torch.tensor(rgb, device=device).view(3, 1, 1) for rgb in (tower.mean, tower.std))
         self._batch = params.batch_size if device.type == "cuda" else CPU_BATCH
 
     @property

@@ -1,9 +1,9 @@
-"""Are the grids in a store what their attributes say? Compared with open_clip's own path, and with the images.
+"""Check that the grids in a store are what their attributes say, against open_clip's own path and the images.
 
 Computing a grid twice with the same code proves little: missing position embeddings, a wrong norm or shifted ids give
 the same error both times. So the reference reads images with Pillow and open_clip's transform, and takes tokens from
-open_clip's own forward pass in float32. The model itself is probed, too: its class token must give ``encode_image``,
-and an image with shuffled patches must give other tokens.
+open_clip's own forward pass in float32. The model is tested, too: its class token must give ``encode_image``, and an
+image with shuffled patches must give other tokens.
 """
 
 from collections.abc import Sequence

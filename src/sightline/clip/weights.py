@@ -72,14 +72,10 @@ def load_image_tower(model: str, pretrained: str, image_size: int | None = None)
         except Exception as error:  # whatever torch, the network or a hub may raise
             raise UserError(_explain(model, pretrained, from_file, error)) from None
     visual, expected = clip.visual.eval().requires_grad_(False), open_clip.get_model_preprocess_cfg(clip)
-    if random:
-        sha256 = _state_sha256(visual)
-    else:
-        path = pretrained if from_file else open_clip.download_pretrained(tag)  # from open_clip's cache
-        sha256 = file_sha256(Path(path))
+    path = "" if random else pretrained if from_file else open_clip.download_pretrained(tag)  # from open_clip's cache
     return ImageTower(
         visual=visual,
-        sha256=sha256,
+        sha256=file_sha256(Path(path)) if path else _state_sha256(visual),
         random=random,
         quick_gelu=bool(config.get("quick_gelu", False)),
         image_size=visual.image_size[0],
@@ -104,9 +100,9 @@ def _check_architecture(model: str, vision: dict[str, Any], image_size: int | No
 
 def _check_source(open_clip: Any, model: str, pretrained: str, tag: dict[str, Any], config: dict[str, Any]) -> None:
     if not tag and not Path(pretrained).is_file():
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise UserError(
-            f"clip.pretrained: {pretrained!r} is neither a file nor a tag of {model} (its tags: {known}); "
+            f"clip.pretrained: {pretrained!r} is neither a file nor a tag of {model} (its tags: {tags}); "
             "untrained weights are asked for by `random`"
         )
     wanted = bool(tag.get("quick_gelu", False))
@@ -143,7 +139,7 @@ def _state_sha256(module: nn.Module) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip reports through the root logger what is an error, a file attribute or a warning of ours."""
+    """Silence open_clip: what it logs, we report ourselves, as an error, an attribute of the file or a warning."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,8 +1,8 @@
-"""Advantage weights: which demonstrated chunks are better than what is expected, and so count more.
+"""Advantage weights: demonstrated chunks that are better than expected count more.
 
 Symbols: batch B, feature [B, F], chunk of actions [B, H, A], normalised. Both critics see the feature without passing
-gradient to it, and give weights without gradient: ``advantage_weight`` where the advantage is positive, the rest where
-it is not (Chen et al., "LAPO: Latent-Variable Advantage-Weighted Policy Optimization for Offline RL", 2022).
+gradient to it, and give weights without gradient: ``advantage_weight`` where the advantage is positive, 1 less that
+elsewhere (Chen et al., "LAPO: Latent-Variable Advantage-Weighted Policy Optimization for Offline RL", 2022).
 """
 
 import copy
@@ -64,12 +64,12 @@ def discounted_returns(reward_N: np.ndarray, episode_N: np.ndarray, discount: fl
 def episode_rewards(views: Views, discount: float) -> Rewards:
     """Returns to the end of the episode, standardised over the training frames."""
     returns = discounted_returns(views.reward, views.episode, discount)
-    known = returns[views.split == "train"]
-    return Rewards(((returns - known.mean()) / max(float(known.std()), 1e-6)).astype(np.float32))
+    in_train = returns[views.split == "train"]
+    return Rewards(((returns - in_train.mean()) / max(float(in_train.std()), 1e-6)).astype(np.float32))
 
 
 def chunk_rewards(views: Views, discount: float, frames: int) -> Rewards:
-    """Rewards of the next ``frames`` frames and where to go on, in standard deviations of the training returns.
+    """Rewards of the next ``frames`` frames, and the row after them, in standard deviations of the training returns.
 
     Raises:
         UserError: the frame after a training frame's chunk lacks an image.
@@ -85,11 +85,11 @@ def chunk_rewards(views: Views, discount: float, frames: int) -> Rewards:
             f"after frame {views.frame_id[broken[0]]}; take fusion.weights mc, or mend it"
         )
     returns = discounted_returns(views.reward, views.episode, discount)
-    known = returns[views.split == "train"]
-    scale = max(float(known.std()), 1e-6)
+    in_train = returns[views.split == "train"]
+    scale = max(float(in_train.std()), 1e-6)
     continues = np.where(within, discount**frames, 0.0)
     gained = (returns - continues * returns[following]) / scale
-    lowest, highest = float(known.min()) / scale, float(known.max()) / scale
+    lowest, highest = float(in_train.min()) / scale, float(in_train.max()) / scale
     return Rewards(gained.astype(np.float32), following, continues.astype(np.float32), lowest, highest)
 
 

@@ -36,13 +36,13 @@ class Chunks(Dataset[dict[str, Tensor]]):
         views     uint8 [B, V, 3, S, S]     joints  float32 [B, J], data units
         actions   float32 [B, H, A]         mask    float32 [B, H], 1 within the episode
         chances   float32 [B, K]
-        and what ``extras`` holds, by name; with ``rewards``, ``gained``, see `Rewards`, and where that has rows that
-        follow, ``continues``, and ``next_views``, ``next_joints`` and ``next_<extra>`` of them
+        also each of ``extras``, by name; with ``rewards``, ``gained`` (see `Rewards`); where these have following rows,
+        ``continues``, and ``next_views``, ``next_joints`` and ``next_<extra>`` of those rows
 
     Args:
         extras: precomputed features of every frame, [N, ...], by name, from `read_extras`.
         rewards: what a critic learns from.
-        resident: the views on a GPU, where they are then taken from; from `resident_views`.
+        resident: all views on a GPU, to read from in place of the file; from `resident_views`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Chunks(Dataset[dict[str, Tensor]]):
         return batch
 
     def _seen(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """What the encoder takes of these frames."""
+        """Inputs of the encoder for these frames."""
         if self.resident is not None:
             views = self.resident[torch.from_numpy(rows).to(self.resident.device)]
         else:

@@ -1,4 +1,4 @@
-"""Evaluate a fusion model on episodes that it has not seen, beside what needs no learning, and what it looks at.
+"""Evaluate a fusion model on unseen episodes, compare it with simple baselines, and measure which inputs it uses.
 
 `evaluate_fusion` writes ``metrics.json`` (the headline figures), ``evaluation_results.json``, ``error_by_step.csv`` and
 ``actions.png``. Errors are of whole chunks; steps beyond the end of an episode, and actions that do not move in
@@ -17,6 +17,7 @@ training, do not count. In ``evaluation_results.json``:
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,9 +75,9 @@ def evaluate_fusion(
     rows = views.rows(params.part)
     if not len(rows):
         raise UserError(f"{data}: no frames in part {params.part}; set evaluate_fusion.part to the other one")
-    known = set(policy.config.train_episodes) & set(views.episode[rows].tolist())
-    if known:
-        raise UserError(f"{weights}: was trained on episode {min(known)} of part {params.part}; train it on this split")
+    seen = set(policy.config.train_episodes) & set(views.episode[rows].tolist())
+    if seen:
+        raise UserError(f"{weights}: was trained on episode {min(seen)} of part {params.part}; train it on this split")
     further = read_extras({name: path for name, path in (extras or {}).items() if name in policy.config.extras}, views)
     run = _Run(
         policy.to(process_device()), views, Chunks(views, policy.config.steps, policy.config.stride, further), params
@@ -97,7 +98,7 @@ def evaluate_fusion(
         "l1": dict(zip(map(str, np.flatnonzero(run.moves)), error.l1().tolist(), strict=True)),
         "l1_mean": float(error.l1().mean()),
         "baselines": {name: {"nmse": e.nmse(), "l1_mean": float(e.l1().mean())} for name, e in baselines.items()},
-        "use": {name: run.error(run.predict(rows, change), rows).nmse() - nmse for name, change in run.changes(rows)},
+        "use": {name: run.error(run.predict(rows, c), rows).nmse() - nmse for name, c in run.changes(rows).items()},
         "feature": run.feature_health(rows),
         "by_episode": error.by_episode(views.episode[rows]),
     }
@@ -116,7 +117,7 @@ def _headline(figures: dict[str, Any]) -> dict[str, Any]:
     return {"nmse": figures["nmse"], "best_baseline_nmse": min(baselines), **use}
 
 
-Change = Callable[[dict[str, Tensor], np.ndarray], dict[str, Tensor]]  # of a batch, whose rows are given
+Change = Callable[[dict[str, Tensor], np.ndarray], dict[str, Tensor]]  # batch and its rows -> changed batch
 
 
 class _Error:
@@ -170,18 +171,16 @@ class _Run:
     @torch.inference_mode()
     def predict(self, rows: np.ndarray, change: Change | None = None) -> np.ndarray:
         """Chunks [M, H, A] in data units."""
-        found = [self.policy(b["views"], b["joints"], self._extras(b)) for b in self.batches(rows, change)]
-        return torch.cat(found).cpu().numpy()
+        chunks = [self.policy(b["views"], b["joints"], self._extras(b)) for b in self.batches(rows, change)]
+        return torch.cat(chunks).cpu().numpy()
 
     @torch.inference_mode()
     def features(self, rows: np.ndarray) -> np.ndarray:
         """[M, fusion_dim]."""
-        policy = self.policy
-        found = [
-            policy.feature(b["views"], policy.normalise_joints(b["joints"]), self._extras(b))
-            for b in self.batches(rows)
-        ]
-        return torch.cat(found).float().cpu().numpy()
+        return torch.cat([self._feature(b) for b in self.batches(rows)]).float().cpu().numpy()
+
+    def _feature(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.policy.feature(batch["views"], self.policy.normalise_joints(batch["joints"]), self._extras(batch))
 
     def error(self, predicted: np.ndarray, rows: np.ndarray) -> _Error:
         actual = self.views.actions[self.chunks.ahead[rows]]
@@ -193,67 +192,59 @@ class _Run:
 
     def baselines(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         shape, views = (len(rows), self.policy.config.steps, self.policy.config.actions), self.views
-        found = {"mean": self.constant(rows)}
+        chunks = {"mean": self.constant(rows)}
         if views.joints.shape[1] == views.actions.shape[1]:
-            found["hold"] = np.broadcast_to(views.joints[rows][:, None], shape)
+            chunks["hold"] = np.broadcast_to(views.joints[rows][:, None], shape)
         train, ahead, inside = np.flatnonzero(views.split == "train"), self.chunks.ahead, self.chunks.inside
         linear = fit_linear(views.joints, views.actions, ahead, inside, train, views.rows("val"))
-        found["linear"] = linear(views.joints[rows])
+        chunks["linear"] = linear(views.joints[rows])
         before = np.where(views.step[rows] > 0, np.maximum(rows - 1, 0), rows)  # a first frame has its own
-        found["previous_action"] = np.broadcast_to(views.actions[before][:, None], shape)
-        return found
+        chunks["previous_action"] = np.broadcast_to(views.actions[before][:, None], shape)
+        return chunks
 
-    def changes(self, rows: np.ndarray) -> list[tuple[str, Change]]:
-        """What may be done to the inputs, to see what the model uses."""
-        rng = np.random.default_rng(self.params.seed)
-        other = dict(zip(rows.tolist(), np.roll(rng.permutation(rows), 1).tolist(), strict=True))
-        others = lambda some: np.array([other[row] for row in some.tolist()])  # noqa: E731
-        views, names, found = self.views, self.views.cameras, []
+    def changes(self, rows: np.ndarray) -> dict[str, Change]:
+        """Changes of the inputs by name: the error that each adds shows what the model uses."""
+        views, other = self.views, np.arange(len(self.views.step))  # row -> the row whose views or joints it gets
+        other[rows] = np.roll(np.random.default_rng(self.params.seed).permutation(rows), 1)
+        changes: dict[str, Change] = {}
         if self.policy.config.design != "joints_only":
             sample = self.train[:: max(1, len(self.train) // 500)]
             mean = torch.from_numpy(views.images[sample].mean(0).round().astype(np.uint8))  # (V, 3, S, S)
 
-            def blank(camera: int) -> Change:
-                def change(batch: dict[str, Tensor], some: np.ndarray) -> dict[str, Tensor]:
-                    changed = batch["views"].clone()
-                    changed[:, camera] = mean[camera]
-                    return batch | {"views": changed}
+            def blank(batch: dict[str, Tensor], _: np.ndarray, camera: int) -> dict[str, Tensor]:
+                blanked = batch["views"].clone()
+                blanked[:, camera] = mean[camera]
+                return batch | {"views": blanked}
 
-                return change
-
-            found.append(
-                ("shuffled_views", lambda b, some: b | {"views": torch.from_numpy(views.images[others(some)])})
-            )
-            found += [(f"blank_{name}", blank(i)) for i, name in enumerate(names)]
-            found.append(("swapped_left_right", lambda b, _: b | {"views": b["views"][:, [1, 0, 2]]}))
+            changes["shuffled_views"] = lambda b, some: b | {"views": torch.from_numpy(views.images[other[some]])}
+            changes |= {f"blank_{name}": partial(blank, camera=i) for i, name in enumerate(views.cameras)}
+            changes["swapped_left_right"] = lambda b, _: b | {"views": b["views"][:, [1, 0, 2]]}
         if self.policy.config.design != "images_only":
-            found.append(
-                ("shuffled_joints", lambda b, some: b | {"joints": torch.from_numpy(views.joints[others(some)])})
-            )
-        return found
+            changes["shuffled_joints"] = lambda b, some: b | {"joints": torch.from_numpy(views.joints[other[some]])}
+        return changes
 
     def feature_health(self, rows: np.ndarray) -> dict[str, Any]:
-        """Is the feature alive, and what does a linear map find in it?"""
+        """Effective rank, dead numbers, and what linear probes read from the feature."""
         views, later = self.views, self.chunks.ahead[:, -1]
         fit = self.train[:: max(1, len(self.train) // self.params.probe_frames)]
         fit, choose = np.split(fit, [max(1, len(fit) * 4 // 5)])  # mostly episodes of their own
         choose = choose if len(choose) else fit
-        found, used, chosen = self.features(rows), self.features(fit), self.features(choose)
+        x_fit, x_choose, x_rows = (self.features(part) for part in (fit, choose, rows))
         probes = {
-            name: probing.linear_probe((used, values[fit]), (chosen, values[choose]), (found, values[rows]))["r2"]
+            name: probing.linear_probe((x_fit, values[fit]), (x_choose, values[choose]), (x_rows, values[rows]))["r2"]
             for name, values in (("action_r2", views.actions), ("later_joints_r2", views.joints[later]))
         }
-        dead = float((found.max(0) <= 0).mean())
-        return {"effective_rank": probing.effective_rank(found)[0], "dead": dead, **probes}
+        dead = float((x_rows.max(0) <= 0).mean())
+        return {"effective_rank": probing.effective_rank(x_rows)[0], "dead": dead, **probes}
 
     @torch.inference_mode()
     def latent_health(self, rows: np.ndarray) -> dict[str, float]:
-        """Does the latent of a CVAE carry anything?"""
+        """Whether the latent of a CVAE carries information."""
         policy, head = self.policy, self.policy.head
         assert isinstance(head, CvaeHead)
         means, kl, at_mean = [], [], []
         for b in self.batches(rows):
-            feature = policy.feature(b["views"], policy.normalise_joints(b["joints"]), self._extras(b))
+            feature = self._feature(b)
             chunk = policy.normalise_actions(b["actions"], b["joints"])
             mean, log_variance = head.posterior(feature, chunk, b["mask"])
             means.append(mean)
@@ -271,13 +262,13 @@ class _Run:
 
 def _check_fit(weights: Path, data: Path, policy: FusionPolicy, views: Views) -> None:
     config = policy.config
-    for name, held, given in (
+    for name, trained, present in (
         ("joints", config.joint_names, views.joint_names),
         ("actions", config.actions, views.actions.shape[1]),
         ("image_size", config.image_size, views.images.shape[-1]),
     ):
-        if held != given:
-            raise UserError(f"{data}: {name} are {given}, but {weights} was trained with {held}")
+        if trained != present:
+            raise UserError(f"{data}: {name} are {present}, but {weights} was trained with {trained}")
 
 
 def _write_steps(path: Path, errors: dict[str, _Error]) -> None:
@@ -292,12 +283,12 @@ def _draw_actions(path: Path, run: _Run, rows: np.ndarray, predicted: np.ndarray
     """True actions of the first held-out episode, and the chunks predicted on the way, one after the other."""
     episode = run.views.episode[rows]
     first = np.flatnonzero(episode == episode[0])
-    steps, chosen = run.views.step[rows[first]], np.argsort(-run.views.actions[rows[first]].std(0) / np.where(
-        run.moves, run.policy.actions_scale.cpu().numpy(), np.inf))[:_SHOWN]  # fmt: skip
+    steps, scale = run.views.step[rows[first]], np.where(run.moves, run.policy.actions_scale.cpu().numpy(), np.inf)
+    liveliest = np.argsort(-run.views.actions[rows[first]].std(0) / scale)[:_SHOWN]
     with matplotlib.rc_context({"svg.hashsalt": "sightline"}):
-        figure = Figure(figsize=(9, 2.2 * len(chosen)), layout="constrained")
-        axes = figure.subplots(len(chosen), 1, squeeze=False)[:, 0]
-        for axis, action in zip(axes, chosen, strict=True):
+        figure = Figure(figsize=(9, 2.2 * len(liveliest)), layout="constrained")
+        axes = figure.subplots(len(liveliest), 1, squeeze=False)[:, 0]
+        for axis, action in zip(axes, liveliest, strict=True):
             axis.plot(steps, run.views.actions[rows[first], action], color="black", label="recorded")
             for number in range(0, len(first), run.policy.config.steps * run.policy.config.stride):
                 inside = run.chunks.inside[rows[first[number]]]

@@ -1,7 +1,7 @@
-"""A chunk of actions as a linear function of the joints: what a fusion model has to beat, and what it starts from.
+"""A chunk of actions as a linear function of the joints: a baseline, and what a fusion model starts from.
 
-Ridge regression in closed form, each step of the chunk for itself. Where there is an action for each joint it starts
-from holding the joints still, so that the penalty draws towards "stay" and not towards the mean action.
+Ridge regression in closed form, separately for each step of the chunk. Where there is an action for each joint, it fits
+the difference from the joints, so that the penalty draws towards "stay" and not towards the mean action.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class LinearChunks:
         weight: [H, J, A].
         bias: [H, A].
         mean, scale: of the joints in training, [J]; the scale of a joint that does not move is 1, its weights are 0.
-        strength: of the penalty that was chosen.
+        strength: of the penalty.
     """
 
     weight: np.ndarray

@@ -134,8 +134,8 @@ class ImageJointEncoder(nn.Module):
     ) -> Tensor:
         """Views [B, 3, H, W], in [0, 1] or uint8, and joints [B, joint_dim] -> [B, fusion_dim].
 
-        ``extras`` may lack any of the further inputs, and ``hidden``, bool [B] by name, tells for which samples one is
-        to be taken for missing: a learned vector stands for it.
+        ``extras`` may lack any of the further inputs. ``hidden``, bool [B] by name, hides one from some samples. A
+        learned vector replaces what is missing or hidden.
         """
         parts = []
         if self.design != "joints_only":
@@ -153,8 +153,8 @@ class ImageJointEncoder(nn.Module):
     def _encode(self, views: list[Tensor]) -> Tensor:
         fast = torch.channels_last
         if self.design == "shared":
-            found = self.image_encoders[0](torch.cat(views).contiguous(memory_format=fast))
-            return torch.cat(found.chunk(VIEWS), dim=1)
+            features = self.image_encoders[0](torch.cat(views).contiguous(memory_format=fast))
+            return torch.cat(features.chunk(VIEWS), dim=1)
         if self.design == "three":
             pairs = zip(self.image_encoders, views, strict=True)
             return torch.cat([encode(view.contiguous(memory_format=fast)) for encode, view in pairs], dim=1)
@@ -182,12 +182,12 @@ class ExtraInput(nn.Module):
     def forward(self, values: Tensor | None, hidden: Tensor | None, batch: int) -> Tensor:
         if values is None:
             return self.missing.expand(batch, -1)
-        found = self.enter(values.to(self.enter.weight.dtype))
+        feature = self.enter(values.to(self.enter.weight.dtype))
         if self.query is not None:
-            found = found + self.positions  # (B, P, width)
-            attention = (found @ self.query / len(self.query) ** 0.5).softmax(dim=1)
-            found = (attention[..., None] * found).sum(dim=1)
-        return found if hidden is None else torch.where(hidden[:, None], self.missing, found)
+            patches = feature + self.positions  # (B, P, width)
+            attention = (patches @ self.query / len(self.query) ** 0.5).softmax(dim=1)
+            feature = (attention[..., None] * patches).sum(dim=1)
+        return feature if hidden is None else torch.where(hidden[:, None], self.missing, feature)
 
 
 def _positions(patches: int, width: int) -> Tensor:
@@ -233,8 +233,8 @@ def _load(resnet: nn.Module, source: str | Path) -> None:
             weights = torchvision.models.get_weight(f"ResNet18_Weights.{source}")
             state = weights.get_state_dict(check_hash=True)
     except (ValueError, KeyError):
-        known = ", ".join(torchvision.models.ResNet18_Weights.__members__)
-        raise UserError(f"{source}: neither a file nor a tag of torchvision's ResNet18 ({known})") from None
+        tags = ", ".join(torchvision.models.ResNet18_Weights.__members__)
+        raise UserError(f"{source}: neither a file nor a tag of torchvision's ResNet18 ({tags})") from None
     except (OSError, RuntimeError, EOFError, SafetensorError, ModuleNotFoundError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{source}: weights cannot be had ({reason}); name a file, or leave pretrained out") from None

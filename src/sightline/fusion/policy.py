@@ -1,6 +1,6 @@
 """The fusion model as a whole: normalisation, encoder and head, and the file they travel in.
 
-The file is safetensors; its header says everything that is needed to build the model: `PolicyConfig`.
+The file is safetensors; its header holds a `PolicyConfig`, from which the model is built.
 """
 
 from pathlib import Path
@@ -48,8 +48,8 @@ class PolicyConfig(Section):
 class FusionPolicy(nn.Module):
     """Views, joints -> feature -> a chunk of actions, in data units.
 
-    Buffers hold what training episodes say about joints and actions: mean, scale (the standard deviation; 1 where a
-    joint or action does not move) and whether it moves. The head predicts, in units of ``target_scale`` [A], the action
+    Buffers hold the mean and scale of joints and actions in training episodes (the standard deviation; 1 where a joint
+    or action does not move) and whether each moves. The head predicts, in units of ``target_scale`` [A], the action
     less `base`: with target ``absolute`` that is the mean action, with ``residual`` a linear function of the joints
     (`sightline.fusion.linear`), which the head, starting at 0, adds to.
 

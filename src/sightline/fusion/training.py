@@ -140,15 +140,13 @@ class FusionModule(lightning.LightningModule):
         """Average weights, and statistics of the normalisation with them."""
         if self.critic is not None:
             self.critic.follow(self.policy)
-        if self.average is None:
-            return
-        move_average(self.average, self.policy, share_at(self.trainer.global_step, self.params_.ema))
+        if self.average is not None:
+            move_average(self.average, self.policy, share_at(self.trainer.global_step, self.params_.ema))
 
     def configure_optimizers(self) -> Any:
-        steps = int(self.trainer.estimated_stepping_batches)
         trunk = [p for name, p in self.policy.encoder.named_parameters() if ".resnet." in name]
         groups = parameter_groups(self, self.params_, trunk, self.params_.trunk_lr)
-        return configure_optimizer(groups, self.params_, steps)
+        return configure_optimizer(groups, self.params_, int(self.trainer.estimated_stepping_batches))
 
     @property
     def _beta(self) -> float:
@@ -186,7 +184,7 @@ def train_fusion(
 
     Raises:
         UserError: not a file of views, no training or validation frames, a chunk longer than every episode, pretrained
-            weights that cannot be had, a further input that lacks frames, no rewards to weigh by, or for td a frame
+            weights that cannot be loaded, a further input that lacks frames, no rewards to weigh by, or for td a frame
             without images that a chunk leads to.
     """
     # The frames to learn from, and those that say which epoch is best.

@@ -81,9 +81,8 @@ class Views:
             arrays["split"] = arrays["split"].astype(str)
             rows = file.rows("images")
         kinds = {"sound": "b", "joints": "f", "actions": "f", "reward": "f", "split": "U"}
-        columns = {
-            name: (arrays[name], kinds.get(name, "i"), 2 if name in ("joints", "actions") else 1) for name in arrays
-        }
+        axes = {"joints": 2, "actions": 2}
+        columns = {name: (values, kinds.get(name, "i"), axes.get(name, 1)) for name, values in arrays.items()}
         require(path, {"images": (rows, "u", 5), **columns})
         images = np.asarray(rows)
         if images.dtype != np.uint8 or images.shape[1:3] != (len(cameras), 3):
@@ -117,8 +116,8 @@ def pack_views(
     info = read_recording_info(recording / "recording.json")
     unknown = [camera for camera in params.cameras if camera not in info.cameras]
     if unknown:
-        known = ", ".join(info.cameras) or "none"
-        raise UserError(f"views.cameras: {', '.join(unknown)} not in {recording}/recording.json, which has: {known}")
+        cameras = ", ".join(info.cameras) or "none"
+        raise UserError(f"views.cameras: {', '.join(unknown)} not in {recording}/recording.json, which has: {cameras}")
     frames = read_frames(recording / "frames.parquet", info)
     for column in ("joints", target):
         if column not in frames:
@@ -153,8 +152,7 @@ def pack_views(
         "step": frames["step"].to_numpy(np.int64),
         "split": split.loc[ids].to_numpy().astype("S5"),
     }
-    folders = [recording / "rgb" / camera for camera in params.cameras]
-    listed = [list_images(folder) for folder in folders]
+    listed = [list_images(recording / "rgb" / camera) for camera in params.cameras]
     paths = [[images[i] for images in listed] if ok else None for i, ok in zip(ids.tolist(), sound, strict=True)]
     scratch = _prepared(paths, shape)
     _decode(paths, scratch, params.image_size, processes)
@@ -177,17 +175,13 @@ def pack_views(
 
 def _prepared(paths: list[list[Path] | None], shape: tuple[int, ...]) -> Path:
     """Scratch folder of these files at this size, with a file of images that may be filled in part."""
-    known = [
-        [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in row] if row else None for row in paths
-    ]
-    scratch = claim(scratch_folder("pack_views", fingerprint(known, shape)))
+    files = [[(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in row or ()] or None for row in paths]
+    scratch = claim(scratch_folder("pack_views", fingerprint(files, shape)))
     if not (scratch / "images.hdf5").exists():
         with atomic_output(scratch / "images.hdf5") as temporary:
             create_contiguous(temporary, {"images": (shape, np.uint8)}, {}, {})
             rows = open_rows(temporary, "images", "r+")
-            for i, row in enumerate(paths):
-                if row is None:
-                    rows[i] = 0
+            rows[[i for i, row in enumerate(paths) if row is None]] = 0
             rows.flush()
     return scratch
 
@@ -196,10 +190,8 @@ def _decode(paths: list[list[Path] | None], scratch: Path, size: int, processes:
     """Fill the file of images; blocks in the journal are done."""
     journal = scratch / "done.txt"
     done = {int(line) for line in journal.read_text().splitlines()} if journal.exists() else set()
-    starts = [start for start in range(0, len(paths), _BLOCK) if start not in done]
-    jobs = [
-        ((scratch, start, paths[start : start + _BLOCK], size), len(paths[start : start + _BLOCK])) for start in starts
-    ]
+    blocks = {start: paths[start : start + _BLOCK] for start in range(0, len(paths), _BLOCK) if start not in done}
+    jobs = [((scratch, start, block, size), len(block)) for start, block in blocks.items()]
     faults: list[str] = []
     with open(journal, "a", encoding="utf-8") as file:
         for start, broken in unordered_map(
@@ -224,9 +216,7 @@ def _decode_block(job: tuple[Path, int, Sequence[list[Path] | None], int]) -> tu
             except UserError as error:
                 faults.append(str(error))
                 continue
-            small = image.resize(
-                (size, size), Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BICUBIC
-            )
-            rows[row, view] = np.asarray(small).transpose(2, 0, 1)
+            method = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BICUBIC
+            rows[row, view] = np.asarray(image.resize((size, size), method)).transpose(2, 0, 1)
     rows.flush()
     return start, faults

@@ -106,6 +106,11 @@ class Window:
         return cut
 
 
+def extras_of(inputs: Inputs) -> Inputs:
+    """Those of ``inputs`` that come beside the image: ``depth`` and ``clip``, where they are there."""
+    return {name: inputs[name] for name in ("depth", "clip") if name in inputs}
+
+
 def strong_view(inputs: Inputs, chances: Tensor, params: AugmentationParams) -> Inputs:
     """Change colours of most images much, make some grey, blur half of them: [0, 1] -> [0, 1].
 
@@ -152,10 +157,8 @@ def random_boxes(chances: Tensor, size: tuple[int, int], share: float = 0.5) -> 
         share: of the images that have one.
     """
     area, ratio = 0.02 + 0.38 * chances[:, 1], 0.3 ** (1 - 2 * chances[:, 2])
-    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp_max(
-        1
-    )  # (2, B) shares of the height, width
-    return _boxes(sides, chances[:, 3:].T, size) & (chances[:, 0] < share)[:, None, None, None]
+    sides_2B = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp_max(1)  # shares of height and width
+    return _boxes(sides_2B, chances[:, 3:].T, size) & (chances[:, 0] < share)[:, None, None, None]
 
 
 def square_boxes(chances: Tensor, size: tuple[int, int], side: float = 2 / 3) -> Tensor:

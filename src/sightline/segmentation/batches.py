@@ -37,9 +37,8 @@ def choose_labelled(
     if not len(masked):
         raise UserError(f"{frames.name}: none of its {len(train)} training frames has a mask: no labelled data")
     names = np.unique(frames.group[masked]).tolist()
-    wanted = len(names) if fraction is None else max(1, round(fraction * len(names)))
-    if groups is not None:
-        wanted = groups
+    share = 1.0 if fraction is None else fraction
+    wanted = max(1, round(share * len(names))) if groups is None else groups
     if wanted > len(names):
         raise UserError(
             f"{frames.name}: segmentation.labeled_groups is {wanted}, but {len(names)} training groups have masks"
@@ -62,7 +61,7 @@ class StepDraw(NamedTuple):
 
 
 class StepBatches(Sampler[StepDraw]):
-    """So many steps an epoch, each a batch of labelled rows and, with ``unlabelled``, one of unlabelled rows.
+    """The steps of an epoch, each a batch of labelled rows and, with ``unlabelled``, one of unlabelled rows.
 
     Rows come in shuffled rounds, each whole round before the next begins. All is a pure function of (seed, epoch), and
     the labelled batches are the same with and without unlabelled ones. Under distributed training each process takes

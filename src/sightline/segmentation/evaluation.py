@@ -1,4 +1,4 @@
-"""Evaluate a segmentation model on frames of groups it has not seen, beside what needs no learning.
+"""Evaluate a segmentation model on frames of unseen groups, and compare it with simple baselines.
 
 `evaluate_segmentation` writes ``metrics.json``, ``per_class.csv``, ``confidence.csv`` and ``overlays.png``. Means are
 over the classes without the background, where there is one (``segmentation.has_background``); ignored pixels count
@@ -69,23 +69,19 @@ def evaluate_segmentation(
     run = _Run(model.to(process_device()), frames, params)
     counts, surfaces, bins = run.measure(rows)
     group, names, first = frames.group[rows], model.config.classes, model.config.first_class
-    of_interest = {name: found[:, :, first:] for name, found in counts.items()}
+    of_interest = {name: counts_M3C[:, :, first:] for name, counts_M3C in counts.items()}
     classes = _per_class(counts, surfaces, group)
     figures: dict[str, Any] = {
         "part": params.part,
         "frames": len(rows),
         "groups": len(np.unique(group)),
-        **{
-            f"{name}_mean": float(metrics.nan_mean(values[first:]))
-            for name, values in classes.items()
-            if name in _MEANS
-        },
+        **{f"{name}_mean": float(metrics.nan_mean(classes[name][first:])) for name in _MEANS},
         "dice_mean_interval": metrics.dice_interval(metrics.pool(of_interest["model"], group), params.seed),
         "distance_unit": "pixels" if frames.spacing is None else "spacing",
         "accuracy": float(bins[:, 2].sum() / max(bins[:, 0].sum(), 1)),
         "calibration_error": metrics.expected_calibration_error(bins),
         "classes": {name: {key: values[i].item() for key, values in classes.items()} for i, name in enumerate(names)},
-        "baselines": {name: _overlap_means(found) for name, found in of_interest.items() if name != "model"},
+        "baselines": {name: _overlap_means(of_interest[name]) for name in of_interest if name != "model"},
         "by_group": _by_group(of_interest["model"], group) if len(np.unique(group)) < len(rows) else {},
     }
     figures = rounded(figures)
@@ -110,8 +106,8 @@ def evaluate_segmentation(
 def table(figures: dict[str, Any]) -> str:
     """Dice of the model and the baselines, as lines to print; - where it is undefined."""
     lines = [f"{'mean Dice':16}{'pooled':>8}{'per image':>11}"]
-    for name, found in {"model": figures, **figures["baselines"]}.items():
-        cells = ["-" if (v := found[key]) is None else f"{v:.4f}" for key in ("dice_mean", "dice_per_image_mean")]
+    for name, means in {"model": figures, **figures["baselines"]}.items():
+        cells = ["-" if (v := means[key]) is None else f"{v:.4f}" for key in ("dice_mean", "dice_per_image_mean")]
         lines.append(f"{name:16}{cells[0]:>8}{cells[1]:>11}")
     return "\n".join(lines)
 
@@ -138,10 +134,10 @@ class _Run:
     @torch.inference_mode()
     def predict(self, rows: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids uint8 [n, H, W] and their probabilities float32 [n, H, W], of these rows and their images."""
-        given = self.frames.extras(rows)
-        extras = {name: torch.from_numpy(given[name]).to(self.device) for name in self.model.config.extras}
-        found_BCHW = self.model.probabilities(torch.from_numpy(images).to(self.device), extras, self.params.windows)
-        confidence, predicted = found_BCHW.max(dim=1)
+        arrays = self.frames.extras(rows)
+        extras = {name: torch.from_numpy(arrays[name]).to(self.device) for name in self.model.config.extras}
+        pixels = torch.from_numpy(images).to(self.device)
+        confidence, predicted = self.model.probabilities(pixels, extras, self.params.windows).max(dim=1)
         return predicted.cpu().numpy().astype(np.uint8), confidence.cpu().numpy()
 
     def measure(self, rows: np.ndarray) -> tuple[Counts, np.ndarray, np.ndarray]:
@@ -152,24 +148,24 @@ class _Run:
         for some in self.batches(rows, "evaluate"):
             images, truth = self.frames.images(some), self.frames.masks(some)
             predicted, confidence = self.predict(some, images)
-            known = truth != IGNORE
+            valid = truth != IGNORE
             counts["model"].append(metrics.count_pixels(predicted, truth, self.classes))
             for name, baseline in baselines.items():
                 counts[name].append(metrics.count_pixels(baseline(images), truth, self.classes))
             for pair in zip(predicted, truth, strict=True):
                 surfaces.append(metrics.surface_distances(*pair, self.classes, self.frames.spacing))
-            bins += metrics.confidence_bins(confidence[known], (predicted == truth)[known])
-        return {name: np.concatenate(found) for name, found in counts.items()}, np.stack(surfaces), bins
+            bins += metrics.confidence_bins(confidence[valid], (predicted == truth)[valid])
+        return {name: np.concatenate(counts[name]) for name in counts}, np.stack(surfaces), bins
 
     def baselines(self) -> dict[str, Baseline]:
-        """What needs no learning, from the masks that the model was trained on, where they are among the frames."""
+        """Simple predictors, from those of the model's training masks that are among the frames."""
         frames, size = self.frames, self.frames.image_size
         labelled = np.isin(frames.group.astype(str), self.model.config.labeled_groups)
         rows = np.flatnonzero((frames.split == "train") & frames.has_mask & labelled)
         nothing = np.zeros((1, *size), np.uint8)
-        found: dict[str, Baseline] = {"all_background": lambda images: np.repeat(nothing, len(images), axis=0)}
+        baselines: dict[str, Baseline] = {"all_background": lambda images: np.repeat(nothing, len(images), axis=0)}
         if not len(rows):
-            return found
+            return baselines
         seen = np.zeros((self.classes, *size), np.int64)
         colours = np.zeros((self.classes, frames.channels))
         for some in self.batches(rows, "baselines"):
@@ -184,36 +180,34 @@ class _Run:
         mean_mask = seen.argmax(axis=0).astype(np.uint8)
 
         def nearest(images: np.ndarray) -> np.ndarray:
-            distances = [((images - mean[:, None, None]) ** 2).sum(axis=1) for mean in means]
-            return np.argmin(distances, axis=0)
+            return np.argmin([((images - mean[:, None, None]) ** 2).sum(axis=1) for mean in means], axis=0)
 
-        return found | {
-            "mean_mask": lambda images: np.repeat(mean_mask[None], len(images), axis=0),
-            "mean_colour": nearest,
-        }
+        baselines["mean_mask"] = lambda images: np.repeat(mean_mask[None], len(images), axis=0)
+        baselines["mean_colour"] = nearest
+        return baselines
 
 
 def _held_out(weights: Path, model: SegmentationModel, frames: SegmentationFrames, part: str) -> np.ndarray:
-    """Rows to evaluate on, after checking that they are what the model takes, and new to it."""
+    """Rows to evaluate on, after checking that they suit the model and are new to it."""
     config = model.config
     if frames.channels != config.image_channels:
         kinds = {1: "grey", 3: "RGB"}
-        held, given = (kinds[count] for count in (config.image_channels, frames.channels))
-        raise UserError(f"{frames.name}: its images are {given}, but {weights} was trained on {held} ones")
+        trained, present = (kinds[count] for count in (config.image_channels, frames.channels))
+        raise UserError(f"{frames.name}: its images are {present}, but {weights} was trained on {trained} ones")
     shapes = frames.extra_shapes()
     for name, shape in config.extras.items():
         if shapes.get(name) != shape:
-            given = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
-            raise UserError(f"{frames.name}: {name} {given}, but {weights} was trained with it, of shape {list(shape)}")
+            state = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
+            raise UserError(f"{frames.name}: {name} {state}, but {weights} was trained with it, of shape {list(shape)}")
     rows = frames.rows(part)
     rows = rows[frames.has_mask[rows]]
     if not len(rows):
         raise UserError(
             f"{frames.name}: no frames with masks in part {part}; set evaluate_segmentation.part to the other one"
         )
-    known = sorted(set(config.train_groups) & set(frames.group[rows].astype(str).tolist()))
-    if known:
-        raise UserError(f"{weights}: was trained on group {known[0]} of part {part}; train it on this split")
+    seen = set(config.train_groups) & set(frames.group[rows].astype(str).tolist())
+    if seen:
+        raise UserError(f"{weights}: was trained on group {min(seen)} of part {part}; train it on this split")
     return rows
 
 
@@ -235,8 +229,8 @@ def _per_class(counts: Counts, surfaces_MC2: np.ndarray, group: np.ndarray) -> d
 
 def _overlap_means(counts: np.ndarray) -> dict[str, float]:
     total = counts.sum(axis=0)
-    found = {"dice": metrics.dice(total), "iou": metrics.iou(total), "dice_per_image": metrics.dice_per_image(counts)}
-    return {f"{name}_mean": float(metrics.nan_mean(values)) for name, values in found.items()}
+    overlap = {"dice": metrics.dice(total), "iou": metrics.iou(total), "dice_per_image": metrics.dice_per_image(counts)}
+    return {f"{name}_mean": float(metrics.nan_mean(values)) for name, values in overlap.items()}
 
 
 def _by_group(counts: np.ndarray, group: np.ndarray) -> dict[str, float]:

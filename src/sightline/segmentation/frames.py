@@ -1,8 +1,8 @@
-"""What a segmentation learns from and is measured on: images, masks of some of them, groups and split.
+"""The data of a segmentation: images, masks of some of them, groups and split.
 
 The source is a recording, a folder of images with a folder of masks, or arrays of 2-D slices; the rest of the branch
-does not ask which. Images and masks are read, checked and brought to one size when their rows are asked for, and no
-others: a mask that nobody asks for is never opened.
+does not depend on which. An image or mask is read, checked and resized when its row is asked for: masks that nobody
+asks for are never opened.
 """
 
 import re
@@ -111,8 +111,8 @@ class SegmentationFrames:
         """
         info = read_recording_info(root / "recording.json")
         if params.camera not in info.cameras:
-            known = ", ".join(info.cameras) or "none"
-            raise UserError(f"segmentation.camera: {params.camera} not in {root}/recording.json, which has: {known}")
+            names = ", ".join(info.cameras) or "none"
+            raise UserError(f"segmentation.camera: {params.camera} not in {root}/recording.json, which has: {names}")
         classes = params.classes or info.classes
         if not classes:
             raise UserError(f"{root}/recording.json: names no classes; name them there, or in segmentation.classes")
@@ -141,16 +141,16 @@ class SegmentationFrames:
         Raises:
             UserError: no such folder, no images, no mask of any image, too few images to split.
         """
-        paths, found = list_by_name(images), list_by_name(masks)
+        paths, mask_paths = list_by_name(images), list_by_name(masks)
         numbers = [_number(path) for path in paths.values()]
         if None not in numbers and len(set(numbers)) == len(numbers):
             paths = dict(sorted(paths.items(), key=lambda item: _number(item[1]) or 0))
-            ids = np.array([_number(path) for path in paths.values()], np.int64)
+            ids = np.sort(np.array(numbers, np.int64))
         else:
             ids = np.arange(len(paths))
-        by_number = {_number(path): path for path in found.values()}
+        by_number = {_number(path): path for path in mask_paths.values()}
         listed = list(paths.values())
-        pairs = [found.get(name) or by_number.get(_number(path)) for name, path in paths.items()]
+        pairs = [mask_paths.get(name) or by_number.get(_number(path)) for name, path in paths.items()]
         if not any(pairs):
             raise UserError(f"{masks}: no mask has the name or the number of an image in {images}")
         first = read_pixels(listed[0], ("RGB", "L"))
@@ -190,11 +190,11 @@ class SegmentationFrames:
         Raises:
             UserError: an image that cannot be read, or of another kind than the first.
         """
-        found = np.empty((len(rows), self.channels, *self.image_size), np.uint8)
+        images = np.empty((len(rows), self.channels, *self.image_size), np.uint8)
         for i, row in enumerate(rows):
             small = resized(Image.fromarray(self.read_image(int(row))), self.image_size)
-            found[i] = small.transpose(2, 0, 1) if self.channels == 3 else small
-        return found
+            images[i] = small.transpose(2, 0, 1) if self.channels == 3 else small
+        return images
 
     def masks(self, rows: np.ndarray) -> np.ndarray:
         """Masks of these rows, class ids or 255 = ignore, uint8 [n, H, W]: of the nearest pixel.
@@ -203,7 +203,7 @@ class SegmentationFrames:
             UserError: a mask that is not one channel of whole numbers, of another size than its image, or with ids
                 beyond the classes.
         """
-        found = np.empty((len(rows), *self.image_size), np.uint8)
+        masks = np.empty((len(rows), *self.image_size), np.uint8)
         for i, row in enumerate(rows):
             ids = self.read_mask(int(row))
             shape = self.read_image(int(row)).shape[:2]
@@ -218,9 +218,8 @@ class SegmentationFrames:
                     f"{self.called(int(row))}: class ids {first_few(wrong)}, but there are {len(self.classes)} classes "
                     f"({', '.join(self.classes)}); mend the mask, or set segmentation.classes"
                 )
-            nearest = Image.fromarray(ids.astype(np.uint8)).resize(self.image_size[::-1], Image.Resampling.NEAREST)
-            found[i] = np.asarray(nearest)
-        return found
+            masks[i] = _nearest(ids.astype(np.uint8), self.image_size)
+        return masks
 
     def depth(self, rows: np.ndarray) -> np.ndarray:
         """Depth of these rows, float32 [n, 2, H, W]: -1 near .. 1 far of the recording's range, 0 where there is none;
@@ -230,17 +229,15 @@ class SegmentationFrames:
             UserError: a depth image that cannot be read.
         """
         assert self.read_depth is not None
-        found = np.empty((len(rows), 2, *self.image_size), np.float32)
+        depth = np.empty((len(rows), 2, *self.image_size), np.float32)
         for i, row in enumerate(rows):
-            for channel, values in enumerate(self.read_depth(int(row))):
-                resized = Image.fromarray(values).resize(self.image_size[::-1], Image.Resampling.NEAREST)
-                found[i, channel] = np.asarray(resized)
-        return found
+            depth[i] = [_nearest(values, self.image_size) for values in self.read_depth(int(row))]
+        return depth
 
     def extras(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Further inputs of these rows, by name: ``depth`` float32 [n, 2, H, W], ``clip`` float32 [n, P, C]."""
-        found = {"depth": self.depth(rows)} if self.read_depth else {}
-        return found if self.grids is None else found | {"clip": self.grids[rows].astype(np.float32)}
+        extras = {"depth": self.depth(rows)} if self.read_depth else {}
+        return extras if self.grids is None else extras | {"clip": self.grids[rows].astype(np.float32)}
 
     def extra_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of one row of `extras`, by name."""
@@ -274,14 +271,14 @@ def open_frames(
     depth: Path | None = None,
     grids: Path | None = None,
 ) -> SegmentationFrames:
-    """Frames of the one source that is given: recording and index, images and masks, or arrays.
+    """Frames of one source: recording and index, images and masks, or arrays.
 
     Raises:
         UserError: none or several of them, a half of a pair, further inputs without a recording, and what
             `SegmentationFrames` raises.
     """
-    given = [recording is not None, images is not None, arrays is not None]
-    if sum(given) != 1 or (index is None) != (recording is None) or (masks is None) != (images is None):
+    sources = sum(source is not None for source in (recording, images, arrays))
+    if sources != 1 or (index is None) != (recording is None) or (masks is None) != (images is None):
         raise UserError("give one source: --recording with --index, --images with --masks, or --arrays")
     if (depth or grids) and recording is None:
         raise UserError("--depth and --clip-grids: further inputs need --recording, whose frame ids they go by")
@@ -309,9 +306,13 @@ def resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize(size[::-1], Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR))
 
 
+def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST))
+
+
 def _number(path: Path) -> int | None:
-    found = re.search(r"(\d{1,18})\D*$", path.stem)
-    return int(found[1]) if found else None
+    digits = re.search(r"(\d{1,18})\D*$", path.stem)
+    return int(digits[1]) if digits else None
 
 
 def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:

@@ -1,4 +1,4 @@
-"""The options by which commands are told what to segment."""
+"""The command-line options that name what to segment."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

@@ -36,6 +36,7 @@ from sightline.segmentation.augmentation import (
     AugmentationParams,
     Inputs,
     Window,
+    extras_of,
     pasted,
     random_boxes,
     square_boxes,
@@ -163,7 +164,7 @@ def ss_net(step: Step, more: Unlabelled) -> Learnt:
     params = step.params.ss_net
     smooth = virtual_adversarial_loss(
         step.model, both["image"], params.xi, params.eps, target=output.logits.float().softmax(dim=1),
-        generator=step.generator, extras=_extras(both),
+        generator=step.generator, extras=extras_of(both),
     )  # fmt: skip
     losses = {
         "labelled": _labelled_loss(step, labelled),
@@ -204,15 +205,12 @@ def unimatch(step: Step, more: Unlabelled) -> Learnt:
     model, params, size = step.model, step.params.unimatch, step.labels.shape[1:]
     count = len(step.labels)
     both, hidden = _joined(step.labelled, more.inputs), _extended(step.hidden, len(more.outside))
-    levels = model.encode(*_arguments(both, hidden))
+    levels = model.encode(both["image"], extras_of(both), hidden)
     dropped = [_drop_channels(level[count:], params.dropout, step.generator) for level in levels]
     output = model.decode([torch.cat(pair) for pair in zip(levels, dropped, strict=True)], size)
     labelled, rest = _split(output, count)
     weak, perturbed = _split(rest, len(more.outside))
-    if params.teacher:
-        confidence, pseudo = _predicted(step.teacher, more)
-    else:
-        confidence, pseudo = _most_likely(weak.logits, more)
+    confidence, pseudo = _predicted(step.teacher, more) if params.teacher else _most_likely(weak.logits, more)
     weight = params.weight * step.params.rise(step.done)
     views, labels, trust = [], [], []
     for chances in more.chances.split(VIEW_CHANCES, dim=1):
@@ -237,25 +235,23 @@ def unimatch(step: Step, more: Unlabelled) -> Learnt:
 
 def bcp(step: Step, more: Unlabelled) -> Learnt:
     """Labelled rectangles in unlabelled images and the reverse; first, labelled ones in labelled images."""
-    labels, size = step.labels, (step.labels.shape[1], step.labels.shape[2])
-    count = min(len(labels), len(more.outside))
-    box = square_boxes(more.chances[:count], size)
+    count = min(len(step.labels), len(more.outside))
+    labelled, labels = {name: values[:count] for name, values in step.labelled.items()}, step.labels[:count]
+    box = square_boxes(more.chances[:count], (labels.shape[1], labels.shape[2]))
     if step.done < step.params.bcp.pretrain:
-        partner = labels[:count].roll(1, dims=0)
-        first = {name: values[:count] for name, values in step.labelled.items()}
-        mixed = torch.where(box[:, 0], partner, labels[:count])
-        output = _run(step.model, pasted(first, _rolled(first), box))
+        mixed = torch.where(box[:, 0], labels.roll(1, dims=0), labels)
+        output = _run(step.model, pasted(labelled, _rolled(labelled), box))
         loss = dice_cross_entropy(output.logits, mixed, step.class_weights)
         return Learnt({"labelled": loss, "pseudo": torch.zeros_like(loss)}, [(output, mixed, True)])
-    labelled, unlabelled = {name: values[:count] for name, values in step.labelled.items()}, more.first(count)
+    unlabelled = more.first(count)
     _, pseudo = _predicted(step.teacher, unlabelled)
     if step.params.bcp.largest_part:
         pseudo = largest_parts(pseudo, len(step.model.config.classes))
     inward, outward = pasted(labelled, unlabelled.inputs, box), pasted(unlabelled.inputs, labelled, box)
     output = _run(step.model, _joined(inward, outward))
     has_label = torch.cat([~box[:, 0], box[:, 0]])
-    true, guessed = torch.cat([labels[:count]] * 2), torch.cat([pseudo] * 2)
-    true, guessed = torch.where(has_label, true, IGNORE), torch.where(has_label, IGNORE, guessed)
+    true = torch.where(has_label, torch.cat([labels] * 2), IGNORE)
+    guessed = torch.where(has_label, IGNORE, torch.cat([pseudo] * 2))
     losses = {
         "labelled": dice_cross_entropy(output.logits, true, step.class_weights),
         "pseudo": step.params.bcp.weight * dice_cross_entropy(output.logits, guessed),
@@ -293,16 +289,9 @@ def _labelled_loss(step: Step, output: Output) -> Tensor:
     return dice_cross_entropy(output.logits, step.labels, step.class_weights)
 
 
-def _arguments(inputs: Inputs, hidden: dict[str, Tensor] | None = None) -> tuple[Tensor, Inputs, dict[str, Tensor]]:
-    return inputs["image"], _extras(inputs), hidden or {}
-
-
-def _extras(inputs: Inputs) -> Inputs:
-    return {name: values for name, values in inputs.items() if name != "image"}
-
-
 def _run(model: SegmentationModel, inputs: Inputs, hidden: dict[str, Tensor] | None = None) -> Output:
-    return model.decode(model.encode(*_arguments(inputs, hidden)), inputs["image"].shape[2:])
+    levels = model.encode(inputs["image"], extras_of(inputs), hidden)
+    return model.decode(levels, inputs["image"].shape[2:])
 
 
 @torch.no_grad()

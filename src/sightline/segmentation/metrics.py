@@ -23,8 +23,8 @@ def count_pixels(predicted_MS: np.ndarray, truth_MS: np.ndarray, classes: int) -
     counted = truth_MS != IGNORE
     image, predicted, truth = images[counted], predicted_MS[counted].astype(np.int64), truth_MS[counted]
 
-    def count(of: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
-        places = image[chosen] * classes + of[chosen]
+    def count(of: np.ndarray, where: np.ndarray | slice = slice(None)) -> np.ndarray:
+        places = image[where] * classes + of[where]
         return np.bincount(places, minlength=len(truth_MS) * classes).reshape(-1, classes)
 
     return np.stack([count(predicted, predicted == truth), count(predicted), count(truth)], axis=1)
@@ -58,7 +58,7 @@ def pool(counts_M3C: np.ndarray, group_M: np.ndarray) -> np.ndarray:
 def dice_interval(counts_G3C: np.ndarray, seed: int) -> list[float]:
     """95 % interval of the mean Dice of all pixels over the classes, by drawing groups with replacement (Efron 1979).
 
-    Of one group, the Dice twice: it says nothing of how others would do.
+    Of one group, the Dice twice: one group cannot tell how others differ.
 
     Args:
         counts_G3C: from `pool`, of the classes to average over; the images of a group are alike, so that drawing images
@@ -66,9 +66,7 @@ def dice_interval(counts_G3C: np.ndarray, seed: int) -> list[float]:
     """
     drawn = np.random.default_rng(seed).integers(len(counts_G3C), size=(_RESAMPLES, len(counts_G3C)))
     means = [nan_mean(dice(counts_G3C[rows].sum(axis=0))) for rows in drawn]
-    return (
-        [float(value) for value in np.nanquantile(means, [0.025, 0.975])] if np.isfinite(means).any() else [np.nan] * 2
-    )
+    return np.nanquantile(means, [0.025, 0.975]).tolist() if np.isfinite(means).any() else [np.nan] * 2
 
 
 def surface_distances(
@@ -89,16 +87,16 @@ def surface_distances(
     counted = truth_S != IGNORE
     pixel = np.ones(truth_S.ndim) if spacing is None else np.asarray(spacing, np.float64)
     diagonal = float(np.linalg.norm(np.array(truth_S.shape) * pixel))
-    found = np.full((classes, 2), np.nan)
+    distances = np.full((classes, 2), np.nan)
     for class_id in range(classes):
         predicted, truth = (predicted_S == class_id) & counted, truth_S == class_id
         if not (predicted.any() and truth.any()):
-            found[class_id] = diagonal if predicted.any() or truth.any() else np.nan
+            distances[class_id] = diagonal if predicted.any() or truth.any() else np.nan
             continue
         edges = get_mask_edges(torch.from_numpy(predicted), torch.from_numpy(truth), crop=False)
         ways = [np.asarray(get_surface_distance(a, b, spacing=pixel.tolist())) for a, b in (edges, edges[::-1])]
-        found[class_id] = max(np.percentile(way, 95) for way in ways), np.concatenate(ways).mean()
-    return found
+        distances[class_id] = max(np.percentile(way, 95) for way in ways), np.concatenate(ways).mean()
+    return distances
 
 
 def confidence_bins(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -120,8 +118,8 @@ def expected_calibration_error(bins_B3: np.ndarray) -> float:
 
 def nan_mean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is not nan; nan where nothing is left."""
-    known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0).sum(axis=0), known.sum(axis=0))
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0))
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The segmentation model as a whole: normalisation and network, and the file they travel in.
 
-The file is safetensors; its header says everything that is needed to build the model and to read what it was trained
-on again: `SegmentationConfig`.
+The file is safetensors; its header holds a `SegmentationConfig`, from which the model is built and its training data
+are read again.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ class SegmentationConfig(FrameParams):
 class SegmentationModel(nn.Module):
     """Images and further inputs -> logits of each pixel.
 
-    Buffers hold what the training images say about the channels: mean and standard deviation, in [0, 1].
+    Buffers hold mean and standard deviation of each channel of the training images, in [0, 1].
     """
 
     mean: Tensor
@@ -84,7 +84,7 @@ class SegmentationModel(nn.Module):
         Args:
             extras: further inputs, by name: ``depth`` [B, 2, H, W] (see `SegmentationFrames.depth`) and ``clip``
                 [B, P, C]; any may be missing.
-            hidden: bool [B] by name: for which images a further input is to be taken for missing.
+            hidden: bool [B] by name: the images from which a further input is hidden.
         """
         return self.decode(self.encode(images, extras, hidden), images.shape[2:]).logits
 
@@ -114,18 +114,18 @@ class SegmentationModel(nn.Module):
     def probabilities(self, images: Tensor, extras: Inputs | None = None, windows: bool = True) -> Tensor:
         """The same images -> probabilities of the classes [B, C, H, W].
 
-        The norms of a model that was trained on parts take other means over a whole image than it knows, and a part
-        alone lacks what is around it. So it is asked for both, and their mean counts: the whole image, and windows as
-        large as the parts, half a window apart (sliding windows alone: nnU-Net, Isensee et al., 2021).
+        For a model trained on parts, this is the mean of two predictions: of the whole image, over which its norms take
+        other means than in training, and of windows as large as the parts, half a window apart, which do not see what
+        is around them (windows alone: nnU-Net, Isensee et al., 2021).
 
         Args:
-            windows: False: of the whole image alone.
+            windows: False predicts from the whole image alone.
         """
         images = images.float() / 255 if images.dtype == torch.uint8 else images
-        found = self(images, extras).float().softmax(dim=1)
+        of_whole = self(images, extras).float().softmax(dim=1)
         size, whole = self.config.window, (images.shape[2], images.shape[3])
         if not windows or size is None or any(part > side for part, side in zip(size, whole, strict=True)):
-            return found
+            return of_whole
         inputs = {"image": images, **(extras or {})}
 
         def of_parts(_: Tensor, places: list[list[slice]]) -> Tensor:
@@ -134,7 +134,7 @@ class SegmentationModel(nn.Module):
             return self(parts.pop("image"), parts).float().softmax(dim=1)
 
         of_windows = sliding_window_inference(images, size, len(images), of_parts, overlap=0.5, with_coord=True)
-        return (found + of_windows) / 2
+        return (of_whole + of_windows) / 2
 
 
 def save_model(path: Path, model: SegmentationModel) -> None:

@@ -75,8 +75,8 @@ class SegmentationNetwork(nn.Module):
         """Normalised inputs [B, in_channels, ...] -> maps of the five levels, finest first, of padded size.
 
         Args:
-            grids_BPG: CLIP grids; a learned vector stands for them where they are None.
-            hidden_B: bool, for which images the grid is to be taken for missing.
+            grids_BPG: CLIP grids; None puts a learned vector in their place.
+            hidden_B: bool, the images whose grid is replaced by that vector, too.
         """
         unet = self.unet
         levels = [unet.conv_0(_padded(images))]

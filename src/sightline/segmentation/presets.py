@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
-from sightline.segmentation.arguments import ArgumentError
+from sightline.core.errors import UserError
 
 SelectionOrder = Literal["ascending", "descending"]
 Divisor = Literal["num_classes", "present"]
@@ -79,27 +79,25 @@ class PrototypeOptions:
     def __post_init__(self) -> None:
         for name in ("num_classes", "feature_dim", "elements_per_class", "elements_per_update", "input_dim"):
             if (count := getattr(self, name)) is not None and count < 1:
-                raise ArgumentError(f"{name} must be at least 1, not {count}")
+                raise UserError(f"{name} must be at least 1, not {count}")
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
-                raise ArgumentError(f"{field.name} must be one of {', '.join(choices)}, not {value!r}")
+                raise UserError(f"{field.name} must be one of {', '.join(choices)}, not {value!r}")
         if not 0 <= self.confidence_threshold < 1:
-            raise ArgumentError(f"confidence_threshold must be at least 0 and below 1, not {self.confidence_threshold}")
+            raise UserError(f"confidence_threshold must be at least 0 and below 1, not {self.confidence_threshold}")
         if self.rows_per_update > self.elements_per_class:
-            raise ArgumentError(
+            raise UserError(
                 f"elements_per_update must be at most elements_per_class {self.elements_per_class}, "
                 f"not {self.elements_per_update}"
             )
         if self.input_dim is not None and not self.heads:
-            raise ArgumentError(f"input_dim {self.input_dim} needs the heads: set heads=True as well")
+            raise UserError(f"input_dim {self.input_dim} needs the heads: set heads=True as well")
         if 0 <= self.ignore_index < self.num_classes:
-            raise ArgumentError(
-                f"ignore_index must not be one of the {self.num_classes} classes, not {self.ignore_index}"
-            )
+            raise UserError(f"ignore_index must not be one of the {self.num_classes} classes, not {self.ignore_index}")
         for name in ("inter_margin", "eps"):
             if not getattr(self, name) > 0:
-                raise ArgumentError(f"{name} must be above 0, not {getattr(self, name)}")
+                raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
 
     @property
     def rows_per_update(self) -> int:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.core.errors import UserError
 from sightline.segmentation.arguments import (
-    ArgumentError,
     check_floating,
     check_same,
     classes_of_rows,
@@ -107,7 +107,7 @@ class ContrastivePrototypeManager(nn.Module):
             ValueError: no such preset, or an argument out of its range.
         """
         if name not in PRESETS:
-            raise ArgumentError(f"name must be one of {', '.join(PRESETS)}, not {name!r}")
+            raise UserError(f"name must be one of {', '.join(PRESETS)}, not {name!r}")
         return cls(num_classes, feature_dim, **{**PRESETS[name], **options})
 
     def extra_repr(self) -> str:
@@ -248,7 +248,7 @@ class ContrastivePrototypeManager(nn.Module):
         stored_ND = rows_ND
         if memory_features is not None:
             if self.projection is not None:
-                raise ArgumentError("memory_features must be None with heads: the projection makes what is stored")
+                raise UserError("memory_features must be None with heads: the projection makes what is stored")
             stored_ND = flatten("memory_features", memory_features, self.feature_dim)
             check_same("memory_features", layout(memory_features), features)
         # the class of each row: its label, or where there is none the predicted class
@@ -332,9 +332,9 @@ class ContrastivePrototypeManager(nn.Module):
 
     def _check_class(self, name: str, class_id: int) -> None:
         if not 0 <= class_id < self.num_classes:
-            raise ArgumentError(f"{name} must be 0..{self.num_classes - 1}, not {class_id}")
+            raise UserError(f"{name} must be 0..{self.num_classes - 1}, not {class_id}")
 
     def _check_rows(self, name: str, features: Tensor) -> None:
         check_floating(name, features)
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
-            raise ArgumentError(f"{name} must be [N, {self.feature_dim}], not {list(features.shape)}")
+            raise UserError(f"{name} must be [N, {self.feature_dim}], not {list(features.shape)}")

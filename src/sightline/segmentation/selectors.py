@@ -77,7 +77,6 @@ def weigh_memory(
         with torch.set_grad_enabled(torch.is_grad_enabled() and live):
             score_k = scores(selectors[class_id], rows_kD)
         if live:
-            weighted[class_id] = F.pad(
-                rows_kD * (score_k * (count / score_k.sum()))[:, None], (0, 0, 0, memory_CKD.shape[1] - count)
-            )
+            rows_kD = rows_kD * (score_k * (count / score_k.sum()))[:, None]
+            weighted[class_id] = F.pad(rows_kD, (0, 0, 0, memory_CKD.shape[1] - count))
     return torch.stack(weighted)

@@ -15,7 +15,7 @@ from sightline.core.errors import UserError
 from sightline.core.files import rounded
 from sightline.core.params import Section
 from sightline.recording.layout import IGNORE
-from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, weak_view
+from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, extras_of, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled, class_weights, rarity
 from sightline.segmentation.card import about_segmentation
 from sightline.segmentation.frames import FrameParams, SegmentationFrames
@@ -152,9 +152,8 @@ class SegmentationModule(lightning.LightningModule):
         learnt = SEMI_SUPERVISED[params.method](step, more) if more else supervised(step)
         losses = learnt.losses
         if self.bank is not None:
-            losses = losses | {
-                "bank": params.bank_weight * params.rise(self._done) * self._bank_loss(learnt.seen, labelled)
-            }
+            weight = params.bank_weight * params.rise(self._done)
+            losses = losses | {"bank": weight * self._bank_loss(learnt.seen, labelled)}
         loss = torch.stack(list(losses.values())).sum()
         values = {"train_loss": loss.detach(), **{f"train_{name}": part.detach() for name, part in losses.items()}}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
@@ -167,15 +166,13 @@ class SegmentationModule(lightning.LightningModule):
         teacher = self.average if self.params_.method == "semiseg" else None
         if teacher is not None:  # the bank holds what the teacher makes of labelled images
             with torch.no_grad():
-                levels = teacher.encode(labelled["image"], _extras_of(labelled))
+                levels = teacher.encode(labelled["image"], extras_of(labelled))
                 output = teacher.decode(levels, labelled["image"].shape[2:])
                 self.bank.update_and_compute_loss(*_rows(output, seen[0][1], stride), True, *weights)
         total = torch.zeros((), device=self.device)
         for output, labels, is_true in seen:
-            loss, _ = self.bank.update_and_compute_loss(
-                *_rows(output, labels, stride), is_true and teacher is None, *weights
-            )
-            total = total + loss
+            stores = is_true and teacher is None
+            total = total + self.bank.update_and_compute_loss(*_rows(output, labels, stride), stores, *weights)[0]
         return total
 
     def on_validation_epoch_start(self) -> None:
@@ -184,7 +181,7 @@ class SegmentationModule(lightning.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         model, frames = self.average or self.model, batch["labelled"]
         model.eval()
-        predicted = model(frames["image"], _extras_of(frames)).argmax(dim=1)
+        predicted = model(frames["image"], extras_of(frames)).argmax(dim=1)
         labels, count = frames["mask"].long(), len(self.model.config.classes)
         valid = labels != IGNORE
         both = torch.where(valid & (predicted == labels), labels, count)
@@ -202,9 +199,8 @@ class SegmentationModule(lightning.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Average weights, and statistics of the normalisation with them."""
-        if self.average is None:
-            return
-        move_average(self.average, self.model, share_at(self.trainer.global_step, self.params_.ema))
+        if self.average is not None:
+            move_average(self.average, self.model, share_at(self.trainer.global_step, self.params_.ema))
 
     def configure_optimizers(self) -> Any:
         selectors = self.bank.get_selectors() if self.bank is not None else (None, None)
@@ -228,9 +224,9 @@ def train_segmentation(
 ) -> None:
     """Train on the labelled and unlabelled frames of part ``train``; keep the epoch that is best on part ``val``.
 
-    Writes ``weights`` with its card, and metrics.json, details.json and curves.csv to ``metrics_dir``. What is best is
-    told by the mean Dice coefficient of the classes in the validation masks, without the background, pooled over all
-    their pixels. Masks of training frames that are not labelled are not read.
+    Writes ``weights`` with its card, and metrics.json, details.json and curves.csv to ``metrics_dir``. The best epoch
+    has the highest mean Dice coefficient of the classes in the validation masks, without the background, pooled over
+    all their pixels. Masks of training frames that are not labelled are not read.
 
     Args:
         frames: what to learn from.
@@ -337,19 +333,19 @@ def _check_classes(
 def _bank(model: SegmentationModel, params: SegmentationParams) -> ContrastivePrototypeManager | None:
     if not params.bank_weight:
         return None
-    chosen = params.contrastive
-    preset = chosen.preset or ("semiseg" if params.method == "semiseg" else "ss_net")
+    options = params.contrastive
+    preset = options.preset or ("semiseg" if params.method == "semiseg" else "ss_net")
     width, classes = model.network.feature_dim, len(model.config.classes)
     rows: dict[str, Any] = {}
-    if kept := chosen.elements_per_class:
-        rows = {"elements_per_class": kept}
+    if most := options.elements_per_class:
+        rows = {"elements_per_class": most}
         if (new := PRESETS[preset].get("elements_per_update")) is not None:
-            rows["elements_per_update"] = min(new, kept)
+            rows["elements_per_update"] = min(new, most)
     if not params.has_background:
         rows["store_background"] = True
     if preset == "document":  # raw features, after a ReLU: rows may be all zeros
         return ContrastivePrototypeManager.from_preset(preset, classes, width, eps=1e-3, **rows)
-    return ContrastivePrototypeManager.from_preset(preset, classes, chosen.feature_dim, input_dim=width, **rows)
+    return ContrastivePrototypeManager.from_preset(preset, classes, options.feature_dim, input_dim=width, **rows)
 
 
 def _viewed(frames: Inputs, params: SegmentationParams) -> tuple[Inputs, Tensor, Tensor, Inputs, Window | None]:
@@ -361,10 +357,6 @@ def _viewed(frames: Inputs, params: SegmentationParams) -> tuple[Inputs, Tensor,
         return whole, masks, rest, whole, None
     window = Window.random(of_crop, (masks.shape[1], masks.shape[2]), params.crop)
     return window.of_inputs(whole), window.of(masks), rest, whole, window
-
-
-def _extras_of(frames: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: frames[name] for name in ("depth", "clip") if name in frames}
 
 
 def _rows(output: Output, labels: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor | None]:
