@@ -109,6 +109,11 @@ def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_w
     ran = clone.ran("exp", "run", "-S", "train.lr=3e-4")
     assert sorted(ran) == sorted(DEPTH_CHAIN)
     assert "lr: 0.0003" in (clone.root / "params.yaml").read_text()
+    assert clone.run("git", "diff", "--numstat", "params.yaml").stdout.split()[:2] == ["1", "1"]
+    clone.run("dvc", "exp", "run", "-S", "train.lr=1e-4")
+    table = clone.run("dvc", "exp", "show", "--only-changed", "--csv").stdout.splitlines()
+    assert len(table[0].split(",")) <= 25
+    assert len(table) == 4  # workspace, commit and two experiments
     assert (clone.root / "data/demo/depth/000000.png").is_file()
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")

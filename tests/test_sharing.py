@@ -13,11 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+import pandas as pd
 import pytest
 from closure import ROOT
+from conftest import depth_folder
 from dvc.utils.hydra import apply_overrides
 from test_definition import unread_parameters
 from test_pipeline import Clone
@@ -107,6 +111,36 @@ def test_a_teammate_gets_exactly_what_is_asked_for_and_then_runs_nothing(member)
     assert member.ran("repro", "--pull", "--allow-missing") == []
     assert member.data() == SHARED
     assert member.run("git", "status", "--porcelain").stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["workspace", "temp", "worktree"])
+def test_an_experiment_with_one_stage_on_another_recording_is_recorded(member, tmp_path, where):
+    """Also where no output of the other stages is: metrics of stages that did not run must not be asked for."""
+    recording, count = tmp_path / "recording", 16
+    depth_folder(recording / "depth", count)
+    steps = np.tile(np.arange(4), 4)
+    table = {"frame_id": range(count), "episode": np.arange(4).repeat(4), "step": steps, "time_s": steps / 10}
+    pd.DataFrame(table).to_parquet(recording / "frames.parquet")
+    depth = {"unit_mm": 1.0, "invalid": [0], "height_range": [500, 1500]}
+    (recording / "recording.json").write_text(json.dumps({"fps": 10, "cameras": [], "joints": [], "depth": depth}))
+    place = copy(member)
+    if where == "worktree":
+        place.root = tmp_path / "worktree"
+        member.run("git", "worktree", "add", "-q", str(place.root))
+    changes = {
+        "data.root": recording,
+        "stages.images": "[depth]",
+        "stages.cameras": "[]",
+        "stages.demonstrations": "[]",
+    }
+    options = [word for name, value in changes.items() for word in ("-S", f"{name}={value}")]
+    place.run("dvc", "exp", "run", *(["--temp"] if where == "temp" else []), *options, "normalize@depth")
+    (name,) = place.run("dvc", "exp", "list", "--name-only").stdout.split()
+    shown = json.loads(place.run("dvc", "exp", "show", "--json").stdout)
+    (revision,) = (e["revs"][0] for commit in shown for e in commit["experiments"] or [])
+    assert revision["name"] == name
+    assert revision["data"]["metrics"]["metrics/normalize/depth/metrics.json"]["data"]["images"] == count
 
 
 @pytest.mark.slow
