@@ -90,7 +90,7 @@ def test_a_full_disk(place):
         os.system(f"umount {disk}")
 
 
-@pytest.mark.parametrize("command", ["validate", "normalize", "extract_encoder", "evaluate_fusion"])
+@pytest.mark.parametrize("command", ["validate", "normalize", "extract_encoder", "pack_views"])
 def test_a_folder_that_cannot_be_written(command, place):
     said = run_command(place, command, COMMANDS[command].replace("out/", "/sys/out/").replace(" out ", " /sys/out "))
     assert said.code == 1

@@ -58,7 +58,7 @@ verify_clip_grids: {sample: 2}
 views: {image_size: 32}
 fusion: {epochs: 3, chunk: 2, batch_size: 4, precision: fp32}
 evaluate_fusion: {batch_size: 4}
-segmentation: {image_size: [32, 32], epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
+segmentation: {image_size: [32, 32], crop: null, epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
                unlabelled_batch_size: 2}
 """
 COMMANDS = {  # name -> its arguments in the world; everything is written below out/
