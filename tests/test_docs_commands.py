@@ -89,7 +89,8 @@ def test_segmentation_of_folders_and_of_slices(place):
             Image.fromarray(value).save(place / folder / f"{i:03d}.png")
     np.savez(place / "slices.npz", image=images, label=labels, group=np.arange(60) // 6)
     text = block("README.md", "python stages/train_segmentation.py model.safetensors")
-    small = {"--masks MASKS": f"--masks MASKS {SMALL_SEGMENTATION} --set segmentation.image_size=[24,32]",
+    size = "--set segmentation.image_size=[24,32] --set segmentation.crop=[16,16]"
+    small = {"--masks MASKS": f"--masks MASKS {SMALL_SEGMENTATION} {size}",
              "[128,128]": "[24,32]", "--set segmentation.epochs=100": SMALL_SEGMENTATION}  # fmt: skip
     run(text, place, **small)
     figures = json.loads((place / "metrics/mine_test/evaluation_results.json").read_text())
