@@ -113,7 +113,7 @@ def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_w
     clone.run("dvc", "exp", "run", "-S", "train.lr=1e-4")
     table = clone.run("dvc", "exp", "show", "--only-changed", "--csv").stdout.splitlines()
     assert len(table[0].split(",")) <= 25
-    assert len(table) == 4  # workspace, commit and two experiments
+    assert len(table) == 5  # names, workspace, commit and two experiments
     assert (clone.root / "data/demo/depth/000000.png").is_file()
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
