@@ -1,6 +1,9 @@
 """What tests share: a scratch folder of their own, tiny depth images, and stage scripts run as commands."""
 
+import functools
+import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +14,12 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def default_params() -> str:
+    """The text of params.yaml with the defaults, also in the clone of somebody who has changed it."""
+    return runpy.run_path(str(ROOT / "tools/parameters.py"))["write_params"]()
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +116,35 @@ def world(tmp_path_factory) -> Path:
     from world import make_world
 
     return make_world(tmp_path_factory.mktemp("faults") / "world")
+
+
+def recording_folder(
+    root: Path, cameras: Iterable[str] = ("front",), depth: bool = True, masks: bool = True, **columns: object
+) -> Path:
+    """Write a recording of 3 episodes of 2 frames, 16x12 pixels, with two joints; masks of half of the frames.
+
+    ``columns`` are added to frames.parquet, or replace its own.
+    """
+    import pandas as pd
+
+    count, step = 6, np.tile(np.arange(2), 3)
+    info: dict[str, object] = {"fps": 10, "cameras": list(cameras), "joints": ["lift", "turn"]}
+    for camera in info["cameras"]:
+        photo_folder(root / "rgb" / camera, range(count), (12, 16), ".png")
+        for path in (root / "rgb" / camera).iterdir():
+            path.rename(path.with_name(path.name.removeprefix("photo_")))
+    if depth:
+        depth_folder(root / "depth", count, (12, 16))
+        info["depth"] = {"unit_mm": 1.0, "invalid": [0], "height_range": [500, 1500]}
+    if masks:
+        info["classes"] = ["background", "cup"]
+        (root / "masks").mkdir(parents=True)
+        for i in range(0, count, 2):
+            Image.fromarray(np.eye(12, 16).astype(np.uint8)).save(root / f"masks/{i:06d}.png")
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "recording.json").write_text(json.dumps(info))
+    table = {"frame_id": range(count), "episode": np.arange(3).repeat(2), "step": step, "time_s": step / 10,
+             "joints": [[0.1 * s, 1.0] for s in step], "actions": [[0.2 * s, 1.0] for s in step]}  # fmt: skip
+    table = {name: values for name, values in (table | columns).items() if values is not None}
+    pd.DataFrame(table).to_parquet(root / "frames.parquet")
+    return root

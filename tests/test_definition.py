@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,36 @@ from typing import Any
 import pytest
 import yaml
 from closure import ROOT, import_closure
+from conftest import default_params
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
+from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import PipelineStage
 from dvc.utils.hydra import apply_overrides
 
-from sightline.core.params import parse_yaml
+from sightline.core.params import Excerpt, parse_yaml
 
-PARAMS = parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml")
+PARAMS = parse_yaml(default_params(), "params.yaml")
 
 
 def _lookup(name: str) -> Any:
     return functools.reduce(lambda section, key: section[key], name.split("."), PARAMS)
 
 
+def _project(root: Path) -> Path:
+    """Both files and the default parameters, as a DVC project."""
+    Repo.init(root, no_scm=True)
+    (root / "demo").mkdir(parents=True)
+    for name in ("dvc.yaml", "demo/dvc.yaml"):
+        (root / name).write_text((ROOT / name).read_text())
+    (root / "params.yaml").write_text(default_params())
+    return root
+
+
 def _stages() -> dict[str, dict[str, Any]]:
     """Every stage of both files, as DVC sees it: templates filled in, matrix stages once for each value."""
     stages = {}
-    with Repo(str(ROOT)) as repo:
+    with tempfile.TemporaryDirectory() as folder, Repo(_project(Path(folder))) as repo:
         for stage in repo.index.stages:
             if isinstance(stage, PipelineStage):  # the others are tracked files
                 of_params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
@@ -49,7 +62,9 @@ def _stages() -> dict[str, dict[str, Any]]:
 STAGES = _stages()
 SCRIPTS = {name: re.search(r"stages/\w+\.py", stage["cmd"])[0] for name, stage in STAGES.items()}
 OUTS = [out for stage in STAGES.values() for out in stage["outs"]]
-BY_HAND = ("stages/import_hdf5.py", "stages/import_lerobot.py")  # make recordings, which the pipeline then reads
+BY_HAND = (  # make recordings, and take them in
+    "stages/import_hdf5.py", "stages/import_lerobot.py", "stages/add_recording.py",
+)  # fmt: skip
 is_code = re.compile(r"stages/\w+\.py|src/sightline/\w+").fullmatch
 
 
@@ -92,9 +107,33 @@ def _params_class(script: str) -> type:
     return module.Params
 
 
+def _declared(params: type) -> list[str]:
+    """What a stage with this class of parameters declares: sections; of an excerpt, its keys alone."""
+    names = []
+    for name, field in params.model_fields.items():
+        kind = field.annotation
+        is_excerpt = isinstance(kind, type) and issubclass(kind, Excerpt)
+        names += [f"{name}.{key}" for key in kind.model_fields] if is_excerpt else [name]
+    return names
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_declared_params_are_the_sections_of_the_params_class(name):
-    assert sorted(STAGES[name]["params"]) == sorted(_params_class(SCRIPTS[name]).model_fields)
+    assert sorted(STAGES[name]["params"]) == sorted(_declared(_params_class(SCRIPTS[name])))
+
+
+def test_the_check_alone_declares_the_lists_of_stages_and_nothing_waits_for_it():
+    assert [name for name, stage in STAGES.items() if "stages" in stage["params"]] == ["check"]
+    outs = set(STAGES["check"]["outs"])
+    assert not [name for name, stage in STAGES.items() if outs & set(stage["deps"])]
+
+
+def test_the_check_comes_before_all_that_reads_the_recording(tmp_path, monkeypatch):
+    """DVC goes through the stages as they stand in the file, and puts before each what it depends on."""
+    monkeypatch.chdir(_project(tmp_path))
+    with Repo() as repo:
+        plan = plan_repro(get_active_graph(repo.index.graph), collect_stages(repo, ["dvc.yaml"]))
+    assert [stage.addressing.split(":")[-1] for stage in plan][:3] == ["simulate", "render", "check"]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -131,7 +170,7 @@ def test_nothing_at_the_top_level_names_a_camera_or_a_design():
     assert set(yaml.safe_load((ROOT / "dvc.yaml").read_text())) == {"stages"}
     for name, stage in STAGES.items():
         stem = name.split("@")[0]
-        assert len(stage["metrics"]) == (stem not in ("simulate", "render", "extract_encoder")), name
+        assert len(stage["metrics"]) == (stem not in ("simulate", "render", "check", "extract_encoder")), name
         assert all(path.startswith(f"metrics/{stem}") for path in stage["metrics"] + stage["plots"]), name
 
 
@@ -189,19 +228,18 @@ def _resolved(root: Path) -> dict[str, Any]:
 
 
 def test_a_changed_list_of_stages_makes_no_other_stage_stale(tmp_path):
-    """With an entry more in each list, what DVC compares of the stages before is the same; so it is with one fewer."""
-    Repo.init(tmp_path, no_scm=True)
-    (tmp_path / "demo").mkdir()
-    for name in ("dvc.yaml", "demo/dvc.yaml", "params.yaml"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    before = _resolved(tmp_path)
+    """With an entry more in each list, what DVC compares of the stages before is the same; so it is with one fewer.
+
+    But for the check, which reads the lists.
+    """
+    before = _resolved(_project(tmp_path))
     assert set(before) == set(STAGES)
     longer = [f"stages.{key}={json.dumps([*entries, f'more_{key}'])}" for key, entries in PARAMS["stages"].items()]
     apply_overrides(tmp_path / "params.yaml", longer)
     after = _resolved(tmp_path)
     for key in PARAMS["stages"]:
         assert [name for name in after if f"more_{key}" in name], f"stages.{key} makes no stage"
-    assert {name: after.get(name) for name in before} == before
+    assert [name for name in before if after.get(name) != before[name]] == ["check"]
 
 
 def _lines_of(text: str, leaf: str) -> tuple[list[str], list[str]]:
@@ -220,7 +258,7 @@ def test_an_experiment_changes_the_lines_of_its_parameters_alone(tmp_path):
 
     Values of one line are changed together, to spare time; what is a list, or becomes one, is changed by itself.
     """
-    text, leaves = (ROOT / "params.yaml").read_text(), _leaves(PARAMS)
+    text, leaves = default_params(), _leaves(PARAMS)
     others = {bool: "false", str: "other", int: "77", float: "3e-07", type(None): "77"}
     plain = {
         leaf: others[type(value)] for leaf, value in leaves.items() if type(value) in others and value is not False

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from closure import ROOT
-from conftest import only_error_line
+from conftest import default_params, only_error_line
 from PIL import Image
 
 from sightline.core.errors import UserError
@@ -154,7 +154,7 @@ def test_broken_metrics_are_named_in_one_line(metrics, name, content, message):
 
 def small_project(root: Path, change: str = "") -> Path:
     """A project's parameters, pipeline, recording.json and frame index."""
-    text = (ROOT / "params.yaml").read_text()
+    text = default_params()
     for line in filter(None, change.split(";")):
         name, value = line.split("=")
         text, count = re.subn(rf"^  {name}:.*\n(?:  - .*\n)*", f"  {name}: {value}\n", text, flags=re.MULTILINE)

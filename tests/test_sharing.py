@@ -363,6 +363,11 @@ def test_an_experiment_with_a_mistyped_name_is_refused_before_anything_runs(memb
 
 def test_a_name_forced_into_the_parameters_is_found(member):
     """With ``+`` DVC records an experiment although no stage reads the name; the definition's test tells."""
-    assert member.ran("exp", "run", "--allow-missing", "-S", "+stages.imagse=1") == []
+    assert member.ran("exp", "run", "--allow-missing", "-S", "+stagse.images=1") == []
     params = parse_yaml((member.root / "params.yaml").read_text(), "params.yaml")
-    assert unread_parameters(params) == ["stages.imagse"]
+    assert unread_parameters(params) == ["stagse.images"]
+
+
+def test_a_name_forced_into_the_lists_of_stages_is_refused(member):
+    result = member.run("dvc", "exp", "run", "--allow-missing", "-S", "+stages.imagse=1", ok=False)
+    assert "stages.imagse: unknown key; known here: images, depth, " in result.stderr

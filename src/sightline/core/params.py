@@ -26,6 +26,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Excerpt(Section):
+    """Some keys of a section, where a stage declares these alone; the file's other keys are left to other stages."""
+
+
 P = TypeVar("P", bound=Section)
 Seed = Annotated[int, Field(ge=0, description="initial weights, order and augmentation of the training data")]
 
@@ -130,7 +134,15 @@ def _file_params(params_file: Path | None, model: type[Section]) -> tuple[dict[s
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected sections (`train:` ...), got {type(tree).__name__}")
     _tell(f"parameters from {path}")
-    return {name: tree[name] for name in model.model_fields if name in tree}, str(path)
+    fields = model.model_fields
+    return {name: _excerpt(tree[name], field.annotation) for name, field in fields.items() if name in tree}, str(path)
+
+
+def _excerpt(section: Any, kind: Any) -> Any:
+    """A section of a file, without the keys that an `Excerpt` leaves to other stages."""
+    if not (isinstance(kind, type) and issubclass(kind, Excerpt) and isinstance(section, dict)):
+        return section
+    return {name: section[name] for name in kind.model_fields if name in section}
 
 
 def _tell(line: str) -> None:

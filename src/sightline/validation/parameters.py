@@ -1,0 +1,210 @@
+"""Do the parameters fit the recording? Asked before anything else runs, of what is read in a moment.
+
+Of the recording these are recording.json, the columns of frames.parquet, and whether the folders of images are there. A
+section is checked only where a list in ``stages`` makes the stages that need it.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from sightline.core.errors import UserError
+from sightline.core.params import Excerpt
+from sightline.recording.images import SUFFIXES
+from sightline.recording.layout import RecordingInfo, StageLists, read_recording_info
+from sightline.validation.tracking import place, tracked
+
+DESIGNS = ("nine", "three", "shared", "images_only", "joints_only")  # the fusion model's, by test
+VIEWS = 3  # cameras of the fusion model, whose paths dvc.yaml names one by one
+
+
+class MaskCamera(Excerpt):
+    """Of the section ``segmentation``: whose images the masks belong to."""
+
+    camera: str = Field("global", description="folder under rgb/ of the images that the masks belong to")
+
+
+class ViewCameras(Excerpt):
+    """Of the section ``views``: the cameras of the fusion model."""
+
+    cameras: tuple[str, ...] = Field(
+        ("left_wrist", "right_wrist", "global"), description="folders under rgb/: left, right and global view, in order"
+    )
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a recording says that it has."""
+
+    root: Path
+    info: RecordingInfo
+    columns: dict[str, pa.DataType]  # of frames.parquet
+
+    @classmethod
+    def read(cls, root: Path) -> "Contents":
+        """Read recording.json and the columns of frames.parquet. Raises `UserError` where one cannot be read."""
+        info, table = read_recording_info(root / "recording.json"), root / "frames.parquet"
+        if not table.is_file():
+            raise UserError(f"{table}: no such file")
+        try:
+            schema = pq.read_schema(table)
+            return cls(root, info, dict(zip(schema.names, schema.types, strict=True)))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{table}: not a parquet file that can be read ({' '.join(str(error).split())})") from None
+
+    @property
+    def json(self) -> Path:
+        return self.root / "recording.json"
+
+    @property
+    def cameras(self) -> str:
+        """For messages: the names of its cameras."""
+        return ", ".join(self.info.cameras) or "none"
+
+    def has_numbers(self, column: str) -> bool:
+        """Whether frames.parquet has a list of numbers in each row of ``column``."""
+        kind = self.columns.get(column, pa.null())
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        return is_list and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type))
+
+
+def check_parameters(
+    recording: Path, stages: StageLists, mask_camera: str, views: tuple[str, ...]
+) -> dict[str, list[str]]:
+    """Hold the parameters against a recording -> what the stages will run on, by parameter.
+
+    Args:
+        recording: folder of the recording.
+        mask_camera: ``segmentation.camera``.
+        views: ``views.cameras``.
+
+    Raises:
+        UserError: recording.json or frames.parquet cannot be read; parameters that do not fit, with a line for each.
+    """
+    contents = Contents.read(recording)
+    check = _Check(contents, stages)
+    lines = [*check.images(), *check.depth(), *check.cameras(), *check.masks(mask_camera), *check.demonstrations(views)]
+    if lines:
+        raise UserError("\n".join(lines))
+    names = ["images", "depth", "cameras", "masks", "demonstrations"]
+    uses: dict[str, tuple[str, ...]] = {f"stages.{name}": getattr(stages, name) for name in names}
+    uses |= {"segmentation.camera": (mask_camera,)} if stages.masks else {}
+    uses |= {"stages.designs": stages.designs, "views.cameras": views} if stages.demonstrations else {}
+    return {name: list(values) for name, values in uses.items()}
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Yields a line for each parameter that does not fit."""
+
+    contents: Contents
+    stages: StageLists
+
+    def images(self) -> Iterator[str]:
+        for folder in self.stages.images:
+            fault = self._fault(folder)
+            if fault:
+                yield f"stages.images: {folder}, but {fault}; remove it from the list"
+
+    def depth(self) -> Iterator[str]:
+        for folder in self.stages.depth:
+            fault = self._fault(folder) if folder != "masks" else "masks are not depth"
+            if fault:
+                yield f"stages.depth: [{folder}], but {fault}; set it to []"
+            else:
+                yield from self._unlisted("stages.depth", folder)
+
+    def cameras(self) -> Iterator[str]:
+        yield from self._cameras("stages.cameras", self.stages.cameras)
+
+    def masks(self, camera: str) -> Iterator[str]:
+        for folder in self.stages.masks:
+            fault = self._fault(folder)
+            if folder != "masks":
+                yield f"stages.masks: [{folder}], but masks are in the folder masks alone; set it to [masks] or []"
+            elif fault:
+                yield f"stages.masks: [{folder}], but {fault}; set it to []"
+            else:
+                yield from self._unlisted("stages.masks", folder)
+                yield from self._cameras("segmentation.camera", [camera])
+
+    def demonstrations(self, views: tuple[str, ...]) -> Iterator[str]:
+        contents, key = self.contents, "stages.demonstrations"
+        if not self.stages.demonstrations:
+            return
+        table = contents.root / "frames.parquet"
+        for column in dict.fromkeys([*self.stages.demonstrations, "joints"]):
+            if column not in contents.columns:
+                needed = ", which the fusion model needs" if column not in self.stages.demonstrations else ""
+                yield f"{key}: {table} has no column {column}{needed}; it has: {', '.join(contents.columns) or 'none'}"
+            elif not contents.has_numbers(column):
+                yield f"{key}: {column} of {table} holds {contents.columns[column]}, not a list of numbers in each row"
+        if len(contents.info.cameras) < VIEWS:
+            listed = ", ".join(self.stages.demonstrations)
+            few = f"the fusion model takes {VIEWS} cameras, and {contents.json} has: {contents.cameras}"
+            yield f"{key}: [{listed}], but {few}; set it to []"
+        elif len(set(views)) != VIEWS or len(views) != VIEWS:
+            yield (
+                f"views.cameras: {VIEWS} different cameras are needed (left, right, global view), not {list(views)}; "
+                f"{contents.json} has: {contents.cameras}"
+            )
+        else:
+            yield from self._cameras("views.cameras", views)
+        for design in self.stages.designs:
+            if design not in DESIGNS:
+                yield f"stages.designs: {design} is not a fusion model; choose from {', '.join(DESIGNS)}"
+
+    def _cameras(self, key: str, cameras: Iterable[str]) -> Iterator[str]:
+        contents = self.contents
+        for camera in cameras:
+            if camera not in contents.info.cameras:
+                way = "; set it to []" if key == "stages.cameras" and not contents.info.cameras else ""
+                yield f"{key}: {camera} is not a camera of {contents.json}, which has: {contents.cameras}{way}"
+                continue
+            fault = self._fault(f"rgb/{camera}")
+            if fault:
+                yield f"{key}: {camera}, but {fault}; copy its images there, or choose another"
+            else:
+                yield from self._unlisted(key, f"rgb/{camera}")
+
+    def _unlisted(self, key: str, folder: str) -> Iterator[str]:
+        """The stages that ``key`` is for read the index that validate_images writes for each of `stages.images`."""
+        if folder not in self.stages.images:
+            yield f"{key} needs {folder}, which is not in stages.images; add it there"
+
+    def _fault(self, folder: str) -> str | None:
+        """Why no stage can use a folder of images, or None."""
+        kind, _, camera = folder.partition("/")
+        info, json = self.contents.info, self.contents.json
+        if folder == "depth":
+            fault = None if info.depth else f"{json} describes no depth"
+        elif folder == "masks":
+            fault = None if info.classes else f"{json} names no classes"
+        elif kind == "rgb" and camera:
+            known = camera in info.cameras
+            fault = None if known else f"{camera} is not a camera of {json}, which has: {self.contents.cameras}"
+        else:
+            fault = "folders of images are depth, masks and rgb/<camera>"
+        if not fault and re.search(r"\s", folder):
+            fault = "a space in a name parts the words of the commands in dvc.yaml; rename the camera"
+        return fault or self._absence(self.contents.root / folder)
+
+    def _absence(self, folder: Path) -> str | None:
+        # Looked up on disk: were the folders dependencies, DVC would stop at a missing one before it starts the script.
+        if not folder.is_dir():
+            return None if place(folder) in self._tracked else f"there is no folder {folder}"
+        with os.scandir(folder) as entries:
+            has_image = any(Path(e.name).suffix.lower() in SUFFIXES and e.name[0] != "." for e in entries)
+        return None if has_image else f"no image is in {folder}"
+
+    @cached_property
+    def _tracked(self) -> set[Path]:
+        """What is not here, but DVC has or makes it, as in a clone that pulls only what it runs."""
+        return set(tracked())

@@ -1,0 +1,193 @@
+"""The check of the parameters against a recording: all that does not fit, a line for each, before anything runs."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from typing import get_args
+
+import pytest
+from conftest import only_error_line, recording_folder
+from dvc.repo import Repo
+from dvc.utils.hydra import apply_overrides
+from test_pipeline import Clone
+
+from sightline.core.errors import UserError
+from sightline.recording.layout import StageLists
+from sightline.validation.parameters import DESIGNS, MaskCamera, ViewCameras, check_parameters
+
+VIEWS = ("left", "right", "top")
+NONE = {"images": (), "depth": (), "cameras": (), "masks": (), "demonstrations": ()}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A recording of three cameras in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return recording_folder(tmp_path / "rec", VIEWS).relative_to(tmp_path)
+
+
+def complaints(place, camera="top", views=VIEWS, **lists) -> list[str]:
+    with pytest.raises(UserError) as error:
+        check_parameters(place, StageLists(**(NONE | lists)), camera, views)
+    return str(error.value).splitlines()
+
+
+ALL = ("depth", "masks", "rgb/left", "rgb/right", "rgb/top")
+
+
+def test_what_fits_is_summed_up_by_what_the_stages_need(place):
+    lists = StageLists(images=ALL, cameras=("left",), designs=("nine",))
+    assert check_parameters(place, lists, "top", VIEWS) == {
+        "stages.images": list(ALL), "stages.depth": ["depth"], "stages.cameras": ["left"], "stages.masks": ["masks"],
+        "stages.demonstrations": ["actions"], "stages.designs": ["nine"],
+        "segmentation.camera": ["top"], "views.cameras": list(VIEWS),
+    }  # fmt: skip
+    assert set(check_parameters(place, StageLists(**NONE), "nobody", ())) == {f"stages.{name}" for name in NONE}
+
+
+def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
+    """The parameters of the demo, on a recording of one camera."""
+    monkeypatch.chdir(tmp_path)
+    rec = recording_folder(tmp_path / "rec", ["front"], depth=False, masks=False).relative_to(tmp_path)
+    cameras = "rec/recording.json, which has: front"
+    with pytest.raises(UserError) as error:
+        check_parameters(rec, StageLists(), MaskCamera().camera, ViewCameras().cameras)
+    assert str(error.value).splitlines() == [
+        "stages.images: depth, but rec/recording.json describes no depth; remove it from the list",
+        "stages.images: masks, but rec/recording.json names no classes; remove it from the list",
+        f"stages.images: rgb/left_wrist, but left_wrist is not a camera of {cameras}; remove it from the list",
+        f"stages.images: rgb/right_wrist, but right_wrist is not a camera of {cameras}; remove it from the list",
+        f"stages.images: rgb/global, but global is not a camera of {cameras}; remove it from the list",
+        "stages.depth: [depth], but rec/recording.json describes no depth; set it to []",
+        f"stages.cameras: global is not a camera of {cameras}",
+        "stages.masks: [masks], but rec/recording.json names no classes; set it to []",
+        "stages.demonstrations: [actions], but the fusion model takes 3 cameras, and rec/recording.json has: front; "
+        "set it to []",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lists", "line"),
+    [
+        ({"images": ("labels",)}, "stages.images: labels, but folders of images are depth, masks and rgb/<camera>; "
+         "remove it from the list"),
+        ({"depth": ("depth",)}, "stages.depth needs depth, which is not in stages.images; add it there"),
+        ({"depth": ("masks",)}, "stages.depth: [masks], but masks are not depth; set it to []"),
+        ({"cameras": ("left",)}, "stages.cameras needs rgb/left, which is not in stages.images; add it there"),
+        ({"masks": ("masks",), "images": ("rgb/top",)}, "stages.masks needs masks, which is not in stages.images; add "
+         "it there"),
+        ({"masks": ("masks",), "images": ("masks",)}, "segmentation.camera needs rgb/top, which is not in "
+         "stages.images; add it there"),
+        ({"masks": ("labels",)}, "stages.masks: [labels], but masks are in the folder masks alone; set it to [masks] "
+         "or []"),
+        ({"masks": ("masks",), "images": ALL, "camera": "front"}, "segmentation.camera: front is not a camera of "
+         "rec/recording.json, which has: left, right, top"),
+        ({"demonstrations": ("actions",), "images": ALL[:4]}, "views.cameras needs rgb/top, which is not in "
+         "stages.images; add it there"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": ("left", "right", "front")}, "views.cameras: front "
+         "is not a camera of rec/recording.json, which has: left, right, top"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": ("left", "left", "top")}, "views.cameras: 3 "
+         "different cameras are needed (left, right, global view), not ['left', 'left', 'top']; rec/recording.json "
+         "has: left, right, top"),
+        ({"demonstrations": ("torques",), "images": ALL}, "stages.demonstrations: rec/frames.parquet has no column "
+         "torques; it has: frame_id, episode, step, time_s, joints, actions"),
+        ({"demonstrations": ("time_s",), "images": ALL}, "stages.demonstrations: time_s of rec/frames.parquet holds "
+         "double, not a list of numbers in each row"),
+        ({"demonstrations": ("actions",), "images": ALL, "designs": ("nin",)}, "stages.designs: nin is not a fusion "
+         "model; choose from nine, three, shared, images_only, joints_only"),
+    ],
+)  # fmt: skip
+def test_each_key_is_named_with_what_to_do(place, lists, line):
+    assert complaints(place, **lists) == [line]
+
+
+def test_the_fusion_model_needs_joints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rec = recording_folder(tmp_path / "rec", VIEWS, joints=None).relative_to(tmp_path)
+    (line,) = complaints(rec, images=ALL, demonstrations=("actions",))
+    assert line.startswith(
+        "stages.demonstrations: rec/frames.parquet has no column joints, which the fusion model needs"
+    )
+
+
+def test_folders_must_be_there_and_hold_an_image(place):
+    shutil.rmtree(place / "masks")
+    shutil.rmtree(place / "rgb/top")
+    (place / "rgb/top").mkdir()
+    (place / "rgb/top/.000001.png").write_bytes(b"")
+    (place / "rgb/top/notes.txt").write_text("no image")
+    assert complaints(place, images=ALL, masks=("masks",), cameras=("top",)) == [
+        "stages.images: masks, but there is no folder rec/masks; remove it from the list",
+        "stages.images: rgb/top, but no image is in rec/rgb/top; remove it from the list",
+        "stages.cameras: top, but no image is in rec/rgb/top; copy its images there, or choose another",
+        "stages.masks: [masks], but there is no folder rec/masks; set it to []",
+    ]
+
+
+def test_a_folder_that_dvc_tracks_need_not_be_here(place, tmp_path):
+    """As in a clone that pulls only what it runs."""
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        repo.add(str(place / "masks"))
+    shutil.rmtree(place / "masks")
+    check_parameters(place, StageLists(**(NONE | {"images": ALL, "masks": ("masks",)})), "top", ())
+    (place / "masks.dvc").unlink()
+    assert len(complaints(place, images=ALL, masks=("masks",))) == 2
+
+
+def test_a_camera_with_a_space_would_break_the_commands(tmp_path):
+    rec = recording_folder(tmp_path / "rec", ["front left"])
+    (line,) = complaints(rec, images=("rgb/front left",))
+    assert "stages.images: rgb/front left, but a space in a name parts the words of the commands in dvc.yaml" in line
+
+
+def test_what_it_repeats_is_what_the_branches_say():
+    """The check imports no branch: that would take seconds, and make it depend on their code."""
+    from sightline.fusion.network import Design
+    from sightline.fusion.views import ViewParams
+    from sightline.segmentation.frames import FrameParams
+
+    assert get_args(Design) == DESIGNS
+    for excerpt, section in ((MaskCamera, FrameParams), (ViewCameras, ViewParams)):
+        for name, field in excerpt.model_fields.items():
+            full = section.model_fields[name]
+            assert (field.default, field.annotation) == (full.default, full.annotation)
+            assert field.description == full.description
+
+
+def test_the_script_reads_its_keys_of_the_sections_and_writes_what_the_stages_use(place, stage, tmp_path):
+    (tmp_path / "params.yaml").write_text(
+        "stages: {images: [masks, rgb/left], depth: [], cameras: [], masks: [masks], demonstrations: []}\n"
+        "segmentation: {camera: left, lr: 7}\nviews: {image_size: 3}\n"
+    )
+    done = stage("check", "rec", "--metrics-dir", "metrics/check")
+    assert done.returncode == 0, done.stderr
+    used = json.loads((tmp_path / "metrics/check/details.json").read_text())
+    assert used["segmentation.camera"] == ["left"]
+    line = only_error_line(stage("check", "rec", "--set", "segmentation.camra=right"))
+    assert line == "check.py: error: params.yaml: segmentation.camra: unknown key; known here: camera"
+
+
+def test_it_loads_in_a_moment():
+    """None of the libraries that take seconds."""
+    heavy = "{'torch', 'lightning', 'pandas', 'dvc', 'monai', 'h5py'}"
+    code = f"import sys, sightline.validation.parameters; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_dvc_repro_says_it_in_seconds_before_any_other_stage(tmp_path):
+    """On a recording without masks, with the list of masks left in place."""
+    clone = Clone(tmp_path / "clone")
+    recording_folder(clone.root / "data/mine", ["front"], masks=False)
+    changes = ["data.root=data/mine", "stages.images=[depth,masks,rgb/front]", "stages.cameras=[front]"]
+    apply_overrides(clone.root / "params.yaml", [*changes, "segmentation.camera=front", "stages.demonstrations=[]"])
+    began = time.monotonic()
+    result = clone.run("dvc", "repro", ok=False)
+    assert time.monotonic() - began < 30
+    assert "Running stage 'check'" in result.stdout
+    assert result.stdout.count("Running stage") == 1
+    assert "stages.masks: [masks], but data/mine/recording.json names no classes; set it to []\n" in result.stderr
+    assert clone.ran("repro", "validate") == ["validate"]  # by itself it minds no lists
