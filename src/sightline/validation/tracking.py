@@ -47,4 +47,4 @@ def _project() -> Iterator[Any]:
     except NotDvcRepoError:
         raise
     except DvcException as error:
-        raise UserError(f"dvc: {' '.join(str(error).split())}") from None
+        raise UserError(f"dvc: {' '.join(str(error).split())}; mend this, then run it again") from None

@@ -1,0 +1,215 @@
+"""Take a recording into the pipeline: check it whole, track it with DVC, and write the parameters for it."""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline.core.errors import UserError
+from sightline.core.files import atomic_output
+from sightline.core.params import Section, load_params
+from sightline.core.params_text import with_values
+from sightline.recording.layout import StageLists
+from sightline.recording.split import DataParams
+from sightline.validation.parameters import VIEWS, Contents, MaskCamera, ViewCameras, check_parameters
+from sightline.validation.tracking import place, track, tracked
+from sightline.validation.validation import validate_recording
+
+PARAMS = Path("params.yaml")
+
+
+class Parameters(Section):
+    """What is changed, and what a recording is checked with."""
+
+    data: DataParams = DataParams()
+    stages: StageLists = StageLists()
+    segmentation: MaskCamera = MaskCamera()
+    views: ViewCameras = ViewCameras()
+
+
+def add_recording(
+    recording: Path, mask_camera: str | None = None, views: Sequence[str] | None = None, processes: int | None = None
+) -> str:
+    """Check a recording of this project, track it, change ``params.yaml`` to it -> what was done, and what to do next.
+
+    It can be run again when the recording has grown. Nothing is written unless the recording is sound.
+
+    Args:
+        recording: a folder below the working directory, which must be the project's root.
+        mask_camera: the camera whose images the masks belong to; None where there is one, or an earlier call was told.
+        views: left, right and global camera of the fusion model; None where those of ``views.cameras`` are here.
+        processes: number of processes that read images; None takes one per core.
+
+    Raises:
+        UserError: the folder is elsewhere, or a stage makes it; the recording is not sound, or does not say what an
+            argument must; an argument that it has no use for; parameters that do not fit; DVC refuses to track it.
+    """
+    # what is refused in a moment
+    root = _inside(recording)
+    params, contents = load_params(Parameters, PARAMS), Contents.read(root)
+    folders = _folders(contents)
+    pieces = [root / "recording.json", root / "frames.parquet", *(root / folder for folder in folders)]
+    _refuse_to_track(root, pieces)
+    values, remarks = choose(contents, folders, params, mask_camera, views)
+    text = PARAMS.read_bytes().decode("utf-8")
+    new_text = with_values(text, values, str(PARAMS))
+    # what takes as long as reading all images
+    with tempfile.TemporaryDirectory() as index:
+        metrics = validate_recording(root, Path(index), params.data, processes=processes)
+    lists = {name.removeprefix("stages."): tuple(new) for name, new in values.items() if name.startswith("stages.")}
+    camera = values.get("segmentation.camera", params.segmentation.camera)
+    cameras = tuple(values.get("views.cameras", params.views.cameras))
+    check_parameters(root, params.stages.model_copy(update=lists), camera, cameras)
+    # the parameters last: they never name what is not tracked
+    track(pieces)
+    if new_text != text:
+        with atomic_output(PARAMS.resolve()) as temporary:
+            temporary.write_bytes(new_text.encode("utf-8"))
+    counts = metrics["frames"]
+    return "\n".join(
+        [
+            f"{root}: {counts['episodes']} episodes, {counts['frames']} frames; DVC tracks",
+            *(f"  {path}" for path in pieces),
+            f"In {PARAMS}{'' if new_text != text else ', as before'}:",
+            *(f"  {name}: {_shown(new)}{remarks.get(name, '')}" for name, new in values.items()),
+            "Next:",
+            f"  git add {PARAMS} {root}",
+            f'  git commit -m "Use {root}"',
+            "  dvc repro",
+        ]
+    )
+
+
+def choose(
+    contents: Contents,
+    folders: list[str],
+    params: Parameters,
+    mask_camera: str | None,
+    views: Sequence[str] | None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Parameters that follow from a recording with these ``folders`` of images, and remarks on some -> by dotted name.
+
+    Raises:
+        UserError: the recording does not say what an argument must, or has no use for one.
+    """
+    root, cameras, lists, remarks = contents.root, list(contents.info.cameras), params.stages, dict[str, str]()
+    values: dict[str, Any] = {"data.root": root.as_posix(), "stages.images": folders}
+    values["stages.depth"] = ["depth"] if "depth" in folders else []
+    # CLIP goes on with the cameras that it encodes; more of them are hours of work that nobody asked for
+    values["stages.cameras"] = [camera for camera in lists.cameras if camera in cameras] or cameras[:1]
+    if values["stages.cameras"] and values["stages.cameras"] != list(lists.cameras):
+        remarks["stages.cameras"] = "  (CLIP encodes these; change the list for others)"
+    # masks belong to the images of one camera
+    values["stages.masks"] = ["masks"] if "masks" in folders and cameras else []
+    if values["stages.masks"]:
+        values["segmentation.camera"] = _mask_camera(contents, params, mask_camera)
+    elif mask_camera is not None:
+        raise UserError(f"--mask-camera {mask_camera}: {root} has no masks of a camera's images; leave it out")
+    elif "masks" in folders:
+        remarks["stages.masks"] = "  (the segmentation needs the camera's images)"
+    # the fusion model learns actions from three cameras and the joints
+    columns = [column for column in lists.demonstrations if contents.has_numbers(column)]
+    if not columns and contents.has_numbers("actions"):
+        columns = ["actions"]
+    lacking = [] if columns else ["actions"]
+    lacking += [] if contents.has_numbers("joints") else ["joints"]
+    lacking += [] if len(cameras) >= VIEWS else [f"{VIEWS} cameras"]
+    values["stages.demonstrations"] = [] if lacking else columns
+    if not lacking:
+        values["views.cameras"] = _views(contents, params, views)
+    elif views is not None:
+        needs = f"lacks {' and '.join(lacking)}, which the fusion model needs"
+        raise UserError(f"--views {' '.join(views)}: {root} {needs}; leave it out")
+    else:
+        remarks["stages.demonstrations"] = f"  (the fusion model needs {' and '.join(lacking)})"
+    return values, remarks
+
+
+def _mask_camera(contents: Contents, params: Parameters, camera: str | None) -> str:
+    cameras, present = contents.info.cameras, params.segmentation.camera
+    if camera is None and len(cameras) == 1:
+        return cameras[0]
+    is_told = params.data.root == contents.root.as_posix() and params.stages.masks  # by an earlier call
+    if camera is None and is_told and present in cameras:
+        return present
+    if camera is None:
+        raise UserError(
+            f"{contents.json}: does not say which camera's images the masks belong to; add --mask-camera NAME, one of "
+            f"{contents.cameras}"
+        )
+    if camera not in cameras:
+        raise UserError(f"--mask-camera {camera}: not a camera of {contents.json}, which has: {contents.cameras}")
+    return camera
+
+
+def _views(contents: Contents, params: Parameters, views: Sequence[str] | None) -> list[str]:
+    cameras, present = contents.info.cameras, params.views.cameras
+    if views is None and len(set(present)) == VIEWS and set(present) <= set(cameras):
+        return list(present)
+    if views is None:
+        raise UserError(
+            f"{contents.json}: does not say which cameras are the fusion model's views; add --views LEFT RIGHT GLOBAL, "
+            f"three of {contents.cameras}"
+        )
+    unknown = [camera for camera in views if camera not in cameras]
+    if unknown:
+        what = f"{', '.join(unknown)} not in {contents.json}, which has: {contents.cameras}"
+        raise UserError(f"--views {' '.join(views)}: {what}")
+    if len(set(views)) != VIEWS:
+        raise UserError(f"--views {' '.join(views)}: name {VIEWS} different cameras, left, right and global view")
+    return list(views)
+
+
+def _inside(recording: Path) -> Path:
+    """The recording's path from the working directory, if it is a folder of the project there."""
+    here = Path.cwd().resolve()
+    if not (PARAMS.is_file() and Path(".dvc").is_dir()):
+        raise UserError(f"{here}: not the root of a DVC project with {PARAMS}; run this where dvc.yaml is")
+    if not recording.is_dir():
+        raise UserError(f"{recording}: no such folder")
+    folder = recording.resolve()
+    if not folder.is_relative_to(here) or folder == here:
+        raise UserError(
+            f"{recording}: not a folder in {here}, so DVC cannot track it; move or copy it to {here / 'data'}"
+        )
+    name = folder.relative_to(here).as_posix()
+    if not re.fullmatch(r"[\w./-]+", name):
+        raise UserError(f"{name}: becomes part of commands in dvc.yaml; rename it, with letters, digits, _ - . only")
+    return Path(name)
+
+
+def _folders(contents: Contents) -> list[str]:
+    """The folders of images that are there, or that recording.json says are."""
+    info, masks = contents.info, contents.root / "masks"
+    for camera in info.cameras:
+        if re.search(r"\s", camera):
+            raise UserError(
+                f"{contents.json}: cameras: {camera!r} becomes part of commands in dvc.yaml; rename it without spaces, "
+                "its folder too"
+            )
+    if masks.is_dir() and not info.classes:
+        raise UserError(f"{contents.json}: names no classes, but there is {masks}; list their names under classes")
+    folders = ["depth"] if info.depth else []
+    folders += ["masks"] if masks.is_dir() else []
+    return folders + [f"rgb/{camera}" for camera in info.cameras]
+
+
+def _refuse_to_track(root: Path, pieces: list[Path]) -> None:
+    """Refuse a recording that a stage makes, that DVC tracks in one, or parts of which are tracked but not here."""
+    owners = tracked()
+    for folder in (root, *root.parents):
+        if place(folder) in owners:
+            raise UserError(f"{folder}.dvc: tracks all of {folder}, but stages need its parts: dvc remove {folder}.dvc")
+    for piece in pieces:
+        maker = owners.get(place(piece))
+        if maker:
+            raise UserError(f"{piece}: the stage {maker} makes it, so there is nothing to add; name your own recording")
+    for path in sorted(owners):
+        if path.is_relative_to(root.resolve()) and not path.exists():
+            name = path.relative_to(Path.cwd().resolve())
+            raise UserError(f"{name}: tracked, but not here; fetch it: dvc pull {name}, or: dvc remove {name}.dvc")
+
+
+def _shown(value: Any) -> str:
+    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)

@@ -1,0 +1,269 @@
+"""One command takes a recording into the pipeline: checked, tracked, and named in params.yaml."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import default_params, only_error_line, recording_folder, save_depth
+from dvc.repo import Repo
+from PIL import Image
+
+from sightline.core.errors import UserError
+from sightline.core.params import parse_yaml
+from sightline.recording.layout import StageLists
+from sightline.validation.adding import add_recording
+from sightline.validation.parameters import check_parameters
+
+VIEWS = ("left", "right", "top")
+MINE = Path("data/mine")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """The working directory: a DVC project with the default parameters."""
+    monkeypatch.chdir(tmp_path)
+    Repo.init(".", no_scm=True)
+    Path("params.yaml").write_text(default_params())
+    return tmp_path
+
+
+def state() -> dict[str, bytes]:
+    """Parameters, and what is tracked."""
+    return {str(path): path.read_bytes() for path in [Path("params.yaml"), *sorted(Path("data").rglob("*.dvc"))]}
+
+
+def params() -> dict:
+    return parse_yaml(Path("params.yaml").read_text(), "params.yaml")
+
+
+def refused(recording=MINE, **arguments) -> str:
+    """The message; nothing was changed or tracked."""
+    before = state()
+    with pytest.raises(UserError) as error:
+        add_recording(Path(recording), processes=1, **arguments)
+    assert state() == before
+    return str(error.value)
+
+
+def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(project):
+    recording_folder(MINE, VIEWS)
+    said = add_recording(MINE, "top", VIEWS, processes=1)
+    lists = {
+        "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"], "cameras": ["left"],
+        "masks": ["masks"], "demonstrations": ["actions"], "designs": ["nine", "joints_only"],
+    }  # fmt: skip
+    expected = parse_yaml(default_params(), "")
+    expected["data"]["root"], expected["stages"] = "data/mine", lists
+    expected["segmentation"]["camera"], expected["views"]["cameras"] = "top", list(VIEWS)
+    assert params() == expected
+    check_parameters(MINE, StageLists(**{name: tuple(values) for name, values in lists.items()}), "top", VIEWS)
+    pieces = ["recording.json", "frames.parquet", "depth", "masks", *(f"rgb/{camera}" for camera in VIEWS)]
+    assert set(state()) == {"params.yaml", *(f"data/mine/{piece}.dvc" for piece in pieces)}
+    assert said.splitlines() == [
+        "data/mine: 3 episodes, 6 frames; DVC tracks",
+        *(f"  data/mine/{piece}" for piece in pieces),
+        "In params.yaml:",
+        "  data.root: data/mine",
+        "  stages.images: [depth, masks, rgb/left, rgb/right, rgb/top]",
+        "  stages.depth: [depth]",
+        "  stages.cameras: [left]  (CLIP encodes these; change the list for others)",
+        "  stages.masks: [masks]",
+        "  segmentation.camera: top",
+        "  stages.demonstrations: [actions]",
+        "  views.cameras: [left, right, top]",
+        "Next:",
+        "  git add params.yaml data/mine",
+        '  git commit -m "Use data/mine"',
+        "  dvc repro",
+    ]
+    assert not Path("data/index").exists()
+
+
+def test_what_a_recording_lacks_is_an_empty_list_and_other_lines_stay(project):
+    recording_folder(MINE, ["front"], depth=False, masks=False)
+    before = default_params()
+    said = add_recording(MINE, processes=1)
+    stages = params()["stages"]
+    assert (stages["images"], stages["cameras"]) == (["rgb/front"], ["front"])
+    assert [stages[name] for name in ("depth", "masks", "demonstrations")] == [[], [], []]
+    assert "  stages.demonstrations: []  (the fusion model needs 3 cameras)\n" in said
+    after = Path("params.yaml").read_text()
+    first, last = before.index("stages:   "), before.index("  designs:\n")
+    assert after.startswith(before[:first].replace("root: data/demo", "root: data/mine"))
+    assert after.endswith(before[last:])
+
+
+def test_without_cameras(project):
+    recording_folder(MINE, [], masks=False, actions=None)
+    said = add_recording(MINE, processes=1)
+    assert "  stages.demonstrations: []  (the fusion model needs actions and 3 cameras)" in said
+    assert params()["stages"] | {"designs": []} == {
+        "images": ["depth"], "depth": ["depth"], "cameras": [], "masks": [], "demonstrations": [], "designs": [],
+    }  # fmt: skip
+
+
+def test_it_is_run_again_when_episodes_were_added(project):
+    recording_folder(MINE, VIEWS)
+    add_recording(MINE, "top", ("top", "right", "left"), processes=1)
+    text = Path("params.yaml").read_text().replace("  cameras:\n  - left\n", "  cameras:\n  - right\n  - top\n")
+    Path("params.yaml").write_text(text)
+    before = state()
+    frames = pd.read_parquet(MINE / "frames.parquet")
+    more = frames.tail(2).assign(frame_id=[6, 7], episode=3)
+    (MINE / "frames.parquet").unlink()
+    pd.concat([frames, more]).to_parquet(MINE / "frames.parquet")
+    for i in (6, 7):
+        for camera in VIEWS:
+            shutil.copy(MINE / f"rgb/{camera}/000005.png", MINE / f"rgb/{camera}/{i:06d}.png")
+    assert "2 of 8 depth images are broken or missing" in refused()
+    for i in (6, 7):
+        shutil.copy(MINE / "depth/000005.png", MINE / f"depth/{i:06d}.png")
+    said = add_recording(MINE, processes=1)  # what it was told stays: the camera of the masks, the views, CLIP's list
+    assert said.startswith("data/mine: 4 episodes, 8 frames; ")
+    assert "In params.yaml, as before:\n" in said
+    same = {name for name, content in state().items() if before.get(name) == content}
+    assert same == {"params.yaml", "data/mine/recording.json.dvc", "data/mine/masks.dvc"}
+
+
+def test_the_camera_of_the_masks_is_asked_for_where_there_are_several(project):
+    """Even if the parameters name one of them: they may mean another recording's."""
+    recording_folder(MINE, ["front", "global"])
+    message = refused()
+    assert message == (
+        "data/mine/recording.json: does not say which camera's images the masks belong to; add --mask-camera NAME, one "
+        "of front, global"
+    )
+    assert "--mask-camera back: not a camera of data/mine/recording.json" in refused(mask_camera="back")
+    add_recording(MINE, "front", processes=1)
+    assert params()["segmentation"]["camera"] == "front"
+
+
+def test_the_one_camera_there_is_has_the_masks(project):
+    recording_folder(MINE, ["front"])
+    add_recording(MINE, processes=1)
+    assert params()["segmentation"]["camera"] == "front"
+
+
+def test_the_views_are_asked_for_unless_the_parameters_name_them(project):
+    recording_folder(MINE, VIEWS, masks=False)
+    assert refused() == (
+        "data/mine/recording.json: does not say which cameras are the fusion model's views; add --views LEFT RIGHT "
+        "GLOBAL, three of left, right, top"
+    )
+    assert "front not in data/mine/recording.json, which has: left, right, top" in refused(
+        views=["left", "right", "front"]
+    )
+    assert "name 3 different cameras" in refused(views=["left", "right", "left"])
+    other = recording_folder(Path("data/other"), ["left_wrist", "right_wrist", "global"], masks=False)
+    add_recording(other, processes=1)
+    assert params()["views"]["cameras"] == ["left_wrist", "right_wrist", "global"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask_camera": "front"}, "--mask-camera front: data/mine has no masks of a camera's images; leave it out"),
+        ({"views": VIEWS}, "--views left right top: data/mine lacks 3 cameras, which the fusion model needs; leave it "
+         "out"),
+    ],
+)  # fmt: skip
+def test_an_argument_without_use_is_refused(project, arguments, message):
+    recording_folder(MINE, ["front"], masks=False)
+    assert refused(**arguments) == message
+
+
+def test_a_recording_that_is_not_sound_changes_nothing(project):
+    recording_folder(MINE, ["front"])
+    Image.new("L", (16, 12)).save(MINE / "depth/000002.png")
+    shutil.rmtree(MINE / "rgb/front")
+    message = refused()
+    assert "data/mine/rgb/front: no such folder" in message
+    assert "data/mine/depth/000002.png: not a uint16 depth image" in message
+
+
+def test_broken_images_are_left_out_where_the_parameters_say_so(project):
+    recording_folder(MINE, [], masks=False)
+    frames = pd.read_parquet(MINE / "frames.parquet")
+    more = pd.concat([frames, frames.tail(2).assign(frame_id=[6, 7], step=[2, 3], time_s=[0.2, 0.3])])
+    more.to_parquet(MINE / "frames.parquet")
+    save_depth(MINE / "depth/000006.png", np.full((12, 16), 900))
+    (MINE / "depth/000007.png").write_bytes(b"")
+    refused()
+    Path("params.yaml").write_text(default_params().replace("on_error: fail", "on_error: skip"))
+    with pytest.warns(UserWarning, match="1 of 8 depth images are broken or missing; left out: frames 7"):
+        add_recording(MINE, processes=1)
+    assert params()["data"]["root"] == "data/mine"
+
+
+def test_masks_need_the_names_of_their_classes(project):
+    recording_folder(MINE, ["front"])
+    info = json.loads((MINE / "recording.json").read_text())
+    del info["classes"]
+    (MINE / "recording.json").write_text(json.dumps(info))
+    assert "names no classes, but there is data/mine/masks; list their names under classes" in refused()
+
+
+def test_a_folder_that_is_tracked_but_not_here_is_no_missing_modality(project):
+    recording_folder(MINE, ["front"])
+    add_recording(MINE, processes=1)
+    shutil.rmtree(MINE / "masks")
+    assert refused() == (
+        "data/mine/masks: tracked, but not here; fetch it: dvc pull data/mine/masks, or: dvc remove data/mine/masks.dvc"
+    )
+
+
+def test_a_folder_that_is_tracked_as_one_is_refused(project):
+    recording_folder(MINE, ["front"])
+    with Repo() as repo:
+        repo.add(str(MINE))
+    assert "data/mine.dvc: tracks all of data/mine, but stages need its parts: dvc remove data/mine.dvc" in refused()
+
+
+def test_what_a_stage_makes_is_not_added(project):
+    recording_folder(MINE, ["front"])
+    Path("dvc.yaml").write_text("stages: {make: {cmd: 'true', outs: [data/mine/depth]}}")
+    assert "data/mine/depth: the stage make makes it, so there is nothing to add" in refused()
+
+
+def test_only_folders_of_the_project_are_added(project, tmp_path_factory, monkeypatch):
+    elsewhere = recording_folder(tmp_path_factory.mktemp("elsewhere") / "rec", ["front"])
+    Path("data").mkdir()
+    Path("data/link").symlink_to(elsewhere)
+    for outside in (elsewhere, "data/link", "."):
+        assert f"not a folder in {project}, so DVC cannot track it; move or copy it to" in refused(outside)
+    assert refused("data/none") == "data/none: no such folder"
+    recording_folder(Path("data/a b"), ["front"])
+    assert "data/a b: becomes part of commands in dvc.yaml; rename it" in refused("data/a b")
+    recording_folder(MINE, ["front left"])
+    assert "cameras: 'front left' becomes part of commands in dvc.yaml; rename it without spaces" in refused()
+    monkeypatch.chdir("data")
+    with pytest.raises(UserError, match=r"not the root of a DVC project with params.yaml; run this where dvc.yaml is"):
+        add_recording(Path("mine"))
+
+
+def test_an_absolute_path_into_the_project_is_written_from_its_root(project):
+    recording_folder(MINE, ["front"])
+    add_recording(MINE.resolve(), processes=1)
+    assert params()["data"]["root"] == "data/mine"
+
+
+def test_what_dvc_refuses_is_one_line_and_leaves_the_parameters(project):
+    recording_folder(MINE, ["front"])
+    Path(".dvcignore").write_text("/data/mine/depth\n")
+    message = refused()
+    assert message.startswith("dvc: ")
+    assert "\n" not in message
+
+
+def test_the_script_asks_in_one_line_and_prints_what_to_do(project, stage):
+    recording_folder(MINE, ["front", "back"])
+    line = only_error_line(stage("add_recording", MINE, "--processes", 1))
+    assert line.startswith("add_recording.py: error: data/mine/recording.json: does not say which camera's images")
+    done = stage("add_recording", MINE, "--processes", 1, "--mask-camera", "back")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(
+        'Next:\n  git add params.yaml data/mine\n  git commit -m "Use data/mine"\n  dvc repro\n'
+    )
