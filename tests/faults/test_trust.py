@@ -294,14 +294,14 @@ def test_odd_names_of_folders_and_files_are_only_names(world, tmp_path):
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_the_lines_to_paste_after_an_import_are_quoted(place, capsys):
+def test_the_line_to_paste_after_an_import_is_quoted(place, capsys):
     from sightline.importers.demonstrations import ImportOptions
     from sightline.importers.episodes import import_hdf5
 
     target = place / "my $(touch pwned) recording"
     printed = import_hdf5(place / "aloha", target, ImportOptions(processes=1))
-    (line,) = (line for line in printed.splitlines() if "dvc add" in line)
-    assert shlex.split(line)[2] == f"{target}/recording.json"
+    (line,) = (line for line in printed.splitlines() if "add_recording" in line)
+    assert shlex.split(line) == ["python", "stages/add_recording.py", str(target)]
 
 
 # ---------------------------------------------------------------- paths that lead elsewhere

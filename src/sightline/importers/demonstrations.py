@@ -310,14 +310,6 @@ def _table(demonstrations: list[Demonstration]) -> pa.Table:
     return pa.table(columns)
 
 
-def _fusion_lines(cameras: list[str]) -> list[str]:
-    """The parameters of the fusion model, which takes three views: left, right, and one of the whole scene."""
-    if len(cameras) < 3:
-        return ["    stages.demonstrations: []  (the fusion model takes three cameras)"]
-    ordered = sorted(cameras, key=lambda name: (["left" in name, "right" in name, True].index(True), name))
-    return [f"    views.cameras: [{', '.join(ordered[:3])}]"]
-
-
 def _summary(
     demonstrations: list[Demonstration], target: Path, fps: float, sizes: dict[str, tuple[int, int]], size: int
 ) -> str:
@@ -328,20 +320,5 @@ def _summary(
         new = _target_size(height, width, size)
         how = "as they were" if new == (height, width) else f"averaged down to {new[0]}x{new[1]}"
         lines.append(f"  rgb/{camera}: pictures of {height}x{width} pixels, {how}")
-    folders = [f"rgb/{camera}" for camera in sizes]
-    tracked = ["recording.json", "frames.parquet", *folders]
-    return "\n".join(
-        [
-            *lines,
-            "Next, track it and use it:",
-            f"  dvc add {shlex.join(f'{target}/{name}' for name in tracked)}",
-            "  in params.yaml:",
-            f"    data.root: {target}",
-            f"    stages.images: [{', '.join(folders)}]",
-            "    stages.depth: []",
-            "    stages.masks: []",
-            f"    stages.cameras: [{', '.join(sizes)}]",
-            *_fusion_lines(list(sizes)),
-            "  dvc repro",
-        ]
-    )
+    next_step = f"  python stages/add_recording.py {shlex.quote(str(target))}"
+    return "\n".join([*lines, "Next, track it and use it:", next_step])
