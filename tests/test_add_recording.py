@@ -233,14 +233,14 @@ def test_only_folders_of_the_project_are_added(project, tmp_path_factory, monkey
     Path("data").mkdir()
     Path("data/link").symlink_to(elsewhere)
     for outside in (elsewhere, "data/link", "."):
-        assert f"not a folder in {project}, so DVC cannot track it; move or copy it to" in refused(outside)
+        assert f"{outside}: lies outside this project, so DVC cannot track it; move or copy" in refused(outside)
     assert refused("data/none") == "data/none: no such folder"
     recording_folder(Path("data/a b"), ["front"])
     assert "data/a b: becomes part of commands in dvc.yaml; rename it" in refused("data/a b")
     recording_folder(MINE, ["front left"])
     assert "cameras: 'front left' becomes part of commands in dvc.yaml; rename it without spaces" in refused()
     monkeypatch.chdir("data")
-    with pytest.raises(UserError, match=r"not the root of a DVC project with params.yaml; run this where dvc.yaml is"):
+    with pytest.raises(UserError, match=r"params.yaml: not here, or not in the root of a DVC project; run this"):
         add_recording(Path("mine"))
 
 

@@ -1,5 +1,7 @@
 """Bad input, and what the commands say to it: ``python tests/faults/bad_input.py`` writes docs/bad-input.md."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from dvc.repo import Repo
 from PIL import Image
 from world import COMMANDS, ROOT, Said, contents, copy_world, make_world, own, run_command
 
@@ -179,6 +182,16 @@ def nothing(_: Path) -> None:
     """The mistake is in the arguments."""
 
 
+def in_project(spoil: Spoil) -> Spoil:
+    """The world is also a DVC project, with the recording in it."""
+
+    def spoil_project(world: Path) -> None:
+        with contextlib.redirect_stdout(io.StringIO()), Repo.init(str(world), no_scm=True):
+            spoil(world)
+
+    return spoil_project
+
+
 def with_set(command: str, *settings: str) -> str:
     return " ".join([COMMANDS[command], *(f"--set {setting}" for setting in settings)])
 
@@ -189,6 +202,51 @@ GREY, DEPTH = np.full((24, 32), 7, np.uint8), np.full((24, 32), 700, np.uint16)
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
 SUMMARY = "reference/summary.json"
 CASES = [
+    # --- parameters and a recording
+    Case("check", INFO, "missing", missing(INFO)),
+    Case("check", INFO, "describes no depth", edited_json(INFO, depth=None)),
+    Case("check", INFO, "names no classes", edited_json(INFO, classes=None)),
+    Case("check", TABLE, "missing", missing(TABLE)),
+    Case("check", TABLE, "not parquet", replaced(TABLE, "frame_id,episode\n1,0\n")),
+    Case("check", TABLE, "has no joints", edited_frames(lambda t: t.drop(columns="joints"))),
+    Case("check", "rec/masks", "the folder is missing", missing("rec/masks")),
+    Case("check", "stages.images", "lacks what another list needs", nothing,
+         with_set("check", "stages.images=[masks,rgb/left_wrist,rgb/right_wrist,rgb/global]")),
+    Case("check", "stages.images", "not a folder of a recording", nothing,
+         with_set("check", "stages.images=[depth,masks,rgb/left_wrist,rgb/right_wrist,rgb/global,labels]")),
+    Case("check", "stages.cameras", "not in the recording", nothing, with_set("check", "stages.cameras=[front]")),
+    Case("check", "stages.demonstrations", "no such column", nothing,
+         with_set("check", "stages.demonstrations=[torques]")),
+    Case("check", "stages.demonstrations", "not a list of numbers", nothing,
+         with_set("check", "stages.demonstrations=[reward]")),
+    Case("check", "stages.designs", "not a choice", nothing, with_set("check", "stages.designs=[ten]")),
+    Case("check", "stages.masks", "another folder", nothing, with_set("check", "stages.masks=[labels]")),
+    Case("check", "stages.imagse", "mistyped", nothing, with_set("check", "stages.imagse=[depth]")),
+    Case("check", "segmentation.camera", "not in the recording", nothing,
+         with_set("check", "segmentation.camera=front")),
+    Case("check", "views.cameras", "not in the recording", nothing,
+         with_set("check", "views.cameras=[front,right_wrist,global]")),
+    Case("check", "views.cameras", "two", nothing, with_set("check", "views.cameras=[left_wrist,right_wrist]")),
+    Case("add_recording", "params.yaml", "missing", missing("params.yaml")),
+    Case("add_recording", "params.yaml", "a key is missing",
+         in_project(replaced("params.yaml", "data: {root: data/demo}\n")), "rec --mask-camera global"),
+    Case("add_recording", "recording", "outside the project", in_project(nothing), "/tmp"),
+    Case("add_recording", "recording", "a name that a shell reads otherwise",
+         in_project(lambda w: (w / "rec").rename(w / "my;rec")), "my;rec"),
+    Case("add_recording", INFO, "a camera with a space",
+         in_project(edited_json(INFO, cameras=["left wrist", "right_wrist", "global"]))),
+    Case("add_recording", INFO, "names no classes", in_project(edited_json(INFO, classes=None))),
+    Case("add_recording", INFO, "does not say whose masks", in_project(nothing)),
+    Case("add_recording", "--mask-camera", "not in the recording", in_project(nothing), "rec --mask-camera front"),
+    Case("add_recording", "views.cameras", "not in the recording",
+         in_project(edited_json(INFO, cameras=["left_wrist", "right_wrist", "top"])), "rec --mask-camera top"),
+    Case("add_recording", "--views", "one twice", in_project(nothing),
+         "rec --mask-camera global --views left_wrist left_wrist global"),
+    Case("add_recording", "--views", "no actions", in_project(edited_frames(lambda t: t.drop(columns="actions"))),
+         "rec --mask-camera global --views left_wrist right_wrist global"),
+    Case("add_recording", "rec.dvc", "tracks the whole folder", in_project(
+        lambda w: (w / "rec.dvc").write_text("outs:\n- md5: d751713988987e9331980363e24189ce.dir\n  path: rec\n"))),
+    Case("add_recording", EIGHT, "cut short", in_project(cut(EIGHT)), "rec --mask-camera global"),
     # --- a recording
     Case("validate", INFO, "missing", missing(INFO)),
     Case("validate", INFO, "not JSON", replaced(INFO, '{"fps": 10,')),

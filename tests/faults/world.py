@@ -49,21 +49,24 @@ CLIP = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32"}
 PARAMS = """
 simulate: {episodes: 1, steps: 3}
 render: {wrist_size: 16, global_size: 24, depth_height: 16, depth_width: 16, antialias: 1}
-data: {split: {val: 0.25, test: 0.25}}
+data: {root: data/demo, split: {val: 0.25, test: 0.25}}
 train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32, patch_share: 0.7}
 evaluate: {baselines: [mean_image, pca], batch_size: 4}
 embed: {batch_size: 4}
 clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5}
 verify_clip_grids: {sample: 2}
-views: {image_size: 32}
+views: {image_size: 32, cameras: [left_wrist, right_wrist, global]}
 fusion: {epochs: 3, chunk: 2, batch_size: 4, precision: fp32}
 evaluate_fusion: {batch_size: 4}
 segmentation: {image_size: [32, 32], crop: null, epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
-               unlabelled_batch_size: 2}
+               unlabelled_batch_size: 2, camera: global}
+stages: {images: [depth, masks, rgb/left_wrist, rgb/right_wrist, rgb/global], depth: [depth], cameras: [global],
+         masks: [masks], demonstrations: [actions], designs: [nine]}
 """
 COMMANDS = {  # name -> its arguments in the world; everything is written below out/
     "simulate": "--frames out/frames.parquet --states out/states.hdf5",
     "render": "--states states.hdf5 --out out/demo",
+    "check": "rec --metrics-dir out/metrics",
     "validate": "rec out --metrics-dir out/metrics --reference reference",
     "normalize": "rec/depth out/depth.hdf5 --index index/depth.parquet --recording rec/recording.json "
     "--metrics-dir out/metrics",
@@ -80,6 +83,7 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "evaluate_segmentation": "segmentation.safetensors out/evaluate_segmentation --recording rec --index index",
     "import_lerobot": "lerobot out/recording",
     "import_hdf5": "aloha out/recording",
+    "add_recording": "rec",
     "drift": "embeddings.hdf5 embeddings.hdf5 --index index/depth.parquet --metrics-dir out/metrics",
     "predict embed": "encoder.safetensors rec/depth out/embeddings.hdf5",
     "predict act": "fusion.safetensors rec out/actions.parquet",
@@ -87,7 +91,8 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "depth.export": "encoder.safetensors out/encoder.pt2",
 }
 MODULES = {"drift": "validation.drift"}  # of commands that are not called as their module is
-STAGES = tuple(name for name in COMMANDS if (ROOT / f"stages/{name}.py").is_file())
+SCRIPTS = tuple(name for name in COMMANDS if (ROOT / f"stages/{name}.py").is_file())
+STAGES = tuple(name for name in SCRIPTS if name != "add_recording")  # which writes into the project, not below out/
 
 
 def make_world(root: Path) -> Path:
@@ -169,7 +174,7 @@ def command_line(name: str, arguments: str | None = None) -> list[str]:
     """Program and arguments; ``arguments`` stand in for the usual ones."""
     words = name.split()
     program = (
-        [f"stages/{name}.py"] if name in STAGES else ["-m", f"sightline.{MODULES.get(words[0], words[0])}", *words[1:]]
+        [f"stages/{name}.py"] if name in SCRIPTS else ["-m", f"sightline.{MODULES.get(words[0], words[0])}", *words[1:]]
     )
     return [*program, *(COMMANDS[name] if arguments is None else arguments).split()]
 

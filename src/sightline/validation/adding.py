@@ -165,14 +165,12 @@ def _inside(recording: Path) -> Path:
     """The recording's path from the working directory, if it is a folder of the project there."""
     here = Path.cwd().resolve()
     if not (PARAMS.is_file() and Path(".dvc").is_dir()):
-        raise UserError(f"{here}: not the root of a DVC project with {PARAMS}; run this where dvc.yaml is")
+        raise UserError(f"{PARAMS}: not here, or not in the root of a DVC project; run this where dvc.yaml is")
     if not recording.is_dir():
         raise UserError(f"{recording}: no such folder")
     folder = recording.resolve()
     if not folder.is_relative_to(here) or folder == here:
-        raise UserError(
-            f"{recording}: not a folder in {here}, so DVC cannot track it; move or copy it to {here / 'data'}"
-        )
+        raise UserError(f"{recording}: lies outside this project, so DVC cannot track it; move or copy it to data/")
     name = folder.relative_to(here).as_posix()
     if not re.fullmatch(r"[\w./-]+", name):
         raise UserError(f"{name}: becomes part of commands in dvc.yaml; rename it, with letters, digits, _ - . only")
