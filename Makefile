@@ -13,8 +13,8 @@ setup: $(VENV)/.installed  ## create .venv and install the pinned requirements
 
 dev: $(VENV)/.installed-dev  ## setup, and what tests and checks need
 
-repro: setup  ## run the pipeline (dvc repro); what has not changed is not run again
-	$(RUN) dvc repro
+repro: setup  ## run the pipeline (dvc repro), its check first; what has not changed is not run again
+	$(RUN) dvc repro check && dvc repro
 
 report: setup  ## show what the pipeline has measured on one page, metrics/report.html
 	$(RUN) python -m sightline.report

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, depth_folder, photo_folder
+from conftest import ROOT, default_params, depth_folder, photo_folder, recording_folder
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -116,3 +116,25 @@ def test_a_recording_as_the_page_describes_it(place):
     Image.fromarray(np.ones((60, 80), np.uint8)).save(root / "masks/000003.png")
     run(block("docs/your-data.md", "python stages/validate.py"), place)
     assert {path.name for path in (place / ".scratch/check").glob("*.parquet")} >= {"frames.parquet", "depth.parquet"}
+    run("dvc init -q --no-scm", place)
+    (place / "params.yaml").write_text(default_params())
+    for _ in range(2):
+        assert "\n  segmentation.camera: front\n" in run(
+            block("docs/your-data.md", "python stages/add_recording.py"), place
+        )
+
+
+def test_a_recording_without_masks_is_tracked_by_hand_and_again_with_more_episodes(place):
+    """All lines but that of the masks: the second time, files of DVC's own lie between the folders."""
+    recording_folder(place / "data/mine", ["front", "back"], masks=False)
+    run("dvc init -q --no-scm", place)
+    lines = block("docs/your-data.md", "dvc add data/mine/recording.json").splitlines()
+    text = "\n".join(line for line in lines if "masks" not in line)
+    run(text, place)
+    tracked = {path: path.read_bytes() for path in (place / "data/mine").rglob("*.dvc")}
+    names = {str(path.relative_to(place / "data/mine")) for path in tracked}
+    assert names == {"recording.json.dvc", "frames.parquet.dvc", "depth.dvc", "rgb/front.dvc", "rgb/back.dvc"}
+    Image.new("RGB", (16, 12)).save(place / "data/mine/rgb/front/000006.png")
+    run(text, place)
+    changed = [path.name for path in (place / "data/mine").rglob("*.dvc") if path.read_bytes() != tracked.get(path)]
+    assert changed == ["front.dvc"]

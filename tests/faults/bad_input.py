@@ -1,7 +1,5 @@
 """Bad input, and what the commands say to it: ``python tests/faults/bad_input.py`` writes docs/bad-input.md."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -186,7 +184,7 @@ def in_project(spoil: Spoil) -> Spoil:
     """The world is also a DVC project, with the recording in it."""
 
     def spoil_project(world: Path) -> None:
-        with contextlib.redirect_stdout(io.StringIO()), Repo.init(str(world), no_scm=True):
+        with Repo.init(str(world), no_scm=True):
             spoil(world)
 
     return spoil_project
