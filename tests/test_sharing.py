@@ -369,5 +369,11 @@ def test_a_name_forced_into_the_parameters_is_found(member):
 
 
 def test_a_name_forced_into_the_lists_of_stages_is_refused(member):
-    result = member.run("dvc", "exp", "run", "--allow-missing", "-S", "+stages.imagse=1", ok=False)
+    result = member.run("dvc", "exp", "run", "--pull", "--allow-missing", "-S", "+stages.imagse=1", ok=False)
     assert "stages.imagse: unknown key; known here: images, depth, " in result.stderr
+
+
+def test_the_check_of_a_shorter_list_fetches_no_images(member):
+    assert member.ran("exp", "run", "--pull", "--allow-missing", "-S", "stages.cameras=[]") == ["check"]
+    fetched = ["data/demo/frames.parquet", "data/demo/recording.json", "metrics/check/details.json"]
+    assert member.data() == fetched
