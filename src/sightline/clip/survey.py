@@ -9,10 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sightline.clip.photographs import inspect, read_file
+from sightline.clip.photographs import inspect
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
 from sightline.core.threads import threads
+from sightline.recording.images import read_file
 
 
 @dataclass

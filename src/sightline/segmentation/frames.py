@@ -20,8 +20,9 @@ from sightline.core.params import Section
 from sightline.grids.store import GridRows, GridStore
 from sightline.recording.depth import decode, is_valid, normalize
 from sightline.recording.frames import first_few, read_index
-from sightline.recording.images import image_files, list_images, read_depth, read_pixels
+from sightline.recording.images import is_grey, read_depth, read_grey, read_mask, read_rgb
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
+from sightline.recording.names import image_files, list_frames
 from sightline.recording.split import SplitParams, split_blocks
 from sightline.segmentation.arrays import read_slices
 
@@ -122,11 +123,11 @@ class SegmentationFrames:
         has_mask = np.isin(ids, read_index(index_dir / "masks.parquet")["frame_id"])
         if depth and not info.depth:
             raise UserError(f"{root}/recording.json: does not describe depth images; add depth to it")
-        size = params.image_size or read_pixels(of_image(0), ("RGB",)).shape[:2]
+        size = params.image_size or read_rgb(of_image(0)).shape[:2]
         return cls(
             str(root), ids, frames["episode"].to_numpy(np.int64), frames["split"].to_numpy(str), classes, size, 3,
-            has_mask, lambda row: read_pixels(of_image(row), ("RGB",)),
-            lambda row: read_pixels(of_mask(row), ("L", "P")), lambda row: str(of_mask(row)), void=params.void,
+            has_mask, lambda row: read_rgb(of_image(row)),
+            lambda row: read_mask(of_mask(row)), lambda row: str(of_mask(row)), void=params.void,
             read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
             grids=GridRows(GridStore(grids), ids) if grids else None,
         )  # fmt: skip
@@ -153,17 +154,18 @@ class SegmentationFrames:
         pairs = [mask_paths.get(name) or by_number.get(_number(path)) for name, path in paths.items()]
         if not any(pairs):
             raise UserError(f"{masks}: no mask has the name or the number of an image in {images}")
-        first = read_pixels(listed[0], ("RGB", "L"))
-        grey = first.ndim == 2
+        grey = is_grey(listed[0])
+        read = read_grey if grey else read_rgb
+        size = params.image_size or read(listed[0]).shape[:2]
         try:
             parts = split_blocks(len(listed), split)
         except UserError as error:
             raise UserError(f"{images}: {error}") from None
         return cls(
-            str(images), ids, np.arange(len(listed)), parts, params.classes, params.image_size or first.shape[:2],
+            str(images), ids, np.arange(len(listed)), parts, params.classes, size,
             1 if grey else 3, np.array([pair is not None for pair in pairs]),
-            lambda row: read_pixels(listed[row], ("L",) if grey else ("RGB",)),
-            lambda row: read_pixels(pairs[row] or masks, ("L", "P")),
+            lambda row: read(listed[row]),
+            lambda row: read_mask(pairs[row] or masks),
             lambda row: str(pairs[row]), void=params.void,
         )  # fmt: skip
 
@@ -317,7 +319,7 @@ def _number(path: Path) -> int | None:
 
 def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:
     """Row -> path of its image, as it should be called where there is none."""
-    images = list_images(folder)
+    images = list_frames(folder)
     return lambda row: images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")
 
 

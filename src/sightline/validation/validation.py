@@ -22,8 +22,9 @@ from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.recording.depth import decode
 from sightline.recording.frames import first_few, read_frames, read_index, write_index
-from sightline.recording.images import list_images, read_depth, read_pixels
+from sightline.recording.images import read_depth, read_mask, read_rgb
 from sightline.recording.layout import IGNORE, RecordingInfo, read_recording_info
+from sightline.recording.names import list_frames
 from sightline.recording.split import PARTS, DataParams, SplitParams, split_episodes
 from sightline.validation.summary import (
     TRAIN,
@@ -204,7 +205,7 @@ def check_images(
             ``on_error`` "fail" a broken or missing image; with "skip" when a part of the split would be left empty.
     """
     kind = _kind(folder, info)
-    images = list_images(recording / folder)
+    images = list_frames(recording / folder)
     there = {int(i): images[i] for i in index["frame_id"] if i in images}
     if not there:
         raise UserError(f"{recording / folder}: none of its {len(images)} images belongs to a frame of frames.parquet")
@@ -295,7 +296,7 @@ def _read_depth(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, 
 
 
 def _read_mask(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
-    pixels = np.bincount(read_pixels(path, ("L", "P")).ravel(), minlength=_RAW_COUNTS)
+    pixels = np.bincount(read_mask(path).ravel(), minlength=_RAW_COUNTS)
     unknown = [i for i in np.flatnonzero(pixels) if i >= len(info.classes) and i != IGNORE]
     if unknown:
         raise UserError(f"{path}: class ids {first_few(unknown)}; recording.json names {len(info.classes)} classes")
@@ -303,7 +304,7 @@ def _read_mask(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, f
 
 
 def _read_rgb(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
-    return np.zeros(_RAW_COUNTS, np.int64), rgb_figures(read_pixels(path, ("RGB",)))
+    return np.zeros(_RAW_COUNTS, np.int64), rgb_figures(read_rgb(path))
 
 
 def _depth_content(tally: _Tally, info: RecordingInfo) -> dict[str, Any]:
