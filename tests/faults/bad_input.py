@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import sys
 import tempfile
 from collections.abc import Callable
@@ -175,6 +176,37 @@ def image(name: str, pixels: np.ndarray, **options: Any) -> Spoil:
     return spoil
 
 
+def pages(name: str, other: str) -> Spoil:
+    def spoil(world: Path) -> None:
+        (world / other).unlink()
+        page = Image.fromarray(DEPTH)
+        page.save(world / name, save_all=True, append_images=[page, page])
+
+    return spoil
+
+
+def tiff_of_10_bits(name: str, other: str) -> Spoil:
+    """A TIFF of one row of 8 pixels."""
+
+    def spoil(world: Path) -> None:
+        (world / other).unlink()
+        tags = {256: 8, 257: 1, 258: 10, 259: 1, 262: 1, 273: 122, 277: 1, 278: 1, 279: 10}
+        entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+        (world / name).write_bytes(b"II*\0\x08\0\0\0\x09\0" + entries + bytes(4 + 10))
+
+    return spoil
+
+
+def renamed(folder: str, name: Callable[[int], str]) -> Spoil:
+    """The images of a folder get other names, by their number."""
+
+    def spoil(world: Path) -> None:
+        for i, path in enumerate(sorted((world / folder).iterdir())):
+            path.rename(path.with_name(f"{name(i)}{path.suffix}"))
+
+    return spoil
+
+
 def nothing(_: Path) -> None:
     """The mistake is in the arguments."""
 
@@ -222,7 +254,11 @@ CASES = [
     Case("validate", EIGHT, "no pixel was measured", image(EIGHT, np.zeros((24, 32), np.uint16))),
     Case("validate", "rec/depth/left.png", "a name without a number", image("rec/depth/left.png", DEPTH)),
     Case("validate", "rec/depth/8.tif", "a number twice", image("rec/depth/8.tif", DEPTH)),
-    Case("validate", "rec/rgb/global/000002.png", "grey in place of RGB", image("rec/rgb/global/000002.png", GREY)),
+    Case("validate", EIGHT, "several pages", pages("rec/depth/000008.tif", EIGHT)),
+    Case("validate", EIGHT, "numbers of 10 bits", tiff_of_10_bits("rec/depth/000008.tif", EIGHT)),
+    Case("validate", EIGHT, "a pointer of git-LFS", replaced(EIGHT, "version https://git-lfs.github.com/spec/v1\n")),
+    Case("validate", "rec/depth", "time stamps", renamed("rec/depth", lambda i: f"1305031102.{100000 + 33333 * i}")),
+    Case("validate", "rec/rgb/global/000002.png", "16 bits", image("rec/rgb/global/000002.png", DEPTH)),
     Case("validate", "rec/masks/000002.png", "a class without a name", image("rec/masks/000002.png", GREY)),
     Case("validate", "data.split.val", "shares beyond 1", nothing, with_set("validate", "data.split.val=0.9")),
     Case("validate", "--only", "a folder that is not described", nothing, "rec index --only rgb/front"),
@@ -240,6 +276,10 @@ CASES = [
     Case("normalize", "rec/depth", "the folder is missing", missing("rec/depth")),
     Case("normalize", EIGHT, "cut short", cut(EIGHT)),
     Case("normalize", EIGHT, "gone since the index", missing(EIGHT)),
+    Case("normalize", "rec/depth", "time stamps of milliseconds",
+         renamed("rec/depth", lambda i: f"1305031102.{100 + 33 * i}"), "rec/depth out/depth.hdf5"),
+    Case("normalize", "rec/depth", "two numbers that change", renamed("rec/depth", lambda i: f"{i // 4}_{i}"),
+         "rec/depth out/depth.hdf5"),
     Case("normalize", "index/depth.parquet", "another table", swapped("index/depth.parquet", TABLE)),
     Case("normalize", "index/depth.parquet", "missing", missing("index/depth.parquet")),
     Case("normalize", INFO, "missing", missing(INFO)),
@@ -294,6 +334,14 @@ CASES = [
     Case("clip_grids", "rec/rgb/global", "the folder is missing", missing("rec/rgb/global")),
     Case("clip_grids", "rec/rgb/global/000002.png", "cut short", cut("rec/rgb/global/000002.png")),
     Case("clip_grids", "rec/rgb/global/000002.png", "16 bits", image("rec/rgb/global/000002.png", DEPTH)),
+    Case("clip_grids", "rec/rgb/global", "names without numbers", renamed("rec/rgb/global", lambda i: f"{i}a{i:02x}"),
+         "rec/rgb/global out/clip"),
+    Case("clip_grids", "rec/rgb/global", "copies",
+         renamed("rec/rgb/global", lambda i: f"{i // 2:06d}{' (1)' * (i % 2)}"), "rec/rgb/global out/clip"),
+    Case("clip_grids", "--ids", "lacks images", replaced("ids.csv", "file_name,id\n000002.png,5\n"),
+         "rec/rgb/global out/clip --ids ids.csv"),
+    Case("clip_grids", "--ids", "another table", replaced("ids.csv", "picture,label\n000002.png,5\n"),
+         "rec/rgb/global out/clip --ids ids.csv"),
     Case("clip_grids", "index/rgb/global.parquet", "missing", missing("index/rgb/global.parquet")),
     Case("clip_grids", "clip.model", "unknown", nothing, with_set("clip_grids", "clip.model=ViT-X")),
     Case("clip_grids", "clip.tokens", "not a choice", nothing, with_set("clip_grids", "clip.tokens=all")),

@@ -7,6 +7,7 @@ more bits than its use can take, or of a kind that we do not read is refused, in
 import io
 import re
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from sightline.core.errors import UserError
-from sightline.recording.orientation import upright
+from sightline.recording.orientation import orientation, upright
 
+TURNED = "EXIF orientation"  # what we call a picture that is to be turned
 MAX_PIXELS = 100_000_000  # more is taken for an attack on memory
 _FORMATS = ("PNG", "TIFF", "JPEG", "PPM", "BMP", "WEBP", "GIF")
 _DEPTH_MODES = ("I;16", "I;16B", "I;16L")  # what Pillow calls one channel of uint16
@@ -85,8 +87,11 @@ def read_mask(path: Path) -> np.ndarray:
         return next((pixels // factor for raw, factor in _SCALED.items() if raw in stored), pixels)
 
 
-def read_rgb(path: Path) -> np.ndarray:
+def read_rgb(path: Path, changes: list[str] | None = None) -> np.ndarray:
     """Read an image of 8 bits -> uint8 [H, W, 3], converted as `rgb_pixels` says.
+
+    Args:
+        changes: what was changed is appended, see `change_of`.
 
     Raises:
         UserError: see `opened` and `check_eight_bits`.
@@ -94,6 +99,8 @@ def read_rgb(path: Path) -> np.ndarray:
     data = read_file(path)
     with opened(path, data) as image:
         check_eight_bits(path, image)
+        if changes is not None and (change := change_of(image, data)):
+            changes.append(change)
         return rgb_pixels(image, data)
 
 
@@ -123,6 +130,22 @@ def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:
     Grey, palette and CMYK images become RGB as Pillow makes them; transparency is dropped.
     """
     return np.asarray(upright(image, data).convert("RGB"))
+
+
+def change_of(image: Image.Image, data: bytes) -> str | None:
+    """How `rgb_pixels` changes an image, by its header: "EXIF orientation", a colour mode such as "CMYK", or None."""
+    if orientation(image, data) != 1:
+        return TURNED
+    return None if image.mode == "RGB" else image.mode
+
+
+def warn_of_changes(changes: dict[int, str], paths: dict[int, Path]) -> None:
+    """Warn once about each kind of `change_of` among images, id -> change."""
+    for change in sorted(set(changes.values())):
+        ids = [i for i in changes if changes[i] == change]
+        how = "turned as it says" if change == TURNED else "made RGB"
+        example = paths[min(ids)]
+        warnings.warn(f"{len(ids)} of {len(paths)} images have {change}: {how} ({example.name})", stacklevel=3)
 
 
 def check_eight_bits(path: Path, image: ImageFile.ImageFile) -> None:
