@@ -1,8 +1,11 @@
 """Images, masks, groups and split of recordings, folders and arrays; one line for whatever is wrong with them."""
 
+import gzip
 import json
 from pathlib import Path
+from zipfile import ZipFile
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -263,6 +266,52 @@ def test_wrong_arrays_are_one_line(tmp_path, changes, message):
     with pytest.raises(UserError, match=r"a.npz: " + message) as error:
         arrays_of(write_arrays(tmp_path / "a.npz", **changes))
     assert "\n" not in str(error.value)
+
+
+def write_zip(path: Path, **members: bytes) -> None:
+    with ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (
+            lambda path: h5py.File(path, "w").close(),
+            r"an HDF5 file, not .npz; write one with numpy.savez\(FILE, im",
+        ),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\0"), "an .npy file of one array, not .npz"),
+        (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file"), "a MATLAB file, not"),
+        (lambda path: Image.new("L", (2, 2)).save(path, "PNG"), "a PNG image, not"),
+        (lambda path: path.write_bytes(gzip.compress(bytes(344) + b"n+1\0" + bytes(9))), "a NIfTI volume, not .npz"),
+        (lambda path: path.write_bytes(bytes(344) + b"n+1\0" + bytes(9)), "a NIfTI volume, not .npz"),
+        (lambda path: path.write_bytes(gzip.compress(b"text")), "a gzipped file, not .npz"),
+        (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1"), "a pointer of git-LFS "),
+        (
+            lambda path: write_zip(path, a=b"1", b=b"2", c=b"3", d=b"4"),
+            r"a zip file of other things \(a, b, c and 1 more\)",
+        ),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path, write, kind):
+    write(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"a.npz: is " + kind):
+        arrays_of(tmp_path / "a.npz")
+
+
+def test_members_of_a_zip_that_are_no_arrays_are_not_taken_for_them(tmp_path):
+    write_arrays(tmp_path / "a.npz", image=None)
+    with ZipFile(tmp_path / "a.npz", "a") as file:
+        file.writestr("image", b"text")
+    with pytest.raises(UserError, match=r"a.npz: no array image"):
+        arrays_of(tmp_path / "a.npz")
+
+
+def test_slices_without_groups_that_are_too_few_name_their_file(tmp_path):
+    path = write_arrays(tmp_path / "a.npz", groups=False)
+    with pytest.raises(UserError, match=r"a.npz: 24 frames are too few to split into train, val, test"):
+        SegmentationFrames.from_arrays(path, PARAMS, SplitParams(guard=10))
 
 
 def test_ids_beyond_the_classes_are_named(tmp_path):

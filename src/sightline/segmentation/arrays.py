@@ -96,7 +96,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             members = file.zip.namelist()
             if members and not any(name.endswith(".npy") for name in members):
                 raise UserError(_not_npz(path, f"a zip file of other things ({first_few(members, 3)})"))
-            names = {key: [name for name in names if name in file] for key, names in KEYS.items()}
+            names = {key: [name for name in names if f"{name}.npy" in members] for key, names in KEYS.items()}
             arrays = {key: file[there[0]] for key, there in names.items() if there}
             present = ", ".join(file.files)
     except UserError:

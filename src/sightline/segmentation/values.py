@@ -13,6 +13,7 @@ from sightline.recording.layout import IGNORE
 
 MOST_CLASSES = 64  # without names; more distinct values are rather those of a blended mask
 _SHOWN = 8  # values in a message
+_MANY = 16  # values that suggest blending
 _NOISE = 16  # how far blending carries most values from a true one
 _TRUE_SHARE = 0.01  # of the pixels, that a true value has at least
 
@@ -81,17 +82,16 @@ def no_classes(
     held = _held(counts, masks, mapping, "")
     if len(ids) > MOST_CLASSES:
         return (
-            f"{held}: {len(ids)} different values, as in masks that were blended by resizing or JPEG; write them again "
-            f"without, name them in segmentation.mask_values, e.g. {_shown(_peaks(counts))}, or, where they are class "
-            "ids, name the classes in segmentation.classes"
+            f"{held}: {len(ids)} values, as in masks that were blended by resizing or JPEG; write such masks again; if "
+            "all are true values, name each in segmentation.mask_values, or the classes in segmentation.classes"
         )
     are_ids = min(ids) >= 0 and max(ids) < IGNORE
-    ignored = f'; {IGNORE} means "ignore" here' if IGNORE in counts and not mapping and void is None else ""
     return (
         f"{held}, but class ids are 0, 1, 2 ... without a gap; set segmentation.mask_values, e.g. "
         f"{_shown(_closed(ids, mapping or {}))}"
         + (", or, where these are the ids and a class is merely absent, segmentation.classes" if are_ids else "")
-        + ignored
+        + ("; if blending (JPEG, resizing) made some of them, write the masks again" if len(ids) > _MANY else "")
+        + (f'; {IGNORE} means "ignore" here' if IGNORE in counts and _is_raw(mapping, void) else "")
     )
 
 
@@ -102,11 +102,9 @@ def only_background(
     held = f"{_held(counts, masks, mapping, kind)}: nothing to learn"
     if IGNORE not in counts:
         return f"{held} but class 0; check the masks, or label more groups"
-    if not mapping and void is None:
+    if _is_raw(mapping, void):
         return f'{held}, as {IGNORE} means "ignore" here; where it is a class, set segmentation.mask_values={{255: 1}}'
-    keys = {"segmentation.mask_values": bool(mapping), "segmentation.void": void is not None}
-    named = " and ".join(key for key, is_set in keys.items() if is_set)
-    return f'{held}, as {IGNORE} means "ignore"; check {named}, which may turn a class into it'
+    return f'{held}, as {IGNORE} means "ignore"; check segmentation.mask_values and segmentation.void, which set it'
 
 
 def jpeg_advice(counts: Mapping[int, int]) -> str:
@@ -115,6 +113,11 @@ def jpeg_advice(counts: Mapping[int, int]) -> str:
         "JPEG changes values: store masks as PNG, or set segmentation.mask_values, "
         f"e.g. {_shown(_peaks(counts))}, which then takes the nearest of these values and 0"
     )
+
+
+def _is_raw(mapping: Mapping[int, int] | None, void: int | None) -> bool:
+    """Whether a 255 is what files hold, not what settings made of something else."""
+    return void is None and IGNORE not in (mapping or {}).values()
 
 
 def _held(counts: Mapping[int, int], masks: int, mapping: Mapping[int, int] | None, kind: str) -> str:
@@ -143,4 +146,4 @@ def _peaks(counts: Mapping[int, int]) -> dict[int, int]:
     for value in sorted(counts, key=lambda value: (-counts[value], value)):
         if counts[value] >= _TRUE_SHARE * total and all(abs(value - peak) > _NOISE for peak in peaks):
             peaks.append(value)
-    return {value: rank for rank, value in enumerate(sorted(peaks[1:]), 1)} or {max(counts): 1}
+    return {value: rank for rank, value in enumerate(sorted(peaks[1:]), 1)} or {max(counts) or 255: 1}
