@@ -168,7 +168,7 @@ ABSENT = "where these are the ids and a class is merely absent, segmentation.cla
          r"is a class, set segmentation.mask_values=\{255: 1\}$"),
         ([0, 255, 255], {"mask_values": {254: 1}}, r'as 255 means "ignore" here; .* segmentation.mask_values=\{255: 1'),
         ([0, 1, 1], {"void": 1}, r'as 255 means "ignore"; check segmentation.mask_values and segmentation.void'),
-        ([0, 0, 0], {}, r"0 \(7680 pixels\): nothing to learn but class 0; check the masks, or label more groups$"),
+        ([0, 0, 0], {}, r"0 \(7680 pixels\): nothing to learn but class 0; check the masks, or raise seg"),
         ([0, 126, 252], {}, r"0 \(\d+ pixels\), 126 \(\d+\), 252 \(\d+\), but class ids are 0, 1, 2 ... without a gap; "
          rf"set segmentation.mask_values, e.g. \{{126: 1, 252: 2\}}, or, {ABSENT}$"),
         ([0, 126, 255], {}, r'e.g. \{126: 1\}, or, .*; 255 means "ignore" here$'),

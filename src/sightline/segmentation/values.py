@@ -101,7 +101,7 @@ def only_background(
     """That there is nothing to learn from masks of class 0 and 255 alone, and what to do; ``kind``: which masks."""
     held = f"{_held(counts, masks, mapping, kind)}: nothing to learn"
     if IGNORE not in counts:
-        return f"{held} but class 0; check the masks, or label more groups"
+        return f"{held} but class 0; check the masks, or raise segmentation.labeled_groups"
     if _is_raw(mapping, void):
         return f'{held}, as {IGNORE} means "ignore" here; where it is a class, set segmentation.mask_values={{255: 1}}'
     return f'{held}, as {IGNORE} means "ignore"; check segmentation.mask_values and segmentation.void, which set it'
