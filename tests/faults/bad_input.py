@@ -185,6 +185,20 @@ def pages(name: str, other: str) -> Spoil:
     return spoil
 
 
+def copied(folder: str, source: str, name: str, suffix: str = ".png", scale: int = 1) -> Spoil:
+    """The images of a folder in another, with new names (``{}``: the old one), kinds of file and values."""
+
+    def spoil(world: Path) -> None:
+        (world / folder).mkdir(exist_ok=True)
+        for path in sorted((world / source).iterdir()):
+            target = world / folder / f"{name.format(path.stem)}{suffix}"
+            pixels = np.asarray(Image.open(path)) * np.uint8(scale)
+            target.unlink(missing_ok=True)
+            Image.fromarray(pixels).save(target)
+
+    return spoil
+
+
 def tiff_of_10_bits(name: str, other: str) -> Spoil:
     """A TIFF of one row of 8 pixels."""
 
@@ -207,6 +221,21 @@ def renamed(folder: str, name: Callable[[int], str]) -> Spoil:
     return spoil
 
 
+def arrays(name: str, **changes: np.ndarray) -> Spoil:
+    """Twelve slices of six patients, in an .npz."""
+    slices = {"image": np.zeros((12, 24, 32), np.uint8), "label": np.zeros((12, 24, 32), np.uint8)}
+    slices["label"][:, 4:9, 5:20] = 1
+    return lambda world: np.savez(world / name, **(slices | {"group": np.arange(12) // 2} | changes))
+
+
+def both(*spoils: Spoil) -> Spoil:
+    def spoil(world: Path) -> None:
+        for one in spoils:
+            one(world)
+
+    return spoil
+
+
 def nothing(_: Path) -> None:
     """The mistake is in the arguments."""
 
@@ -218,6 +247,10 @@ def with_set(command: str, *settings: str) -> str:
 # ---------------------------------------------------------------- the cases
 
 GREY, DEPTH = np.full((24, 32), 7, np.uint8), np.full((24, 32), 700, np.uint16)
+PHOTOS, MASKS = "rec/rgb/global", "rec/masks"
+GAPS = np.resize(np.array([0, 63, 126], np.uint8), (12, 24, 32))
+ON_FOLDERS = "out/m.safetensors --images {} --masks {} --metrics-dir out/metrics --set data.split.guard=0"
+ON_ARRAYS = "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
 SUMMARY = "reference/summary.json"
 CASES = [
@@ -378,8 +411,28 @@ CASES = [
          with_set("train_segmentation", "segmentation.labeled_groups=9")),
     Case("train_segmentation", "--recording, --arrays", "two sources", nothing,
          f"{COMMANDS['train_segmentation']} --arrays a.npz"),
-    Case("train_segmentation", "a.npz", "not arrays", replaced("a.npz", "image"),
-         "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"),
+    Case("train_segmentation", "a.npz", "not arrays", replaced("a.npz", "image"), ON_ARRAYS),
+    Case("train_segmentation", "a.npz", "HDF5", swapped("a.npz", "depth.hdf5"), ON_ARRAYS),
+    Case("train_segmentation", "a.npz", "two patients for three parts",
+         arrays("a.npz", group=np.arange(12) // 6 + 1), ON_ARRAYS),
+    Case("train_segmentation", "a.npz", "values with gaps", arrays("a.npz", label=GAPS), ON_ARRAYS),
+    Case("train_segmentation", "masks", "masks of no image",
+         both(copied("masks", MASKS, "{}_m"), image("masks/x.png", GREY), image("masks/y_m.png", GREY)),
+         ON_FOLDERS.format(PHOTOS, "masks")),
+    Case("train_segmentation", "masks", "names of two images each",
+         both(copied("images", PHOTOS, "{}"), copied("images", PHOTOS, "{}_m"), copied("masks", MASKS, "{}_m")),
+         ON_FOLDERS.format("images", "masks")),
+    Case("train_segmentation", "segmentation.mask_suffix", "that no mask has", nothing,
+         ON_FOLDERS.format(PHOTOS, MASKS) + " --set segmentation.mask_suffix=_L"),
+    Case("train_segmentation", "--masks", "the folder of images", nothing, ON_FOLDERS.format(PHOTOS, PHOTOS)),
+    Case("train_segmentation", "masks", "0 and 255", copied("masks", MASKS, "{}", scale=255),
+         ON_FOLDERS.format(PHOTOS, "masks")),
+    Case("train_segmentation", "masks", "JPEG", copied("masks", MASKS, "{}", ".jpg", 255),
+         ON_FOLDERS.format(PHOTOS, "masks")),
+    Case("train_segmentation", "rec/masks", "0 and 255", copied(MASKS, MASKS, "{}", scale=255)),
+    Case("train_segmentation", "rec/masks", "an id without a class", copied(MASKS, MASKS, "{}", scale=7)),
+    Case("train_segmentation", "segmentation.mask_values", "no space after the colon", nothing,
+         with_set("train_segmentation", "segmentation.mask_values={255:1}")),
     Case("evaluate_segmentation", "segmentation.safetensors", "another model",
          swapped("segmentation.safetensors", "encoder.safetensors")),
     Case("evaluate_segmentation", "segmentation.safetensors", "cut short", cut("segmentation.safetensors")),
