@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sightline.clip import ClipParams, GridStore, LiveGrids
 from sightline.clip.extraction import extract_grids
-from sightline.clip.store import StoreLayout, write_store
+from sightline.clip.store import Rows, StoreLayout, write_store
 from sightline.core.hdf5 import open_rows
 from sightline.training.precision import use_bf16
 from sightline.training.processes import process_device
@@ -90,7 +90,8 @@ def _random_grids(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _write(path: Path, ids: np.ndarray, blocks: list[np.ndarray]) -> None:
-    write_store(path, ids, [b"0" * 32] * len(ids), [], iter(blocks), StoreLayout(SHAPE, ATTRIBUTES, True, "none"))
+    rows = Rows(ids, [str(i) for i in ids], [b"0" * 32] * len(ids), [])
+    write_store(path, rows, iter(blocks), StoreLayout(SHAPE, ATTRIBUTES, True, "none"))
 
 
 def _forget(path: Path) -> None:

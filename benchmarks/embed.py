@@ -35,7 +35,8 @@ def rows(bench: Bench) -> list[Row]:
     few, data, weights = bench.size(32, 2), bench.room / "embedded.hdf5", bench.room / "encoder.safetensors"
     for name, count in ((data, many), (bench.room / "few.hdf5", few)):
         parts = np.full(count, "train")
-        create_depth_store(name, np.arange(count), np.zeros(count, int), parts, Preprocessing())
+        columns = {"frame_id": np.arange(count), "episode": np.zeros(count, int), "split": parts.astype("S5")}
+        create_depth_store(name, columns, Preprocessing())
         depth, valid = open_depth_rows(name)
         depth[:], valid[:] = np.random.default_rng(0).uniform(-1, 1, depth.shape), True
     plain, encoder = (Encoder(NetworkConfig()).eval() for _ in range(2))

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 from costs import anonymous_mib, measured
 
-from sightline.clip.store import StoreLayout, shard_ranges, write_shards, write_store
+from sightline.clip.store import Rows, StoreLayout, shard_ranges, write_shards, write_store
 from sightline.core.cache import digest
 from sightline.grids.store import GridStore
 
@@ -30,10 +30,8 @@ def write_grids(path: Path, images: int, shard: int, episode: int, sparse: bool 
 
     def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
         blocks = (np.random.default_rng(i).normal(size=(1, *SHAPE)).astype(np.float16) for i in ids.tolist())
-        hashes = [b"0" * 32] * len(ids)
-        write_store(
-            path, ids, hashes, skipped, () if sparse else blocks, StoreLayout(SHAPE, ATTRIBUTES, not sparse, "none")
-        )
+        rows = Rows(ids, [str(i) for i in ids], [b"0" * 32] * len(ids), skipped)
+        write_store(path, rows, () if sparse else blocks, StoreLayout(SHAPE, ATTRIBUTES, not sparse, "none"))
 
     ids = np.arange(images)
     if path.suffix == ".hdf5":

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sightline.recording.images import list_images
+from sightline.recording.names import list_frames
 from sightline.training.processes import process_device
 
 
@@ -81,13 +81,13 @@ class Bench:
         source = self.depth or self._generated("depth_images", _draw_depth)
         target = self.room / name
         target.mkdir()
-        for i, path in enumerate(islice(cycle(list_images(source).values()), count)):
+        for i, path in enumerate(islice(cycle(list_frames(source).values()), count)):
             (target / f"{i:07d}{path.suffix}").symlink_to(path.resolve())
         return target
 
     def photograph_folder(self, name: str, count: int, first: int = 0) -> Path:
         """A folder of ``count`` photographs with ids from ``first`` on, whose bytes all differ."""
-        paths = list(list_images(self.photographs or self._generated("pictures", _draw_photograph)).values())
+        paths = list(list_frames(self.photographs or self._generated("pictures", _draw_photograph)).values())
         target = self.room / name
         target.mkdir()
         for i in range(first, first + count):

@@ -10,7 +10,8 @@ from peers import depth_loop
 
 from sightline.core.parallel import unordered_map
 from sightline.depth.normalize import BLOCK, NormalizeParams, normalize_depth
-from sightline.recording.images import list_images, read_depth
+from sightline.recording.images import read_depth
+from sightline.recording.names import list_frames
 from sightline.recording.split import SplitParams
 
 
@@ -20,7 +21,7 @@ def decode_block(paths: list[Path]) -> int:
 
 
 def _bare_decode(folder: Path) -> None:
-    paths = list(list_images(folder).values())
+    paths = list(list_frames(folder).values())
     blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
     jobs = ((block, len(block)) for block in blocks)
     for _ in unordered_map(decode_block, jobs, total=len(paths), unit="img", title="decode", processes=None):

@@ -5,16 +5,12 @@ from pathlib import Path
 
 from sightline.core.cli import add_shorthands, run_stage  # isort: skip
 from sightline.clip.extraction import extract_grids
-from sightline.clip.params import ClipParams
+from sightline.clip.params import SHORTHANDS, ClipParams
 from sightline.core.figures import report
 from sightline.core.params import Section
+from sightline.recording.names import add_naming, naming
 from sightline.recording.split import DataParams
 from sightline.training.processes import join_srun
-
-SHORTHANDS = {
-    "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
-    "tokens": "clip.tokens", "dtype": "clip.dtype", "keyed": "clip.keyed=true", "no_keyed": "clip.keyed=false",
-}  # fmt: skip
 
 
 class Params(Section):
@@ -24,17 +20,21 @@ class Params(Section):
 
 def main(args: Namespace, params: Params) -> None:
     join_srun()
-    figures = extract_grids(args.images, args.output, params.clip, params.data.on_error, args.index, args.previous)
+    figures = extract_grids(
+        args.images, args.output, params.clip, params.data.on_error, args.index, args.previous, naming(args)
+    )
     if figures:  # of several processes, the first one reports
         report(figures, {name: figures[name] for name in ("images", "random_weights")}, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("images", type=Path, nargs="+", help="folders of photographs, named by image id")
+parser.add_argument("images", type=Path, nargs="+", help="folders of photographs")
 parser.add_argument("output", type=Path, help="file to write (*.hdf5), or folder of shards of clip.shard_frames")
 parser.add_argument("--index", type=Path, help="frame index; only its frames are encoded")
 parser.add_argument("--previous", type=Path, help="older one of the same settings; unchanged images are taken from it")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
+add_naming(parser)
 add_shorthands(parser, SHORTHANDS)
+
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -8,6 +8,7 @@ from sightline.clip.verification import verify_grids
 from sightline.core.cli import run_stage
 from sightline.core.figures import report
 from sightline.core.params import Section
+from sightline.recording.names import add_naming, naming
 
 
 class Params(Section):
@@ -16,7 +17,8 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
-    figures = verify_grids(args.store, args.images, params.clip, params.verify_clip_grids, args.index)
+    limits = params.verify_clip_grids
+    figures = verify_grids(args.store, args.images, params.clip, limits, args.index, naming(args))
     headline = {"min_cosine": figures["reference"]["min_cosine"], "relative": figures["reference"]["relative"]}
     report(figures, headline, args.metrics_dir)
 
@@ -26,6 +28,7 @@ parser.add_argument("store", type=Path, help="file or folder written by stages/c
 parser.add_argument("images", type=Path, nargs="+", help="the folders of photographs it was made from")
 parser.add_argument("--index", type=Path, help="frame index that it must cover")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
+add_naming(parser)
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -92,7 +92,7 @@ def photo_folder(folder: Path, ids: Iterable[int], size: tuple[int, int] = (60, 
 
 def write_grids(path: Path, image_ids: Iterable[int], grids_NPC: np.ndarray, most: int = 3) -> Path:
     """Write grids to a file where its name ends in .hdf5, else to a folder of shards of ``most`` images."""
-    from sightline.clip.store import StoreLayout, shard_ranges, write_shards, write_store
+    from sightline.clip.store import Rows, StoreLayout, shard_ranges, write_shards, write_store
 
     ids = np.array(image_ids, np.int64)
     made = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 2, "dtype": str(grids_NPC.dtype)}
@@ -101,7 +101,8 @@ def write_grids(path: Path, image_ids: Iterable[int], grids_NPC: np.ndarray, mos
     def write(path: Path, part: np.ndarray, skipped: list[int]) -> None:
         rows = [ids.tolist().index(i) for i in part]
         hashes = [f"{i:032x}".encode() for i in part]
-        write_store(path, part, hashes, skipped, [grids_NPC[rows]], layout)
+        names = [f"photo_{i}" for i in part]
+        write_store(path, Rows(part, names, hashes, skipped), [grids_NPC[rows]], layout)
 
     if path.suffix == ".hdf5":
         write(path, np.sort(ids), [])

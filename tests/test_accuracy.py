@@ -190,7 +190,8 @@ def test_pca_in_all_orientations_is_pca_of_the_turned_images():
 @pytest.fixture
 def tiny_store(tmp_path) -> DepthStore:
     path, split = tmp_path / "tiny.hdf5", np.array(["train"] * 4 + ["test"] * 3)
-    create_depth_store(path, np.arange(7), np.repeat([0, 1], [4, 3]), split, RANGE)
+    columns = {"frame_id": np.arange(7), "episode": np.repeat([0, 1], [4, 3]), "split": split.astype("S5")}
+    create_depth_store(path, columns, RANGE)
     depth, valid = open_depth_rows(path)
     depth[:], valid[:] = smooth_images(7), True
     valid[0, :64] = False

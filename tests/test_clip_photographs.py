@@ -8,13 +8,18 @@ import open_clip
 import pytest
 import torch
 from conftest import photo_folder
+from pictures import PNG_CHUNKS, write_png
 from PIL import Image
 from test_clip_grids import small
 
-from sightline.clip import GridStore
+from sightline.clip import GridStore, LiveGrids
 from sightline.clip.extraction import extract_grids
+from sightline.clip.params import VerifyParams
 from sightline.clip.photographs import Preparation, prepare
+from sightline.clip.tokens import GridEncoder
+from sightline.clip.verification import verify_grids
 from sightline.core.errors import UserError
+from sightline.recording.names import Naming
 
 pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
 
@@ -38,8 +43,8 @@ def odd_photograph(path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     image = Image.fromarray(pixels)
     kind = path.stem.split("_")[0]
-    if kind in ("CMYK", "L", "P", "RGBA", "1", "LA"):
-        image.convert(kind).save(path)
+    if kind in ("CMYK", "L", "P", "RGBA", "bilevel", "LA"):
+        image.convert(kind.replace("bilevel", "1")).save(path)
     elif kind == "exif":
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -64,7 +69,7 @@ def odd_photograph(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change"),
     [("CMYK_1.jpg", "CMYK"), ("L_1.jpg", "L"), ("P_1.png", "P"), ("P_1.gif", "P"), ("RGBA_1.png", "RGBA"),
-     ("1_1.png", "1"), ("LA_1.png", "LA"), ("exif_1.jpg", "EXIF orientation")],
+     ("bilevel_1.png", "1"), ("LA_1.png", "LA"), ("exif_1.jpg", "EXIF orientation")],
 )  # fmt: skip
 def test_images_of_other_modes_become_rgb_as_by_pillow_and_it_is_said(tmp_path, name, change):
     folder = photo_folder(tmp_path / "photos", [2])
@@ -115,7 +120,7 @@ def test_images_that_cannot_be_used_fail_or_are_left_out(tmp_path, name):
     [
         ([], "no images"),
         (["a_1.jpg", "b_01.jpg"], "b_01.jpg: same image id 1 as a_1.jpg"),
-        (["a.jpg"], "a.jpg: the file name has no number to use as image id"),
+        (["a.jpg"], r"photos: 1 of 2 file names do not end in a number that stands alone \(a.jpg\); .* --ids FILE"),
         ([f"a_{2**63}.jpg"], "is beyond 64 bits"),
     ],
 )
@@ -135,3 +140,41 @@ def test_the_same_id_in_two_folders_is_refused_and_other_files_are_named(tmp_pat
     (a / "README.txt").write_text("hello")
     with pytest.warns(UserWarning, match=r"ignored, not images: .*README.txt"):
         extract_grids([a], tmp_path / "g.hdf5", small())
+
+
+def test_photographs_without_numbers_take_their_ids_from_a_file(tmp_path):
+    folder, names = photo_folder(tmp_path / "photos", [1, 2, 3]), ["0b_1e", "0a_2f", "0c_9d"]
+    for i, name in enumerate(names, 1):
+        (folder / f"photo_{i:06d}.jpg").rename(folder / f"{name}.jpg")
+    with pytest.raises(UserError, match="3 of 3 file names do not end in a number that stands alone"):
+        extract_grids([folder], tmp_path / "g.hdf5", small())
+    ids = tmp_path / "ids.csv"
+    for column, expected in (("7 5 6", [5, 6, 7]), ("ImageC ImageA ImageB", [0, 1, 2])):
+        values = column.split()
+        ids.write_text("file_name,id\n" + "".join(f"{n}.jpg,{v}\n" for n, v in zip(names, values, strict=True)))
+        extract_grids([folder], tmp_path / "g.hdf5", small(), naming=Naming(ids))
+        store, live = GridStore(tmp_path / "g.hdf5"), LiveGrids([folder], small(), naming=Naming(ids))
+        assert store.image_ids.tolist() == expected == live.image_ids.tolist()
+        assert (store.read(expected) == live.read(expected)).all()
+        by_name = {"0b_1e.jpg": store[expected[2]], "0a_2f.jpg": store[expected[0]]}
+        for name, grid in by_name.items():
+            path = folder / name
+            alone = GridEncoder(small(), torch.device("cpu")).encode(prepare(path, live.encoder.preparation)[None])
+            assert np.allclose(alone[0].numpy(), grid, atol=2e-3)
+            assert (store[path.stem if column[0] == "7" else values[names.index(path.stem)]] == grid).all()
+        figures = verify_grids(tmp_path / "g.hdf5", [folder], small(), VerifyParams(), naming=Naming(ids))
+        assert figures["images"] == 3
+    with pytest.raises(UserError, match="image ids must be whole numbers"):
+        live.read(["5"])
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("place", PNG_CHUNKS)
+def test_png_that_is_to_be_turned_is_verified(tmp_path, place, behind):
+    folder, pixels = tmp_path / "photos", np.zeros((60, 90, 3), np.uint8)
+    folder.mkdir()
+    pixels[:30, :, 0], pixels[:, :45, 1] = 255, 200
+    write_png(folder / "000005.png", pixels, PNG_CHUNKS[place](6), behind=behind)
+    with pytest.warns(UserWarning, match="1 of 1 images have EXIF orientation: turned as it says"):
+        extract_grids([folder], tmp_path / "g.hdf5", small())
+    assert verify_grids(tmp_path / "g.hdf5", [folder], small(), VerifyParams())["images"] == 1

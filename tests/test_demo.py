@@ -19,8 +19,9 @@ from sightline.demo.control import solve
 from sightline.demo.render import FOLDERS, RenderParams, render_demo
 from sightline.demo.simulate import SimulateParams, simulate_demo, simulate_episode
 from sightline.demo.states import StatesFile
-from sightline.recording.images import list_images, read_depth, read_pixels
+from sightline.recording.images import read_depth, read_mask, read_rgb
 from sightline.recording.layout import read_recording_info
+from sightline.recording.names import list_frames
 
 ROOT = Path(__file__).parent.parent
 SIMULATE = SimulateParams(episodes=2, steps=3)
@@ -54,7 +55,7 @@ def hashes(root: Path) -> dict[str, str]:
 
 
 def pixels(root: Path, folder: str) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(path)) for path in list_images(root / folder).values()])
+    return np.stack([np.asarray(Image.open(path)) for path in list_frames(root / folder).values()])
 
 
 def test_bytes_do_not_depend_on_processes(demo, tmp_path):
@@ -101,10 +102,10 @@ def test_pictures_have_the_layout_of_a_recording(demo):
     assert info.depth is not None
     assert (info.depth.unit_mm, info.depth.invalid) == (1.0, (0,))
     for folder in FOLDERS:
-        assert [path.name for path in list_images(demo / folder).values()] == [f"{i:06d}.png" for i in range(6)]
+        assert [path.name for path in list_frames(demo / folder).values()] == [f"{i:06d}.png" for i in range(6)]
     for camera, size in zip(info.cameras, (84, 84, 224), strict=True):
-        assert read_pixels(demo / "rgb" / camera / "000003.png", ("RGB",)).shape == (size, size, 3)
-    assert read_pixels(demo / "masks" / "000003.png", ("L",)).shape == (224, 224)
+        assert read_rgb(demo / "rgb" / camera / "000003.png").shape == (size, size, 3)
+    assert read_mask(demo / "masks" / "000003.png").shape == (224, 224)
     assert read_depth(demo / "depth" / "000003.png").shape == (128, 128)
 
 
@@ -211,7 +212,7 @@ def test_interrupted_rendering_continues(demo, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     render_demo(SMALL, demo / "states.hdf5", tmp_path / "out", processes=1)
     assert rendered == [0, 1, 1]
-    assert len(list_images(tmp_path / "out" / "masks")) == 6
+    assert len(list_frames(tmp_path / "out" / "masks")) == 6
     assert list((tmp_path / ".scratch" / "render").iterdir()) == []
 
 

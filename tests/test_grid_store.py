@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.clip import GridStore
-from sightline.clip.store import StoreLayout, write_store
+from sightline.clip.store import Rows, StoreLayout, write_store
 from sightline.core.errors import UserError
 from sightline.grids import store as grid_store
 from sightline.grids.store import MissingImageError
@@ -30,7 +30,8 @@ def store_of(path: Path, ids, keyed=True, compression="none", dtype="float16", s
     blocks = iter([grids[: len(ids) // 2], grids[len(ids) // 2 :]])
     hashes = [f"{i:032x}".encode() for i in range(len(ids))]
     attributes = ATTRIBUTES | {"dtype": dtype}
-    write_store(path, np.array(ids), hashes, skipped, blocks, StoreLayout(shape, attributes, keyed, compression))
+    rows = Rows(np.array(ids), [f"photo {i}é" for i in ids], hashes, skipped)
+    write_store(path, rows, blocks, StoreLayout(shape, attributes, keyed, compression))
     return grids
 
 
@@ -103,6 +104,42 @@ class _Images(Dataset):
 
     def __getitem__(self, row: int) -> torch.Tensor:
         return torch.from_numpy(self.store[int(self.store.image_ids[row])].copy())
+
+
+@pytest.mark.parametrize("wrong", [[27.9], ["27"], [True], [[27]], np.array([27.0]), [27, "28"]])
+def test_ids_are_whole_numbers_and_nothing_else(tmp_path, wrong):
+    store_of(tmp_path / "g.hdf5", [27, 28])
+    store = GridStore(tmp_path / "g.hdf5")
+    with pytest.raises(UserError, match="image ids must be whole numbers, not "):
+        store.read(wrong)
+    with pytest.raises(UserError, match="image ids must be whole numbers, not float64"):
+        store[27.9]
+    assert store.read([]).shape == (0, 4, 6)
+    assert (store.read(np.array([28], np.uint8)) == store[28]).all()
+
+
+def test_images_are_found_by_name_too(tmp_path):
+    grids = store_of(tmp_path / "g.hdf5", [27, 28, 2**62])
+    store = GridStore(tmp_path / "g.hdf5")
+    assert store.image_names == ["photo 27é", "photo 28é", f"photo {2**62}é"]
+    for i, grid in zip(store.image_ids.tolist(), grids, strict=True):
+        assert (store[f"photo {i}é"] == grid).all()
+        assert (store[f"photo {i}é.jpg"] == grid).all()
+        assert f"photo {i}é" in store
+    assert "photo 29é" not in store
+    with pytest.raises(MissingImageError, match=r"g.hdf5: no image 'photo 29é'"):
+        store["photo 29é"]
+    with h5py.File(tmp_path / "g.hdf5", "r+") as file:
+        assert file["image_names"].asstr()[1] == "photo 28é"
+        file["image_names"][1] = file["image_names"][0]
+    with pytest.raises(UserError, match=r"images 27 and 28 have the name 'photo 27é'; ask by id"):
+        GridStore(tmp_path / "g.hdf5")["photo 27é"]
+    with h5py.File(tmp_path / "g.hdf5", "r+") as file:
+        del file["image_names"]
+    older = GridStore(tmp_path / "g.hdf5")
+    assert (older[28] == grids[1]).all()
+    with pytest.raises(UserError, match="holds no image names, an older version wrote it"):
+        older["photo 28é"]
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

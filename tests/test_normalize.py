@@ -267,11 +267,29 @@ def test_nothing_but_broken_images_is_an_error_even_with_skip(tmp_path):
         run(tmp_path / "in", tmp_path / "out", on_error="skip")
 
 
-def test_ids_are_the_trailing_integers_in_their_natural_order(tmp_path):
-    for name in ("frame-9.depth.png", "frame-10.depth.png", "b_0100.png", "7.tiff"):
+def test_ids_are_the_numbers_of_the_names_in_their_natural_order(tmp_path):
+    for name in ("frame-9.depth.png", "frame-10.depth.png", "b_0100.depth.png", "7.depth.tiff"):
         save_depth(tmp_path / "in" / name, np.full((3, 5), 1001))
     run(tmp_path / "in", tmp_path / "out")
     assert DepthStore.open(tmp_path / "out").frame_id.tolist() == [7, 9, 10, 100]
+
+
+def test_frames_named_by_time_keep_it_and_the_guard_holds_in_time(tmp_path):
+    rng = np.random.default_rng(0)
+    times = 1305031102160407000 + np.cumsum(rng.integers(32, 35, 120)) * 10**6  # crosses a second every 30 frames
+    for k in rng.permutation(120):  # flat images: the value tells the frame
+        save_depth(tmp_path / f"in/{times[k] // 10**9}.{times[k] % 10**9 // 1000:06d}.png", np.full((4, 5), 1000 + k))
+    figures = normalize_depth(
+        tmp_path / "in", tmp_path / "out", RANGE, split=SplitParams(guard=10), processes=1, on_error="fail"
+    )
+    store = DepthStore.open(tmp_path / "out")
+    assert figures["images"] == 120
+    assert store.frame_id.tolist() == list(range(120))
+    assert store.time_ns.tolist() == times.tolist()
+    assert np.allclose(store.preprocessing.to_mm(store.depth[:, 0, 0]), 1000 + np.arange(120), atol=0.1)
+    parts = {part: np.sort(times[store.rows(part)]) for part in ("train", "val", "test")}
+    assert parts["val"][0] - parts["train"][-1] > 20 * 32e6  # nanoseconds of the 20 frames at each border
+    assert parts["test"][0] - parts["val"][-1] > 20 * 32e6
 
 
 def test_big_endian_tiff_is_read_in_native_order(tmp_path):

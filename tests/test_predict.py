@@ -177,8 +177,8 @@ def test_masks_have_the_names_and_sizes_of_the_images(segmenter, tmp_path):
     assert ((mask == 1) == (pixels[..., 0] > 0)).mean() > 0.95
     with pytest.raises(UserError, match=r"masks: is there already; name a folder to make"):
         segment(segmenter, folder, tmp_path / "masks")
-    Image.fromarray(pixels[..., 0]).save(folder / "grey.png")
-    with pytest.raises(UserError, match=r"grey.png"):
+    Image.fromarray(pixels[..., 0].astype(np.uint16)).save(folder / "deep.png")
+    with pytest.raises(UserError, match=r"deep.png: pixels of more than 8 bits"):
         segment(segmenter, folder, tmp_path / "others")
     assert not (tmp_path / "others").exists()
 

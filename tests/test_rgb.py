@@ -68,7 +68,7 @@ def test_depth_and_rgb_are_never_taken_for_each_other(photographs, stage, tmp_pa
     depth_folder(tmp_path / "depth", 3)
     refused = stage("normalize", "depth", "out.hdf5", *RGB)
     assert "3 of 3 images are broken" in only_error_line(refused)
-    assert "000000.png: image mode I;16, expected RGB" in refused.stderr
+    assert "000000.png: pixels of more than 8 bits (mode I;16)" in refused.stderr
     refused = stage("normalize", "rgb", "out.hdf5")
     assert "not a uint16 depth image (PNG of mode RGB)" in refused.stderr
     line = only_error_line(stage("normalize", "rgb", "out.hdf5", *RGB, "--set", "normalize.unit_mm=2.0"))

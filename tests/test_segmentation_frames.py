@@ -1,8 +1,11 @@
 """Images, masks, groups and split of recordings, folders and arrays; one line for whatever is wrong with them."""
 
+import gzip
 import json
 from pathlib import Path
+from zipfile import ZipFile
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -146,36 +149,65 @@ def test_masks_are_resized_to_the_nearest_pixel_and_images_by_area(tmp_path):
     assert (nearest[..., None] == blocks).any(-1).all()
 
 
-def test_folders_pair_by_name_or_number_and_split_in_order(tmp_path):
+def write_folders(root: Path, masks: dict[int, str], count: int = 10) -> dict[str, Path]:
+    """Images ``photo_<i>.png``, and of those named in ``masks`` a mask of that name."""
     for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    for i in range(10):
+        (root / name).mkdir()
+    for i in range(count):
         pixels, mask = scene(i)
-        Image.fromarray(pixels).save(tmp_path / f"images/photo_{i}.png")
-        if i % 2:
-            name = f"photo_{i}" if i < 6 else f"mask-{i:04d}"
-            Image.fromarray(mask).save(tmp_path / f"masks/{name}.png")
-    frames = open_frames(PARAMS, SPLIT, images=tmp_path / "images", masks=tmp_path / "masks")
-    assert frames.frame_id.tolist() == list(range(10))
-    assert frames.has_mask.tolist() == [False, True] * 5
-    assert (frames.masks(np.array([9]))[0] == scene(9)[1]).all()
-    assert {part: len(frames.rows(part)) for part in ("train", "val", "test")} == {"train": 6, "val": 2, "test": 2}
+        Image.fromarray(pixels).save(root / f"images/photo_{i}.png")
+        if i in masks:
+            Image.fromarray(mask).save(root / f"masks/{masks[i]}.png")
+    return {"images": root / "images", "masks": root / "masks"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("photo_{}", "whole name (photo_1.png with photo_1.png)"),
+        ("photo_{}_L", 'name and the suffix "_L" (photo_1_L.png with photo_1.png)'),
+        ("mask-{:04d}", "number (mask-0001.png with photo_1.png)"),
+    ],
+)
+def test_folders_pair_by_name_suffix_or_number_and_split_in_order(tmp_path, capsys, name, said):
+    folders = write_folders(tmp_path, {i: name.format(i) for i in range(1, 12, 2)}, 12)
+    frames = open_frames(PARAMS, SPLIT, **folders)
+    line = f"masks: 6 masks paired with images by {said}; images without a mask, unlabelled: 6\n"
+    assert capsys.readouterr().err.endswith(line)
+    assert frames.frame_id.tolist() == list(range(12))  # photo_10 behind photo_9
+    assert frames.has_mask.tolist() == [False, True] * 6
+    for i in range(1, 12, 2):
+        assert (frames.masks(np.array([i]))[0] == scene(i)[1]).all()
+        assert (frames.images(np.array([i]))[0] == scene(i)[0].transpose(2, 0, 1)).all()
+    assert {part: len(frames.rows(part)) for part in ("train", "val", "test")} == {"train": 8, "val": 2, "test": 2}
     assert frames.classes == ()
     assert frames.with_classes_of(np.array([1, 3])).classes == ("background", "class_1", "class_2")
-    for path in (tmp_path / "images").iterdir():
+
+
+def test_of_several_processes_the_first_says_how_masks_are_paired(tmp_path, capsys, monkeypatch):
+    folders = write_folders(tmp_path, {1: "photo_1"})
+    monkeypatch.setenv("RANK", "1")
+    open_frames(PARAMS, SPLIT, **folders)
+    assert capsys.readouterr().err == ""
+
+
+def test_wrong_folders_are_one_line(tmp_path):
+    folders = write_folders(tmp_path, {1: "photo_1", 3: "photo_3"})
+    for path in folders["images"].iterdir():
         Image.open(path).convert("L").save(path)
-    grey = open_frames(PARAMS, SPLIT, images=tmp_path / "images", masks=tmp_path / "masks")
+    grey = open_frames(PARAMS, SPLIT, **folders)
     assert grey.images(np.array([0, 1])).shape == (2, 1, *SIZE)
     Image.fromarray(scene(0)[1]).resize((8, 8)).save(tmp_path / "masks/photo_1.png")
     with pytest.raises(UserError, match=r"photo_1.png: is 8 x 8 but its image 24 x 32; a mask needs the size"):
         grey.masks(np.array([1]))
     Image.fromarray(scene(0)[0]).save(tmp_path / "masks/photo_1.png")
-    with pytest.raises(UserError, match=r"photo_1.png: image mode RGB, expected L or P"):
+    with pytest.raises(UserError, match=r"photo_1.png: .*RGB"):
         grey.masks(np.array([1]))
-    for path in (tmp_path / "masks").iterdir():
-        path.rename(path.with_name(f"x{path.stem[:1]}.png"))
-    with pytest.raises(UserError, match=r"masks: no mask has the name or the number of an image in"):
-        open_frames(PARAMS, SPLIT, images=tmp_path / "images", masks=tmp_path / "masks")
+    (tmp_path / "masks/photo_3.png").rename(tmp_path / "masks/x.png")
+    with pytest.raises(UserError, match=r"masks: 1 of 2 masks have no image in .*images by whole name: x.png; tried"):
+        open_frames(PARAMS, SPLIT, **folders)
+    with pytest.raises(UserError, match=r"images: holds the images, too; move the masks to a folder of their own"):
+        open_frames(PARAMS, SPLIT, images=tmp_path / "images", masks=tmp_path / "masks/../images")
 
 
 def test_arrays_split_by_patient_or_as_they_are_given(tmp_path):
@@ -224,7 +256,8 @@ def test_floats_become_bytes_patient_by_patient(tmp_path):
         ({"image": np.zeros((24, *SIZE), np.int16)}, r"image: holds int16; expected uint8 or floats"),
         ({"image": np.zeros(24, np.uint8)}, r"image: shape \[24\], expected \[N, H, W\]"),
         ({"group": np.arange(3)}, r"group: shape \[3\], expected \[24\]"),
-        ({"group": np.arange(24) // 20}, r"group: 2 episodes .* cannot be split into train, val, test"),
+        ({"group": np.arange(24) // 20 + 1}, r"group: 2 groups \(1, 2\) cannot be split into train, val, test; 3 are"),
+        ({"group": np.array(["p7", "p9"] * 12)}, r"group: 2 groups \(p7, p9\) cannot be split"),
         ({"group": np.array([{}] * 24)}, r"not an .npz file of plain arrays"),
         ({"spacing": np.array([1.0])}, r"spacing: expected two numbers above 0"),
     ],
@@ -235,19 +268,64 @@ def test_wrong_arrays_are_one_line(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
+def write_zip(path: Path, **members: bytes) -> None:
+    with ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (
+            lambda path: h5py.File(path, "w").close(),
+            r"an HDF5 file, not .npz; write one with numpy.savez\(FILE, im",
+        ),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\0"), "an .npy file of one array, not .npz"),
+        (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file"), "a MATLAB file, not"),
+        (lambda path: Image.new("L", (2, 2)).save(path, "PNG"), "a PNG image, not"),
+        (lambda path: path.write_bytes(gzip.compress(bytes(344) + b"n+1\0" + bytes(9))), "a NIfTI volume, not .npz"),
+        (lambda path: path.write_bytes(bytes(344) + b"n+1\0" + bytes(9)), "a NIfTI volume, not .npz"),
+        (lambda path: path.write_bytes(gzip.compress(b"text")), "a gzipped file, not .npz"),
+        (lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1"), "a pointer of git-LFS "),
+        (
+            lambda path: write_zip(path, a=b"1", b=b"2", c=b"3", d=b"4"),
+            r"a zip file of other things \(a, b, c and 1 more\)",
+        ),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path, write, kind):
+    write(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"a.npz: is " + kind):
+        arrays_of(tmp_path / "a.npz")
+
+
+def test_members_of_a_zip_that_are_no_arrays_are_not_taken_for_them(tmp_path):
+    write_arrays(tmp_path / "a.npz", image=None)
+    with ZipFile(tmp_path / "a.npz", "a") as file:
+        file.writestr("image", b"text")
+    with pytest.raises(UserError, match=r"a.npz: no array image"):
+        arrays_of(tmp_path / "a.npz")
+
+
+def test_slices_without_groups_that_are_too_few_name_their_file(tmp_path):
+    path = write_arrays(tmp_path / "a.npz", groups=False)
+    with pytest.raises(UserError, match=r"a.npz: 24 frames are too few to split into train, val, test"):
+        SegmentationFrames.from_arrays(path, PARAMS, SplitParams(guard=10))
+
+
 def test_ids_beyond_the_classes_are_named(tmp_path):
     label = np.stack([scene(i)[1] for i in range(24)])
     label[3, 0, 0], label[4, 0, 0] = 9, 255
     frames = arrays_of(write_arrays(tmp_path / "a.npz", label=label), FrameParams(image_size=SIZE, classes=CLASSES))
     assert frames.masks(np.array([4]))[0, 0, 0] == 255
-    with pytest.raises(UserError, match=r"a.npz: label 3: class ids 9, but there are 3 classes \(background, d"):
+    with pytest.raises(
+        UserError, match=r"a.npz: label 3: class ids 9 \(1 pixel\), but there are 3 classes \(background, d"
+    ):
         frames.masks(np.array([3]))
     negative = arrays_of(write_arrays(tmp_path / "b.npz", label=label.astype(np.int64) - 1))
-    with pytest.raises(UserError, match=r"b.npz: label 0: class ids -1"):
+    with pytest.raises(UserError, match=r"b.npz: label 0: class ids -1 \(\d+ pixels\)"):
         negative.masks(np.array([0]))
-    empty = arrays_of(write_arrays(tmp_path / "c.npz", label=np.zeros_like(label)))
-    with pytest.raises(UserError, match=r"c.npz: no class but the background in 3 masks"):
-        empty.with_classes_of(np.arange(3))
 
 
 def test_a_wrong_source_is_one_line(tmp_path):

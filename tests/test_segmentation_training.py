@@ -305,6 +305,11 @@ def test_without_masks_there_is_nothing_to_learn(recording, tmp_path):
     write_index(index, masks)
     for i in frames_of(recording).frame_id:
         Image.fromarray(np.zeros(SIZE, np.uint8)).save(recording / f"masks/{i:06d}.png")
+    with pytest.raises(UserError, match=r"r/masks: the 4 labelled masks hold 0 \(3072 pixels\): nothing to learn but"):
+        train(recording)
+    frames = frames_of(recording)
+    for row in frames.rows("train"):
+        Image.fromarray(scene(row)[1]).save(recording / f"masks/{frames.frame_id[row]:06d}.png")
     with pytest.raises(UserError, match=r"r: the 4 masks of part val hold no class but background"):
         train(recording)
 

@@ -206,7 +206,7 @@ def test_real_8_bit_depth_is_refused():
 def test_all_problems_of_all_folders_are_reported_at_once(recording):
     (recording / "depth/000103.png").unlink()
     (recording / "depth/000101.png").write_bytes(b"")
-    Image.new("L", (4, 4)).save(recording / "rgb/global/000105.png")
+    Image.new("I;16", (4, 4)).save(recording / "rgb/global/000105.png")
     Image.new("L", (4, 4), 2).save(recording / "masks/000110.png")
     lines = refused(recording)
     assert [line.split(";")[0] for line in lines if "on_error" in line] == [
@@ -215,7 +215,7 @@ def test_all_problems_of_all_folders_are_reported_at_once(recording):
         "1 of 10 masks images are broken or missing",
     ]
     assert len(lines) == 3 + 4
-    assert "expected RGB" in lines[1]
+    assert "pixels of more than 8 bits" in lines[1]
     assert lines[3].startswith(f"{recording}/depth/000101.png: broken image")
     assert lines[4] == f"frames.parquet names frame 103 but {recording}/depth/000103.png is not there"
     assert lines[6].endswith("class ids 2; recording.json names 2 classes")

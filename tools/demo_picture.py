@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sightline.recording.images import read_depth, read_pixels
+from sightline.recording.images import read_depth, read_mask, read_rgb
 from sightline.recording.layout import read_recording_info
 
 FRAMES = (330, 342, 353, 593)  # above the object, grasping, lifted; and a lift in another scene
@@ -37,11 +37,11 @@ def main() -> None:
         for y, frame in enumerate(FRAMES):
             name = f"{frame:06d}.png"
             if column == "masks":
-                tile = CLASS_COLOURS[read_pixels(args.recording / "masks" / name, ("L",))]
+                tile = CLASS_COLOURS[read_mask(args.recording / "masks" / name)]
             elif column == "depth":
                 tile = depth_colours(read_depth(args.recording / "depth" / name), *info.depth.height_range)
             else:
-                tile = read_pixels(args.recording / "rgb" / column / name, ("RGB",))
+                tile = read_rgb(args.recording / "rgb" / column / name)
             sheet.paste(Image.fromarray(tile).resize((SIZE, SIZE), Image.Resampling.BICUBIC), (x * SIZE, 18 + y * SIZE))
     sheet.save(args.picture, optimize=True)
 

@@ -122,6 +122,8 @@ def _kind(annotation: Any) -> str:
         return " or ".join("null" if part is type(None) else _kind(part) for part in inner)
     if origin is tuple:
         return "list of " + _kind(inner[0]) if inner[-1] is Ellipsis else f"[{'; '.join(map(_kind, inner))}]"
+    if origin is dict:
+        return f"{{{_kind(inner[0])}: {_kind(inner[1])}}}"
     return TYPES[annotation]
 
 

@@ -11,14 +11,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing, preprocess
-from sightline.recording.images import list_images, read_depth
+from sightline.recording.images import read_depth
+from sightline.recording.names import list_frames
 
 
 class DecodedImages(Dataset[dict[str, Tensor]]):
     """One PNG file at a time, decoded and normalised when it is asked for."""
 
     def __init__(self, folder: Path, preprocessing: Preprocessing) -> None:
-        self.paths, self.preprocessing = list(list_images(folder).values()), preprocessing
+        self.paths, self.preprocessing = list(list_frames(folder).values()), preprocessing
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -24,19 +24,21 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, file_sha256
 from sightline.core.hdf5 import create_contiguous
 from sightline.core.params import Section
-from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, preprocess
-from sightline.recording.images import list_images, read_depth, read_pixels, read_rgb
+from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, preprocess, read_raw
+from sightline.recording.images import read_grey, read_rgb
 from sightline.recording.layout import read_recording_info
+from sightline.recording.names import BY_NAME, Images, Naming, add_naming, list_frames, list_images, naming
 from sightline.training.processes import process_device
 
 BATCH = 32
 
 
-def embed(encoder_file: Path, images: Path, output: Path) -> int:
+def embed(encoder_file: Path, images: Path, output: Path, naming: Naming = BY_NAME) -> int:
     """Embed every image of a folder, or of ``depth/`` of a recording -> how many.
 
     OUTPUT.hdf5 holds ``embeddings`` float32 [N, D] and ``frame_id``, as the stage ``embed`` writes them; OUTPUT.parquet
-    the columns frame_id and embedding. Both are in the order of the frame ids.
+    the columns frame_id and embedding. Both are in the order of the frame ids, and hold ``time_ns`` where the files are
+    named by time stamps.
 
     Raises:
         UserError: not an encoder, another suffix, no images, an image of another kind, a recording with other units.
@@ -48,29 +50,32 @@ def embed(encoder_file: Path, images: Path, output: Path) -> int:
     preprocessing, channels = encoder.preprocessing, encoder.config.input_channels
     if (images / "recording.json").is_file():
         preprocessing = _preprocessing_of(images / "recording.json", preprocessing, encoder_file)
-        images = images / "depth"
-    paths = list_images(images)
-    ids = sorted(paths)
+        listed = Images(list_frames(images / "depth"), {})
+    else:
+        listed = list_images(images, naming=naming)
+    ids, paths = list(listed.paths), listed.paths
     blocks = []
     for start in tqdm(range(0, len(ids), BATCH), desc="embed", unit="batch", mininterval=0.5):
         normalised = []
         for path in (paths[i] for i in ids[start : start + BATCH]):
-            raw = read_depth(path) if channels == 1 else read_rgb(path)
+            raw = read_raw(path, channels)
             try:
                 image = preprocess(raw[None], preprocessing)[0]
                 normalised.append(image.reshape(channels, IMAGE_SIZE, IMAGE_SIZE))
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
         blocks.append(encoder.encode_batch(torch.from_numpy(np.stack(normalised)), BATCH).float().cpu().numpy())
-    embeddings, frame_id = np.concatenate(blocks), np.array(ids, np.int64)
+    embeddings, columns = np.concatenate(blocks), {"frame_id": np.array(ids, np.int64)}
+    if listed.time_ns:
+        columns["time_ns"] = np.fromiter(listed.time_ns.values(), np.int64)
     source = {"encoder_sha256": file_sha256(encoder_file), "encoder": json.dumps(encoder.get_model_info()["network"])}
     with atomic_output(output) as temporary:
         if output.suffix == ".hdf5":
-            create_contiguous(temporary, {}, {"embeddings": embeddings, "frame_id": frame_id}, source)
+            create_contiguous(temporary, {}, {"embeddings": embeddings, **columns}, source)
         else:
-            columns = {"frame_id": frame_id, "embedding": pa.FixedSizeListArray.from_arrays(
-                pa.array(embeddings.reshape(-1)), embeddings.shape[1])}  # fmt: skip
-            pq.write_table(pa.table(columns).replace_schema_metadata(source), temporary)
+            listed_embeddings = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
+            table = pa.table({**columns, "embedding": listed_embeddings})
+            pq.write_table(table.replace_schema_metadata(source), temporary)
     return len(ids)
 
 
@@ -156,7 +161,7 @@ def segment(model_file: Path, images: Path, output: Path) -> int:
     with atomic_output(output) as temporary, torch.inference_mode():
         temporary.mkdir()
         for name, path in tqdm(paths.items(), desc="segment", unit="image", mininterval=0.5):
-            whole = Image.fromarray(read_pixels(path, ("L",) if config.image_channels == 1 else ("RGB",)))
+            whole = Image.fromarray(read_grey(path) if config.image_channels == 1 else read_rgb(path))
             small = resized(whole, (height, width)).reshape(height, width, -1).copy()
             pixels = torch.from_numpy(small).permute(2, 0, 1)
             ids = model.probabilities(pixels[None].to(process_device())).argmax(dim=1)[0]
@@ -201,7 +206,7 @@ def main(args: Namespace, _: Params) -> None:
         print(f"{args.output}: {segment(args.model, args.data, args.output)} masks")
         return
     if args.command == "embed":
-        print(f"{args.output}: {embed(args.model, args.data, args.output)} embeddings")
+        print(f"{args.output}: {embed(args.model, args.data, args.output, naming(args))} embeddings")
         return
     extras = {"depth": args.depth_embeddings, "clip": args.clip_grids}
     count = act(args.model, args.data, args.output, {name: path for name, path in extras.items() if path})
@@ -222,6 +227,7 @@ for name, what, script, data, output in (
     command.add_argument("model", type=Path, help=f"weights file written by stages/{script}.py")
     command.add_argument("data", type=Path, help=data)
     command.add_argument("output", type=Path, help=output)
+add_naming(commands.choices["embed"])
 for option in ("--depth-embeddings", "--clip-grids"):
     commands.choices["act"].add_argument(option, type=Path, help="the further input that the model was trained with")
 

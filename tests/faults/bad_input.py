@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import sys
 import tempfile
 from collections.abc import Callable
@@ -176,6 +177,66 @@ def image(name: str, pixels: np.ndarray, **options: Any) -> Spoil:
     return spoil
 
 
+def pages(name: str, other: str) -> Spoil:
+    def spoil(world: Path) -> None:
+        (world / other).unlink()
+        page = Image.fromarray(DEPTH)
+        page.save(world / name, save_all=True, append_images=[page, page])
+
+    return spoil
+
+
+def copied(folder: str, source: str, name: str, suffix: str = ".png", scale: int = 1) -> Spoil:
+    """The images of a folder in another, with new names (``{}``: the old one), kinds of file and values."""
+
+    def spoil(world: Path) -> None:
+        (world / folder).mkdir(exist_ok=True)
+        for path in sorted((world / source).iterdir()):
+            target = world / folder / f"{name.format(path.stem)}{suffix}"
+            pixels = np.asarray(Image.open(path)) * np.uint8(scale)
+            target.unlink(missing_ok=True)
+            Image.fromarray(pixels).save(target)
+
+    return spoil
+
+
+def tiff_of_10_bits(name: str, other: str) -> Spoil:
+    """A TIFF of one row of 8 pixels."""
+
+    def spoil(world: Path) -> None:
+        (world / other).unlink()
+        tags = {256: 8, 257: 1, 258: 10, 259: 1, 262: 1, 273: 122, 277: 1, 278: 1, 279: 10}
+        entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+        (world / name).write_bytes(b"II*\0\x08\0\0\0\x09\0" + entries + bytes(4 + 10))
+
+    return spoil
+
+
+def renamed(folder: str, name: Callable[[int], str]) -> Spoil:
+    """The images of a folder get other names, by their number."""
+
+    def spoil(world: Path) -> None:
+        for i, path in enumerate(sorted((world / folder).iterdir())):
+            path.rename(path.with_name(f"{name(i)}{path.suffix}"))
+
+    return spoil
+
+
+def arrays(name: str, **changes: np.ndarray) -> Spoil:
+    """Twelve slices of six patients, in an .npz."""
+    slices = {"image": np.zeros((12, 24, 32), np.uint8), "label": np.zeros((12, 24, 32), np.uint8)}
+    slices["label"][:, 4:9, 5:20] = 1
+    return lambda world: np.savez(world / name, **(slices | {"group": np.arange(12) // 2} | changes))
+
+
+def both(*spoils: Spoil) -> Spoil:
+    def spoil(world: Path) -> None:
+        for one in spoils:
+            one(world)
+
+    return spoil
+
+
 def nothing(_: Path) -> None:
     """The mistake is in the arguments."""
 
@@ -197,6 +258,10 @@ def with_set(command: str, *settings: str) -> str:
 # ---------------------------------------------------------------- the cases
 
 GREY, DEPTH = np.full((24, 32), 7, np.uint8), np.full((24, 32), 700, np.uint16)
+PHOTOS, MASKS = "rec/rgb/global", "rec/masks"
+GAPS = np.resize(np.array([0, 63, 126], np.uint8), (12, 24, 32))
+ON_FOLDERS = "out/m.safetensors --images {} --masks {} --metrics-dir out/metrics --set data.split.guard=0"
+ON_ARRAYS = "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
 SUMMARY = "reference/summary.json"
 CASES = [
@@ -278,7 +343,11 @@ CASES = [
     Case("validate", EIGHT, "no pixel was measured", image(EIGHT, np.zeros((24, 32), np.uint16))),
     Case("validate", "rec/depth/left.png", "a name without a number", image("rec/depth/left.png", DEPTH)),
     Case("validate", "rec/depth/8.tif", "a number twice", image("rec/depth/8.tif", DEPTH)),
-    Case("validate", "rec/rgb/global/000002.png", "grey in place of RGB", image("rec/rgb/global/000002.png", GREY)),
+    Case("validate", EIGHT, "several pages", pages("rec/depth/000008.tif", EIGHT)),
+    Case("validate", EIGHT, "numbers of 10 bits", tiff_of_10_bits("rec/depth/000008.tif", EIGHT)),
+    Case("validate", EIGHT, "a pointer of git-LFS", replaced(EIGHT, "version https://git-lfs.github.com/spec/v1\n")),
+    Case("validate", "rec/depth", "time stamps", renamed("rec/depth", lambda i: f"1305031102.{100000 + 33333 * i}")),
+    Case("validate", "rec/rgb/global/000002.png", "16 bits", image("rec/rgb/global/000002.png", DEPTH)),
     Case("validate", "rec/masks/000002.png", "a class without a name", image("rec/masks/000002.png", GREY)),
     Case("validate", "data.split.val", "shares beyond 1", nothing, with_set("validate", "data.split.val=0.9")),
     Case("validate", "--only", "a folder that is not described", nothing, "rec index --only rgb/front"),
@@ -296,6 +365,10 @@ CASES = [
     Case("normalize", "rec/depth", "the folder is missing", missing("rec/depth")),
     Case("normalize", EIGHT, "cut short", cut(EIGHT)),
     Case("normalize", EIGHT, "gone since the index", missing(EIGHT)),
+    Case("normalize", "rec/depth", "time stamps of milliseconds",
+         renamed("rec/depth", lambda i: f"1305031102.{100 + 33 * i}"), "rec/depth out/depth.hdf5"),
+    Case("normalize", "rec/depth", "two numbers that change", renamed("rec/depth", lambda i: f"{i // 4}_{i}"),
+         "rec/depth out/depth.hdf5"),
     Case("normalize", "index/depth.parquet", "another table", swapped("index/depth.parquet", TABLE)),
     Case("normalize", "index/depth.parquet", "missing", missing("index/depth.parquet")),
     Case("normalize", INFO, "missing", missing(INFO)),
@@ -350,6 +423,14 @@ CASES = [
     Case("clip_grids", "rec/rgb/global", "the folder is missing", missing("rec/rgb/global")),
     Case("clip_grids", "rec/rgb/global/000002.png", "cut short", cut("rec/rgb/global/000002.png")),
     Case("clip_grids", "rec/rgb/global/000002.png", "16 bits", image("rec/rgb/global/000002.png", DEPTH)),
+    Case("clip_grids", "rec/rgb/global", "names without numbers", renamed("rec/rgb/global", lambda i: f"{i}a{i:02x}"),
+         "rec/rgb/global out/clip"),
+    Case("clip_grids", "rec/rgb/global", "copies",
+         renamed("rec/rgb/global", lambda i: f"{i // 2:06d}{' (1)' * (i % 2)}"), "rec/rgb/global out/clip"),
+    Case("clip_grids", "--ids", "lacks images", replaced("ids.csv", "file_name,id\n000002.png,5\n"),
+         "rec/rgb/global out/clip --ids ids.csv"),
+    Case("clip_grids", "--ids", "another table", replaced("ids.csv", "picture,label\n000002.png,5\n"),
+         "rec/rgb/global out/clip --ids ids.csv"),
     Case("clip_grids", "index/rgb/global.parquet", "missing", missing("index/rgb/global.parquet")),
     Case("clip_grids", "clip.model", "unknown", nothing, with_set("clip_grids", "clip.model=ViT-X")),
     Case("clip_grids", "clip.tokens", "not a choice", nothing, with_set("clip_grids", "clip.tokens=all")),
@@ -386,8 +467,28 @@ CASES = [
          with_set("train_segmentation", "segmentation.labeled_groups=9")),
     Case("train_segmentation", "--recording, --arrays", "two sources", nothing,
          f"{COMMANDS['train_segmentation']} --arrays a.npz"),
-    Case("train_segmentation", "a.npz", "not arrays", replaced("a.npz", "image"),
-         "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"),
+    Case("train_segmentation", "a.npz", "not arrays", replaced("a.npz", "image"), ON_ARRAYS),
+    Case("train_segmentation", "a.npz", "HDF5", swapped("a.npz", "depth.hdf5"), ON_ARRAYS),
+    Case("train_segmentation", "a.npz", "two patients for three parts",
+         arrays("a.npz", group=np.arange(12) // 6 + 1), ON_ARRAYS),
+    Case("train_segmentation", "a.npz", "values with gaps", arrays("a.npz", label=GAPS), ON_ARRAYS),
+    Case("train_segmentation", "masks", "masks of no image",
+         both(copied("masks", MASKS, "{}_m"), image("masks/x.png", GREY), image("masks/y_m.png", GREY)),
+         ON_FOLDERS.format(PHOTOS, "masks")),
+    Case("train_segmentation", "masks", "names of two images each",
+         both(copied("images", PHOTOS, "{}"), copied("images", PHOTOS, "{}_m"), copied("masks", MASKS, "{}_m")),
+         ON_FOLDERS.format("images", "masks")),
+    Case("train_segmentation", "segmentation.mask_suffix", "that no mask has", nothing,
+         ON_FOLDERS.format(PHOTOS, MASKS) + " --set segmentation.mask_suffix=_L"),
+    Case("train_segmentation", "--masks", "the folder of images", nothing, ON_FOLDERS.format(PHOTOS, PHOTOS)),
+    Case("train_segmentation", "masks", "0 and 255", copied("masks", MASKS, "{}", scale=255),
+         ON_FOLDERS.format(PHOTOS, "masks")),
+    Case("train_segmentation", "masks", "JPEG", copied("masks", MASKS, "{}", ".jpg", 255),
+         ON_FOLDERS.format(PHOTOS, "masks")),
+    Case("train_segmentation", "rec/masks", "0 and 255", copied(MASKS, MASKS, "{}", scale=255)),
+    Case("train_segmentation", "rec/masks", "an id without a class", copied(MASKS, MASKS, "{}", scale=7)),
+    Case("train_segmentation", "segmentation.mask_values", "no space after the colon", nothing,
+         with_set("train_segmentation", "segmentation.mask_values={255:1}")),
     Case("evaluate_segmentation", "segmentation.safetensors", "another model",
          swapped("segmentation.safetensors", "encoder.safetensors")),
     Case("evaluate_segmentation", "segmentation.safetensors", "cut short", cut("segmentation.safetensors")),

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sightline.clip.params import ClipParams
 from sightline.clip.photographs import Preparation, list_photographs, prepare
-from sightline.clip.store import StoreLayout, shard_ranges, write_shards, write_store
+from sightline.clip.store import Rows, StoreLayout, shard_ranges, write_shards, write_store
 from sightline.clip.survey import merged, refuse, survey_photographs, tell
 from sightline.clip.tokens import GridEncoder
 from sightline.core.cache import ArrayCache
@@ -24,6 +24,7 @@ from sightline.core.files import atomic_output, fingerprint, scratch_folder
 from sightline.core.threads import threads
 from sightline.grids.store import SHARD_LIST, GridStore
 from sightline.recording.frames import read_index
+from sightline.recording.names import BY_NAME, Naming
 from sightline.training.processes import gather, process_device, rank, world_size
 
 _BLOCK = 1024  # grids copied at a time
@@ -41,6 +42,7 @@ def extract_grids(
     on_error: Literal["fail", "skip"] = "fail",
     index: Path | None = None,
     previous: Path | None = None,
+    naming: Naming = BY_NAME,
 ) -> dict[str, Any] | None:
     """Encode every photograph of ``folders``, write the store ``output``, and return figures about it.
 
@@ -53,6 +55,7 @@ def extract_grids(
             by episode where there is an ``index``, else by id.
         index: a frame index; only its frames are encoded, and each needs an image.
         previous: a store that was made with the same settings; grids of unchanged images are taken from it.
+        naming: how files are named, where there is no index.
 
     Raises:
         UserError: no images, two of the same id, images that cannot be read (all are listed; with ``on_error`` "skip"
@@ -64,7 +67,8 @@ def extract_grids(
     if previous and not previous.exists():
         raise UserError(f"{previous}: no such file or folder")
     # hash this process's share of the photographs and read their headers: most faults show before any computing
-    paths = list_photographs(folders, index)
+    listed = list_photographs(folders, index, naming)
+    paths = listed.paths
     items = list(paths.items())[rank() :: world_size()]  # of all: which are missing changes while others compute
     survey = survey_photographs(items)
     if on_error == "fail":
@@ -114,9 +118,10 @@ def extract_grids(
 
     def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
         keys = [survey.digests[i] for i in ids.tolist()]
-        names = [key.hex().encode() for key in keys]
+        hashes = [key.hex().encode() for key in keys]
+        names = [listed.names[i] for i in ids.tolist()]
         blocks = figures.watch(cache.get(keys[start : start + _BLOCK]) for start in range(0, len(keys), _BLOCK))
-        write_store(path, ids, names, skipped, blocks, layout)
+        write_store(path, Rows(ids, names, hashes, skipped), blocks, layout)
 
     with atomic_output(output) as temporary:
         if sharded:

@@ -12,7 +12,8 @@ from torch import Tensor
 from sightline.clip.params import ClipParams
 from sightline.clip.photographs import list_photographs, prepare
 from sightline.clip.tokens import GridEncoder
-from sightline.grids.store import GridStore, MissingImageError
+from sightline.grids.store import GridStore, MissingImageError, whole_numbers
+from sightline.recording.names import BY_NAME, Naming
 from sightline.training.processes import process_device
 
 
@@ -22,16 +23,23 @@ class LiveGrids:
     For a quick trial of another model: a training from a store is several times as fast.
 
     Args:
-        folders: folders of photographs, named by image id.
+        folders: folders of photographs.
         params: section ``clip``.
         device: where the model runs; None takes the GPU where there is one.
+        naming: how files are named.
 
     Raises:
         UserError: see `sightline.clip.tokens.GridEncoder` and `sightline.clip.photographs.list_photographs`.
     """
 
-    def __init__(self, folders: Sequence[Path], params: ClipParams, device: torch.device | str | None = None) -> None:
-        self.paths = list_photographs([Path(folder) for folder in folders])
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        params: ClipParams,
+        device: torch.device | str | None = None,
+        naming: Naming = BY_NAME,
+    ) -> None:
+        self.paths = list_photographs([Path(folder) for folder in folders], naming=naming).paths
         self.encoder = GridEncoder(params, torch.device(device) if device else process_device())
         self.image_ids = np.array(list(self.paths), np.int64)
         self.attributes: dict[str, Any] = self.encoder.attributes()
@@ -66,7 +74,7 @@ class LiveGrids:
         self.close()
 
     def _encode(self, image_ids: Sequence[int] | np.ndarray) -> Tensor:
-        wanted = np.asarray(image_ids, np.int64).tolist()
+        wanted = whole_numbers(image_ids).tolist()
         for image_id in wanted:
             if image_id not in self.paths:
                 raise MissingImageError(f"no image {image_id} among the {len(self)} photographs")

@@ -10,6 +10,10 @@ from sightline.training.precision import Precision
 Tokens = Literal["raw", "ln_post", "projected"]
 Pool = Literal["after_norm", "before_norm"]
 Compression = Literal["none", "gzip", "blosc2"]
+SHORTHANDS = {
+    "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
+    "tokens": "clip.tokens", "dtype": "clip.dtype", "keyed": "clip.keyed=true", "no_keyed": "clip.keyed=false",
+}  # fmt: skip
 RANDOM = "random"  # the value of ``pretrained`` that asks for untrained weights
 
 

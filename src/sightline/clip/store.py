@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -23,6 +23,15 @@ class StoreLayout:
     attributes: Mapping[str, Any]  # see `sightline.grids.file`; ``dtype`` is that of the grids
     keyed: bool  # with one more key for each image
     compression: Compression
+
+
+class Rows(NamedTuple):
+    """What a file says of its images."""
+
+    image_ids: np.ndarray  # int64 [N], ascending
+    names: Sequence[str]  # N
+    content_hash: Sequence[bytes]  # N, of 32 hexadecimal digits
+    skipped_ids: Sequence[int]  # of images that cannot be read
 
 
 def shard_ranges(image_ids: np.ndarray, episodes: np.ndarray, most: int) -> dict[str, np.ndarray]:
@@ -78,25 +87,21 @@ def write_shards(
     write_json(folder / SHARD_LIST, {"shards": listed})
 
 
-def write_store(
-    path: Path,
-    image_ids: np.ndarray,
-    content_hash: Sequence[bytes],
-    skipped_ids: Sequence[int],
-    blocks: Iterable[np.ndarray],
-    layout: StoreLayout,
-) -> None:
+def write_store(path: Path, of_rows: Rows, blocks: Iterable[np.ndarray], layout: StoreLayout) -> None:
     """Write a file of grids to ``path``.
 
     Args:
-        image_ids: int64 [N], ascending; content_hash: N hashes of 32 hexadecimal digits; blocks: the grids in that
-            order, in pieces [n, P, C] of any length.
+        blocks: the grids in the order of the rows, in pieces [n, P, C] of any length.
     """
+    image_ids = of_rows.image_ids
     whole, dtype = (len(image_ids), *layout.shape), np.dtype(layout.attributes["dtype"])
+    encoded = [name.encode() for name in of_rows.names]
+    longest = max(1, *map(len, encoded)) if encoded else 1
     filled = {
         "image_ids": image_ids.astype(np.int64),
-        "content_hash": np.array(content_hash, "S32"),
-        "skipped_ids": np.array(skipped_ids, np.int64),
+        "image_names": np.array(encoded, h5py.string_dtype("utf-8", longest)),
+        "content_hash": np.array(of_rows.content_hash, "S32"),
+        "skipped_ids": np.array(of_rows.skipped_ids, np.int64),
     }
     plain = layout.compression == "none"
     create_contiguous(path, {"grids": (whole, dtype)} if plain else {}, filled, layout.attributes)

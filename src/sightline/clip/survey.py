@@ -9,10 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sightline.clip.photographs import inspect, read_file
+from sightline.clip.photographs import inspect
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
 from sightline.core.threads import threads
+from sightline.recording.images import read_file, warn_of_changes
 
 
 @dataclass
@@ -67,7 +68,4 @@ def tell(survey: Survey, paths: dict[int, Path]) -> None:
     if survey.failures:
         first = min(survey.failures)
         warnings.warn(f"{len(survey.failures)} of {len(paths)} images left out; {survey.failures[first]}", stacklevel=3)
-    for change, count in sorted(survey.counted().items()):
-        example = paths[min(i for i in survey.changes if survey.changes[i] == change)]
-        how = "turned as it says" if change.startswith("EXIF") else "made RGB"
-        warnings.warn(f"{count} of {len(paths)} images have {change}: {how} ({example.name})", stacklevel=3)
+    warn_of_changes({i: survey.changes[i] for i in survey.changes if i not in survey.failures}, paths)

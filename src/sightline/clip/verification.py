@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from sightline.clip.params import ClipParams, VerifyParams
-from sightline.clip.photographs import list_photographs, prepare, read_file
+from sightline.clip.photographs import list_photographs, prepare
 from sightline.clip.tokens import GridEncoder
 from sightline.clip.weights import ImageTower, load_image_tower
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
 from sightline.grids.store import GridStore
 from sightline.recording.frames import first_few
+from sightline.recording.images import read_file, read_rgb
+from sightline.recording.names import BY_NAME, Naming
 from sightline.training.processes import process_device
 
 _PROBED = 4  # images for the probes of the model
@@ -35,7 +37,12 @@ _SHUFFLED = 1e-3  # least change of the tokens by shuffled patches, as a share; 
 
 
 def verify_grids(
-    path: Path, folders: Sequence[Path], params: ClipParams, limits: VerifyParams, index: Path | None = None
+    path: Path,
+    folders: Sequence[Path],
+    params: ClipParams,
+    limits: VerifyParams,
+    index: Path | None = None,
+    naming: Naming = BY_NAME,
 ) -> dict[str, Any]:
     """Check the store ``path`` against the photographs in ``folders`` -> figures.
 
@@ -44,7 +51,7 @@ def verify_grids(
             be read.
     """
     # the store as a whole: settings, ids, finite numbers
-    images, device = list_photographs(folders, index), process_device()
+    images, device = list_photographs(folders, index, naming).paths, process_device()
     with GridStore(path, model=params.model, tokens=params.tokens, grid=params.grid) as store:
         encoder = GridEncoder(params, device)
         _check_made_as(store, encoder)
@@ -101,8 +108,7 @@ class _Reference:
         self._raw = raw
 
     def image(self, path: Path) -> Tensor:
-        with Image.open(path) as image:
-            return self.transform(ImageOps.exif_transpose(image).convert("RGB")).to(self.device)
+        return self.transform(Image.fromarray(read_rgb(path))).to(self.device)
 
     @torch.inference_mode()
     def grid(self, path: Path) -> np.ndarray:

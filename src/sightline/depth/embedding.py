@@ -2,6 +2,7 @@
 
     embeddings  float32 [N, D]   the latent of each image
     frame_id    int64   [N]      ascending
+    time_ns     int64   [N]      optional: time stamps of images that are named by them, nanoseconds
 
 Root attributes: ``encoder_sha256``, ``data_sha256``, ``precision``, ``preprocessing`` (JSON), ``network`` (JSON),
 ``torch_version``.
@@ -86,7 +87,8 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
     }
     with atomic_output(output) as temporary:
         shape = (len(keys), dim)
-        create_contiguous(temporary, {"embeddings": (shape, np.float32)}, {"frame_id": store.frame_id}, attributes)
+        columns = {"frame_id": store.frame_id} | ({} if store.time_ns is None else {"time_ns": store.time_ns})
+        create_contiguous(temporary, {"embeddings": (shape, np.float32)}, columns, attributes)
         embeddings = open_rows(temporary, "embeddings", "r+")
         for start in range(0, len(keys), 1024):
             embeddings[start : start + 1024] = cache.get(keys[start : start + 1024])

@@ -17,12 +17,12 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, claim, discard, fingerprint, scratch_folder
 from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
-from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, normalize_counts, resize_image
+from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, normalize_counts, read_raw, resize_image
 from sightline.depth.screening import multiples, repeated_across_parts, warn_of_encoding
 from sightline.depth.store import create_depth_store, open_depth_rows
 from sightline.recording.depth import Count, check_height_range
-from sightline.recording.images import list_images, read_depth, read_rgb
 from sightline.recording.layout import read_recording_info
+from sightline.recording.names import BY_NAME, Naming, list_frames, list_images
 from sightline.recording.split import GUARD, SplitParams, split_blocks
 
 BLOCK = 32  # images a worker takes at a time
@@ -64,10 +64,12 @@ class Frames:
     frame_id: np.ndarray  # int64 [N]
     episode: np.ndarray  # int64 [N]
     split: np.ndarray  # str [N]
+    time_ns: np.ndarray | None = None  # int64 [N], where names are time stamps
 
     def keep(self, rows: np.ndarray) -> "Frames":
         """The frames at ``rows``."""
-        return Frames([self.paths[i] for i in rows], self.frame_id[rows], self.episode[rows], self.split[rows])
+        times = None if self.time_ns is None else self.time_ns[rows]
+        return Frames([self.paths[i] for i in rows], self.frame_id[rows], self.episode[rows], self.split[rows], times)
 
 
 def normalize_depth(
@@ -79,6 +81,7 @@ def normalize_depth(
     on_error: Literal["fail", "skip"] = "fail",
     index: Path | None = None,
     recording: Path | None = None,
+    naming: Naming = BY_NAME,
     processes: int | None = None,
 ) -> dict[str, Any]:
     """Write the normalised depth of ``folder`` to ``output``, and return figures about it.
@@ -86,11 +89,13 @@ def normalize_depth(
     An interrupted run continues where it was; ``output`` appears whole or not at all.
 
     Args:
-        folder: uint16 PNG or TIFF images of any size, or 8-bit RGB images with ``channels=3``, named by frame id.
+        folder: uint16 PNG or TIFF images of any size, or 8-bit RGB images with ``channels=3``; see
+            `sightline.recording.names` for their ids.
         output: HDF5 file, see `sightline.depth.store`.
         split: how to split a bare folder (no ``index``) into contiguous blocks.
         on_error: "fail" lists all broken images and writes nothing, "skip" leaves them out.
         index: frame index written by `validate`; None takes every image of the folder.
+        naming: how the files of a bare folder are named.
         recording: ``recording.json`` that says height range, invalid codes, unit and encoding where ``params`` do not.
         processes: None takes one per core; the output does not depend on it.
 
@@ -98,14 +103,14 @@ def normalize_depth(
         UserError: nothing to read, broken images (all of them listed) with "fail", or all broken.
     """
     preprocessing = resolve_preprocessing(params, recording)
-    frames = _frames_of_index(folder, index) if index else _frames_of_folder(folder, split)
+    frames = _frames_of_index(folder, index) if index else _frames_of_folder(folder, split, naming)
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in frames.paths]
-    settings = preprocessing.model_dump(), params.channels
+    settings = preprocessing.model_dump(), params.channels, frames.frame_id.tolist()
     scratch = claim(scratch_folder("normalize", fingerprint(str(folder.resolve()), settings, files)))
     partial, journal = scratch / "depth.hdf5", scratch / "journal.jsonl"
     if not (journal.exists() and partial.exists()):  # killed before the first block, or after the last
         journal.unlink(missing_ok=True)
-        create_depth_store(partial, frames.frame_id, frames.episode, frames.split, preprocessing, params.channels)
+        _create(partial, frames, preprocessing, params.channels)
         journal.touch()
     blocks = _process_blocks(frames, preprocessing, params.channels, partial, journal, processes)
     reports = sorted(blocks, key=lambda report: report["start"])
@@ -158,7 +163,7 @@ def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Pr
 def _frames_of_index(folder: Path, index: Path) -> Frames:
     from sightline.recording.frames import read_index  # imports pandas: twice as long as all the rest, in each worker
 
-    table, images = read_index(index), list_images(folder)
+    table, images = read_index(index), list_frames(folder)
     absent = [str(i) for i in table["frame_id"] if i not in images]
     if absent:
         raise UserError(
@@ -168,15 +173,16 @@ def _frames_of_index(folder: Path, index: Path) -> Frames:
     return Frames([images[i] for i in ids], ids, table["episode"].to_numpy(np.int64), table["split"].to_numpy(str))
 
 
-def _frames_of_folder(folder: Path, split: SplitParams) -> Frames:
-    images = list_images(folder)
-    ids = np.fromiter(images, np.int64)
+def _frames_of_folder(folder: Path, split: SplitParams, naming: Naming) -> Frames:
+    images = list_images(folder, naming=naming)
+    ids = np.fromiter(images.paths, np.int64)
     try:
         parts = split_blocks(len(ids), split)
     except UserError as error:  # too few to train on, but not to embed
         warnings.warn(f"{folder}: {error}; all are marked train", stacklevel=3)
         parts = np.full(len(ids), "train")
-    return Frames(list(images.values()), ids, np.full(len(ids), -1, np.int64), parts)
+    times = np.fromiter(images.time_ns.values(), np.int64) if images.time_ns else None
+    return Frames(list(images.paths.values()), ids, np.full(len(ids), -1, np.int64), parts, times)
 
 
 def _process_blocks(
@@ -209,7 +215,7 @@ def _normalize_block(job: tuple[Path, int, list[Path], Preprocessing, int]) -> d
     report |= {"rows": [], "valid": [], "clipped": 0, "digests": []}
     for row, path in enumerate(paths, start):
         try:
-            raw = read_depth(path) if channels == 1 else read_rgb(path)
+            raw = read_raw(path, channels)
             counts, valid = resize_image(raw, preprocessing)
             if not valid.any():
                 raise UserError(f"{path}: no valid pixel (every one is {' or '.join(map(str, preprocessing.invalid))})")
@@ -239,10 +245,16 @@ def _list_failures(failures: dict[int, str], total: int) -> str:
     return "\n  ".join([f"{len(failures)} of {total} images are broken; {remedy}", *lines])
 
 
+def _create(path: Path, frames: Frames, preprocessing: Preprocessing, channels: int) -> None:
+    columns = {"frame_id": frames.frame_id, "episode": frames.episode, "split": frames.split.astype("S5")}
+    times = {} if frames.time_ns is None else {"time_ns": frames.time_ns}
+    create_depth_store(path, columns | times, preprocessing, channels)
+
+
 def _copy_rows(
     source: Path, target: Path, frames: Frames, rows: np.ndarray, preprocessing: Preprocessing, channels: int
 ) -> None:
-    create_depth_store(target, frames.frame_id, frames.episode, frames.split, preprocessing, channels)
+    _create(target, frames, preprocessing, channels)
     for old, new in zip(open_depth_rows(source), open_depth_rows(target), strict=True):
         for start in range(0, len(rows), BLOCK):
             new[start : start + BLOCK] = old[rows[start : start + BLOCK]]

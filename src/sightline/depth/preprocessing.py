@@ -7,6 +7,7 @@ training data travels as a `Preprocessing` inside the normalised file and inside
 import math
 import warnings
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from pydantic import Field
 from sightline.core.errors import UserError
 from sightline.core.params import Section
 from sightline.recording.depth import Count, Encoding, HeightRange, decode, is_valid, normalize
+from sightline.recording.images import read_depth, read_rgb
 
 IMAGE_SIZE = 128  # side of a normalised image, pixels
 MAX_COUNT = 65535  # of uint16
@@ -74,6 +76,15 @@ def resize_depth(raw_HW: np.ndarray, preprocessing: Preprocessing) -> tuple[np.n
     weighted, covered = _average_columns(_average_rows(stacked))  # covered: valid share of each footprint
     valid = covered >= 0.5 - 1e-6
     return np.divide(weighted, covered, out=np.zeros_like(weighted), where=valid), valid
+
+
+def read_raw(path: Path, channels: int) -> np.ndarray:
+    """Read an image that the networks' input is made of: depth, uint16 [H, W]; with 3 channels RGB, uint8 [3, H, W].
+
+    Raises:
+        UserError: see `sightline.recording.images.read_depth` and `read_rgb`.
+    """
+    return read_depth(path) if channels == 1 else read_rgb(path).transpose(2, 0, 1)
 
 
 def resize_image(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,13 @@
     frame_id  int64   [N]             ascending
     episode   int64   [N]             -1 for a bare folder of images
     split     S5      [N]             train, val, test, or guard (left out between blocks of a bare folder)
+    time_ns   int64   [N]             optional: the time stamps that name the images of a bare folder, nanoseconds
 
 The root attribute ``preprocessing`` is the JSON of `sightline.depth.preprocessing.Preprocessing`.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ class DepthStore:
     episode: np.ndarray  # int64 [N]
     split: np.ndarray  # str [N]
     preprocessing: Preprocessing
+    time_ns: np.ndarray | None = None  # int64 [N], where the images are named by time stamps
 
     @classmethod
     def open(cls, path: Path) -> "DepthStore":
@@ -41,6 +44,7 @@ class DepthStore:
             if not {"depth", "valid", "frame_id", "episode", "split"} <= set(file) or "preprocessing" not in file.attrs:
                 raise UserError(f"{path}: not a file of normalised depth; write one with stages/normalize.py")
             frame_id, episode, split = file["frame_id"][:], file["episode"][:], file["split"][:].astype(str)
+            time_ns = file["time_ns"][:] if "time_ns" in file else None
             try:
                 preprocessing = Preprocessing.model_validate_json(file.attrs["preprocessing"])
             except ValidationError as error:
@@ -50,10 +54,11 @@ class DepthStore:
         require(path, {
             "frame_id": (frame_id, "i", 1), "episode": (episode, "i", 1), "split": (split, "U", 1),
             "depth": (depth, "f", 4 if depth.shape[1:] == three else 3), "valid": (valid, "b", 3),
+            **({} if time_ns is None else {"time_ns": (time_ns, "i", 1)}),
         })  # fmt: skip
         if depth.shape[1:] not in (one, three) or valid.shape[1:] != one or depth.dtype != np.float32:
             raise UserError(f"{path}: images of {list(depth.shape[1:])}; write it again with stages/normalize.py")
-        return cls(path, depth, valid, frame_id, episode, split, preprocessing)
+        return cls(path, depth, valid, frame_id, episode, split, preprocessing, time_ns)
 
     @property
     def channels(self) -> int:
@@ -78,24 +83,20 @@ class DepthStore:
 
 
 def create_depth_store(
-    path: Path,
-    frame_id: np.ndarray,
-    episode: np.ndarray,
-    split: np.ndarray,
-    preprocessing: Preprocessing,
-    channels: int = 1,
+    path: Path, columns: Mapping[str, np.ndarray], preprocessing: Preprocessing, channels: int = 1
 ) -> None:
     """Create a file whose ``depth`` and ``valid`` are to be filled through `open_depth_rows`.
 
     Args:
-        frame_id, episode: int64 [N]; split: str [N].
+        columns: the other data sets by name, see the top of this module.
     """
-    shape = (len(frame_id), IMAGE_SIZE, IMAGE_SIZE)
-    images = shape if channels == 1 else (len(frame_id), channels, IMAGE_SIZE, IMAGE_SIZE)
+    count = len(columns["frame_id"])
+    shape = (count, IMAGE_SIZE, IMAGE_SIZE)
+    images = shape if channels == 1 else (count, channels, IMAGE_SIZE, IMAGE_SIZE)
     create_contiguous(
         path,
         empty={"depth": (images, np.float32), "valid": (shape, np.bool_)},
-        filled={"frame_id": frame_id, "episode": episode, "split": split.astype("S5")},
+        filled=columns,
         attributes={"preprocessing": json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True)},
     )
 

@@ -28,8 +28,9 @@ from sightline.core.hdf5 import create_contiguous, open_hdf5, open_rows, require
 from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.recording.frames import first_few, read_frames, read_index
-from sightline.recording.images import list_images, read_pixels
+from sightline.recording.images import read_rgb
 from sightline.recording.layout import read_recording_info
+from sightline.recording.names import list_frames
 
 _BLOCK = 64  # frames in a job
 _NAMES = ("images", "sound", "joints", "actions", "reward", "frame_id", "episode", "step", "split")
@@ -152,7 +153,7 @@ def pack_views(
         "step": frames["step"].to_numpy(np.int64),
         "split": split.loc[ids].to_numpy().astype("S5"),
     }
-    listed = [list_images(recording / "rgb" / camera) for camera in params.cameras]
+    listed = [list_frames(recording / "rgb" / camera) for camera in params.cameras]
     paths = [[images[i] for images in listed] if ok else None for i, ok in zip(ids.tolist(), sound, strict=True)]
     scratch = _prepared(paths, shape)
     _decode(paths, scratch, params.image_size, processes)
@@ -212,7 +213,7 @@ def _decode_block(job: tuple[Path, int, Sequence[list[Path] | None], int]) -> tu
     for row, files in enumerate(paths, start):
         for view, path in enumerate(files or ()):
             try:
-                image = Image.fromarray(read_pixels(path, ("RGB",)))
+                image = Image.fromarray(read_rgb(path))
             except UserError as error:
                 faults.append(str(error))
                 continue

@@ -2,6 +2,7 @@
 
     grids         float16 or float32 [N, P, C]   P patches in row-major order, C channels
     image_ids     int64 [N]                      ascending
+    image_names   UTF-8 [N]                      file name of each image without its suffix, or its text id
     content_hash  S32 [N]                        BLAKE2b of each image file, hexadecimal
     skipped_ids   int64 [M]                      images left out because they cannot be read
     <image_id>_grids  [P, C]                     optional: the rows of ``grids`` again, as views, for captioning codes
@@ -48,6 +49,7 @@ class GridFile:
             self.attributes: dict[str, Any] = {name: _plain(value) for name, value in file.attrs.items()}
             self.image_ids: np.ndarray = file["image_ids"][:]
             self.content_hash: np.ndarray = file["content_hash"][:]
+            self.image_names = _names(file)
             self.skipped_ids: np.ndarray = file["skipped_ids"][:]
             self.shape: tuple[int, int, int] = file["grids"].shape
             self.dtype: np.dtype = file["grids"].dtype
@@ -56,6 +58,8 @@ class GridFile:
             self._identity = _identity(file)
             if not (len(self.shape) == 3 and len(self.image_ids) == len(self.content_hash) == self.shape[0]):
                 raise UserError(f"{path}: its data sets have different numbers of rows; write it again")
+            if self.image_names is not None and len(self.image_names) != len(self.image_ids):
+                raise UserError(f"{path}: image_names: {len(self.image_names)} for {len(self.image_ids)} images")
             if self.dtype not in (np.float16, np.float32) or not (np.diff(self.image_ids) > 0).all():
                 raise UserError(f"{path}: its grids or image ids are not what its writer writes; write it again")
         require(path, {"image_ids": (self.image_ids, "i", 1), "content_hash": (self.content_hash, "S", 1)})
@@ -108,6 +112,16 @@ def content_key(image_ids: np.ndarray, content_hash: np.ndarray, skipped_ids: np
     for values, kind in ((image_ids, np.int64), (content_hash, "S32"), (skipped_ids, np.int64)):
         key.update(np.ascontiguousarray(values, kind).data)
     return key.hexdigest()
+
+
+def _names(file: DataFile) -> np.ndarray | None:
+    """UTF-8 names, bytes [N]; None in files of older versions."""
+    if "image_names" not in file:
+        return None
+    names = np.asarray(file["image_names"][:])
+    if names.dtype.kind != "S" or names.ndim != 1:
+        raise UserError(f"{file.filename}: image_names: {names.dtype} {list(names.shape)}, expected text")
+    return names
 
 
 def load_codecs() -> None:

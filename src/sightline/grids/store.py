@@ -52,6 +52,7 @@ class GridStore:
     ) -> None:
         self.path = Path(path)
         self._resident: Tensor | bool | None = None  # False: it does not fit
+        self._by_name: dict[str, list[int]] | None = None  # made when an image is first asked for by name
         self._open: dict[int, None] = {}  # numbers of the files that are held open, the longest unused first
         self._files: list[GridFile] = []
         for file in self._opened():
@@ -114,13 +115,49 @@ class GridStore:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __contains__(self, image_id: int) -> bool:
-        row = int(np.searchsorted(self.image_ids, image_id))
-        return row < len(self) and self.image_ids[row] == image_id
+    @property
+    def image_names(self) -> list[str]:
+        """Name of each image in the order of ``image_ids``: its file's without suffix, or its text id.
 
-    def __getitem__(self, image_id: int) -> np.ndarray:
-        """Grid of one image, [P, C]. Raises `MissingImageError`."""
-        return self.take(self.rows([image_id]))[0]
+        Raises:
+            UserError: a store that an older version wrote.
+        """
+        names = [file.image_names for file in self._files]
+        if any(name is None for name in names):
+            raise UserError(f"{self.path}: holds no image names, an older version wrote it; extract the grids again")
+        joined = _joined([name for name in names if name is not None])
+        return [name.decode() for name in (joined if self._order is None else joined[self._order]).tolist()]
+
+    def __contains__(self, image: int | str) -> bool:
+        try:
+            self.rows([self._id_of(image)])
+        except MissingImageError:
+            return False
+        return True
+
+    def __getitem__(self, image: int | str) -> np.ndarray:
+        """Grid of one image, [P, C], by its id or by its name, with or without the suffix of its file.
+
+        Raises:
+            MissingImageError: it is not here.
+            UserError: neither a whole number nor text, or a name that several images have.
+        """
+        return self.take(self.rows([self._id_of(image)]))[0]
+
+    def _id_of(self, image: int | str) -> Any:
+        if not isinstance(image, str):
+            return image
+        if self._by_name is None:
+            self._by_name = {}
+            for name, image_id in zip(self.image_names, self.image_ids.tolist(), strict=True):
+                self._by_name.setdefault(name, []).append(image_id)
+        ids = self._by_name.get(image) or self._by_name.get(Path(image).stem) or []
+        if len(ids) != 1:
+            several = (
+                f"images {ids[0]} and {ids[1]} have the name {image!r}; ask by id" if ids else f"no image {image!r}"
+            )
+            raise (UserError if ids else MissingImageError)(f"{self.path}: {several}")
+        return ids[0]
 
     def read(self, image_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Grids of ``image_ids`` in their order, [B, P, C]. Raises `MissingImageError`."""
@@ -141,8 +178,13 @@ class GridStore:
         return torch.from_numpy(self.take(rows)).to(device, non_blocking=True)
 
     def rows(self, image_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Row numbers of ``image_ids``, int64 [B]. Raises `MissingImageError`."""
-        wanted = np.asarray(image_ids, np.int64)
+        """Row numbers of ``image_ids``, int64 [B].
+
+        Raises:
+            MissingImageError: an image is not here.
+            UserError: ids that are not whole numbers.
+        """
+        wanted = whole_numbers(image_ids)
         rows = np.searchsorted(self.image_ids, wanted)
         is_here = self.image_ids[np.minimum(rows, len(self) - 1)] == wanted
         if not is_here.all():
@@ -209,6 +251,14 @@ class GridStore:
             resident[done : done + len(block)] = torch.from_numpy(block)
             done += len(block)
         return resident
+
+
+def whole_numbers(image_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Image ids as int64 [B]. Raises `UserError` for others than whole numbers: numpy makes 27 of 27.9 and of "27"."""
+    ids = np.asarray(image_ids)
+    if ids.ndim != 1 or (ids.dtype.kind not in "iu" and len(ids)):
+        raise UserError(f"image ids must be whole numbers, not {ids.dtype.name if ids.dtype.kind != 'U' else 'text'}")
+    return ids.astype(np.int64)
 
 
 class GridRows:

@@ -5,7 +5,7 @@ neighbours of its training frames looks better than it is.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -52,7 +52,13 @@ class DataParams(Section):
     split: SplitParams = SplitParams()
 
 
-def split_episodes(episodes: Iterable[int] | np.ndarray, params: SplitParams) -> dict[int, str]:
+def split_episodes(
+    episodes: Iterable[int] | np.ndarray,
+    params: SplitParams,
+    *,
+    called: str = "episodes",
+    names: Sequence[object] | None = None,
+) -> dict[int, str]:
     """Map each episode to ``train``, ``val`` or ``test``, sorted by episode.
 
     A pure function of the set of episode ids and ``params``: neither order nor repetitions matter, and it uses no
@@ -62,15 +68,17 @@ def split_episodes(episodes: Iterable[int] | np.ndarray, params: SplitParams) ->
 
     Args:
         episodes: episode ids, one per frame or each once.
+        called: for messages: what they are.
+        names: for messages: their own names, in the order of their ids; None: the ids.
 
     Raises:
         UserError: fewer episodes than parts.
     """
     unique = sorted({int(episode) for episode in episodes})
     if len(unique) < len(params.parts):
-        names = f" ({', '.join(map(str, unique))})" if unique else ""
+        listed = f" ({', '.join(map(str, names or unique))})" if unique else ""
         raise UserError(
-            f"{len(unique)} episodes{names} cannot be split into {', '.join(params.parts)}; {len(params.parts)} are "
+            f"{len(unique)} {called}{listed} cannot be split into {', '.join(params.parts)}; {len(params.parts)} are "
             "needed, or a share of 0, e.g. data.split.test=0"
         )
     n_val, n_test = _counts(len(unique), params)

@@ -10,6 +10,8 @@ The files are ``.npz``: either one with ``image``, ``label`` and ``group``, or a
     spacing  [2]                         optional: distance of rows and of columns, for example in millimetres
 """
 
+import gzip
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -27,6 +29,15 @@ KEYS = {
     "spacing": ("spacing",),
 }  # accepted names of the arrays
 _TAILS = (0.5, 99.5)  # percentiles of a group that become black and white
+_KINDS = (  # how files begin that people take for .npz
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x93NUMPY", "an .npy file of one array"),
+    (b"MATLAB ", "a MATLAB file"),
+    (b"\x89PNG", "a PNG image"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"version https://git-lfs", "a pointer of git-LFS (fetch the file with `git lfs pull`)"),
+)
 
 
 class Slices(NamedTuple):
@@ -45,7 +56,7 @@ def read_slices(path: Path, split: SplitParams) -> Slices:
     Without ``group``, one file is split by blocks of its order; slices are then groups of their own.
 
     Raises:
-        UserError: not such a file, missing or misshapen arrays, NaN, a group in two parts.
+        UserError: not such a file, missing or misshapen arrays, NaN, a group in two parts, too few to split.
     """
     files = {part: path / f"{part}.npz" for part in PARTS} if path.is_dir() else {"": path}
     arrays = {part: _load(file) for part, file in files.items() if part != "test" or file.is_file()}
@@ -57,7 +68,7 @@ def read_slices(path: Path, split: SplitParams) -> Slices:
     if path.is_dir():
         parts = np.concatenate([np.full(len(array["image"]), part) for part, array in arrays.items()])
     else:
-        parts = _split(path, group, split) if groups else split_blocks(len(image), split)
+        parts = _split(path, group if groups else None, len(image), split)
     for name in np.unique(group) if groups else ():
         if len(several := np.unique(parts[group == name])) > 1:
             raise UserError(f"{path}: group {name} lies in {' and '.join(several)}; a group belongs in one part")
@@ -65,25 +76,42 @@ def read_slices(path: Path, split: SplitParams) -> Slices:
     return Slices(_as_bytes(path, image, group), label, group, parts, spacing)
 
 
-def _split(path: Path, group: np.ndarray, params: SplitParams) -> np.ndarray:
-    names, index = np.unique(group, return_inverse=True)
+def _split(path: Path, group: np.ndarray | None, count: int, params: SplitParams) -> np.ndarray:
+    """Parts of slices, str [N]: by their groups, or by blocks of their order."""
     try:
-        parts = split_episodes(np.arange(len(names)), params)
+        if group is None:
+            return split_blocks(count, params)
+        names, index = np.unique(group, return_inverse=True)
+        parts = split_episodes(np.arange(len(names)), params, called="groups", names=names.tolist())
     except UserError as error:
-        raise UserError(f"{path}: group: {error}") from None
+        raise UserError(f"{path}: {'group: ' * (group is not None)}{error}") from None
     return np.array([parts[i] for i in range(len(names))])[index]
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """The arrays of one file under the names `KEYS`, checked."""
+    _refuse_other_kinds(path)
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = {key: [name for name in names if name in file] for key, names in KEYS.items()}
+            members = file.zip.namelist()
+            if members and not any(name.endswith(".npy") for name in members):
+                raise UserError(_not_npz(path, f"a zip file of other things ({first_few(members, 3)})"))
+            names = {key: [name for name in names if f"{name}.npy" in members] for key, names in KEYS.items()}
             arrays = {key: file[there[0]] for key, there in names.items() if there}
             present = ", ".join(file.files)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+    except UserError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        BadZipFile,
+        zlib.error,
+        AttributeError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+    ) as error:
         reason = str(error).split(" If you trust", 1)[0]  # numpy goes on to say how to run what is in the file
         raise UserError(f"{path}: not an .npz file of plain arrays ({' '.join(reason.split())})") from None
     for key in ("image", "label"):
@@ -103,6 +131,31 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     if "spacing" in arrays and (arrays["spacing"].shape != (2,) or not (arrays["spacing"] > 0).all()):
         raise UserError(f"{path}: spacing: expected two numbers above 0, the distance of rows and of columns")
     return arrays
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Raise `UserError` for a file that is missing, or is known to be of another kind."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(352)
+        if head.startswith(b"\x1f\x8b"):
+            with gzip.open(path) as file:
+                head = file.read(352)
+            kind = "a gzipped file"
+        else:
+            kind = next((words for start, words in _KINDS if head.startswith(start)), "")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, EOFError, zlib.error):
+        return  # the reader says what is wrong
+    if head[344:347] in (b"n+1", b"ni1"):
+        kind = "a NIfTI volume"
+    if kind:
+        raise UserError(_not_npz(path, kind))
+
+
+def _not_npz(path: Path, kind: str) -> str:
+    return f"{path}: is {kind}, not .npz; write one with numpy.savez(FILE, image=..., label=..., group=...)"
 
 
 def _as_bytes(path: Path, image: np.ndarray, group: np.ndarray) -> np.ndarray:

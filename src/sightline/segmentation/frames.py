@@ -5,7 +5,8 @@ does not depend on which. An image or mask is read, checked and resized when its
 asks for are never opened.
 """
 
-import re
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,50 +14,22 @@ from typing import Self
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, field_validator
 
 from sightline.core.errors import UserError
-from sightline.core.params import Section
 from sightline.grids.store import GridRows, GridStore
 from sightline.recording.depth import decode, is_valid, normalize
-from sightline.recording.frames import first_few, read_index
-from sightline.recording.images import image_files, list_images, read_depth, read_pixels
+from sightline.recording.frames import read_index
+from sightline.recording.images import is_grey, read_depth, read_grey, read_mask, read_rgb
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
+from sightline.recording.names import image_files, list_frames
 from sightline.recording.split import SplitParams, split_blocks
 from sightline.segmentation.arrays import read_slices
+from sightline.segmentation.pairing import in_order, pair_masks
+from sightline.segmentation.params import FrameParams
+from sightline.segmentation.values import class_ids, count_values, jpeg_advice, listed, no_classes, only_background
+from sightline.training.processes import rank
 
 Read = Callable[[int], np.ndarray]  # row -> one image, mask or depth image, at its own size
-
-
-class FrameParams(Section):
-    """Of the section ``segmentation``: what an image and a mask are."""
-
-    camera: str = Field("global", description="folder under rgb/ of the images that the masks belong to")
-    image_size: tuple[int, int] | None = Field(
-        (128, 128), description="rows and columns that images and masks are brought to; null: as the first image"
-    )
-    classes: tuple[str, ...] = Field((), description="names by class id; []: recording.json's, or by the highest id")
-    has_background: bool = Field(True, description="class 0 is of no interest: left out of means and ss_net's bank")
-    void: int | None = Field(None, ge=0, le=255, description="class id without meaning, ignored like 255; null: none")
-
-    @property
-    def first_class(self) -> int:
-        """Id of the first class that counts in means."""
-        return int(self.has_background)
-
-    @field_validator("image_size")
-    @classmethod
-    def _is_a_size(cls, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        if size and not all(8 <= side <= 4096 for side in size):
-            raise ValueError(f"image_size must be 8..4096 rows and columns, not {list(size)}")
-        return size
-
-    @field_validator("classes")
-    @classmethod
-    def _are_two_or_more(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if classes and not 2 <= len(set(classes)) == len(classes) <= IGNORE:
-            raise ValueError(f"classes must be 2 to {IGNORE} different names, not {list(classes)}")
-        return classes
 
 
 @dataclass(frozen=True)
@@ -73,7 +46,11 @@ class SegmentationFrames:
         channels: 3, or 1 for grey images.
         has_mask: bool [N].
         spacing: distance of rows and columns at ``image_size``, in the source's unit.
+        read_mask: values as the file holds them, of which `masks` makes class ids.
+        of_masks: for messages: the folder or file of the masks.
         void: class id that is ignored like 255.
+        mask_values: class id of each value in the masks; values that it does not name are class ids.
+        is_jpeg: row -> whether its mask is, so that values are not exact.
         grids: [N, P, C], CLIP grid of each image.
     """
 
@@ -88,8 +65,11 @@ class SegmentationFrames:
     read_image: Read = field(repr=False)
     read_mask: Read = field(repr=False)
     called: Callable[[int], str] = field(repr=False)  # row -> what messages call its mask
+    of_masks: str
     spacing: tuple[float, float] | None = None
     void: int | None = None
+    mask_values: dict[int, int] | None = None
+    is_jpeg: Callable[[int], bool] = field(default=lambda _: False, repr=False)
     read_depth: Read | None = field(default=None, repr=False)
     grids: GridRows | None = field(default=None, repr=False)
 
@@ -122,11 +102,12 @@ class SegmentationFrames:
         has_mask = np.isin(ids, read_index(index_dir / "masks.parquet")["frame_id"])
         if depth and not info.depth:
             raise UserError(f"{root}/recording.json: does not describe depth images; add depth to it")
-        size = params.image_size or read_pixels(of_image(0), ("RGB",)).shape[:2]
+        size = params.image_size or read_rgb(of_image(0)).shape[:2]
         return cls(
             str(root), ids, frames["episode"].to_numpy(np.int64), frames["split"].to_numpy(str), classes, size, 3,
-            has_mask, lambda row: read_pixels(of_image(row), ("RGB",)),
-            lambda row: read_pixels(of_mask(row), ("L", "P")), lambda row: str(of_mask(row)), void=params.void,
+            has_mask, lambda row: read_rgb(of_image(row)),
+            lambda row: read_mask(of_mask(row)), lambda row: str(of_mask(row)), str(root / "masks"), void=params.void,
+            mask_values=params.mask_values, is_jpeg=lambda row: _is_jpeg(of_mask(row)),
             read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
             grids=GridRows(GridStore(grids), ids) if grids else None,
         )  # fmt: skip
@@ -135,36 +116,41 @@ class SegmentationFrames:
     def from_folders(cls, images: Path, masks: Path, params: FrameParams, split: SplitParams) -> Self:
         """Any folder of images, with a folder of masks that may be fewer: in order, each image a group of its own.
 
-        A mask belongs to the image with the same name, or else to the one with the same trailing integer. The split is
-        by blocks of the order of their integers, or of their names where one has none or two are the same.
+        Masks and images belong together by their names, see `sightline.segmentation.pairing`; a line on standard error
+        says by which rule. The split is by blocks of the order of the images, see `in_order` there.
 
         Raises:
-            UserError: no such folder, no images, no mask of any image, too few images to split.
+            UserError: no such folder, no images, one folder for both, masks whose images the names do not tell, too few
+                images to split.
         """
-        paths, mask_paths = list_by_name(images), list_by_name(masks)
-        numbers = [_number(path) for path in paths.values()]
-        if None not in numbers and len(set(numbers)) == len(numbers):
-            paths = dict(sorted(paths.items(), key=lambda item: _number(item[1]) or 0))
-            ids = np.sort(np.array(numbers, np.int64))
-        else:
-            ids = np.arange(len(paths))
-        by_number = {_number(path): path for path in mask_paths.values()}
-        listed = list(paths.values())
-        pairs = [mask_paths.get(name) or by_number.get(_number(path)) for name, path in paths.items()]
-        if not any(pairs):
-            raise UserError(f"{masks}: no mask has the name or the number of an image in {images}")
-        first = read_pixels(listed[0], ("RGB", "L"))
-        grey = first.ndim == 2
+        if images.is_dir() and masks.is_dir() and images.samefile(masks):
+            raise UserError(f"{masks}: holds the images, too; move the masks to a folder of their own")
+        paths, ids = in_order(list_by_name(images).values())
+        pairs, rule = pair_masks(paths, list(list_by_name(masks).values()), params.mask_suffix)
+        has_mask = np.array([pair is not None for pair in pairs])
+        if rank() == 0:
+            image, mask = next((image, mask) for image, mask in zip(paths, pairs, strict=True) if mask)
+            print(
+                f"{masks}: {has_mask.sum()} masks paired with images by {rule} ({mask.name} with {image.name}); "
+                f"images without a mask, unlabelled: {(~has_mask).sum()}",
+                file=sys.stderr,
+            )
+        grey = is_grey(paths[0])
+        read = read_grey if grey else read_rgb
+        size = params.image_size or read(paths[0]).shape[:2]
         try:
-            parts = split_blocks(len(listed), split)
+            parts = split_blocks(len(paths), split)
         except UserError as error:
             raise UserError(f"{images}: {error}") from None
+
+        def mask_of(row: int) -> Path:
+            return pairs[row] or masks / paths[row].name
+
         return cls(
-            str(images), ids, np.arange(len(listed)), parts, params.classes, params.image_size or first.shape[:2],
-            1 if grey else 3, np.array([pair is not None for pair in pairs]),
-            lambda row: read_pixels(listed[row], ("L",) if grey else ("RGB",)),
-            lambda row: read_pixels(pairs[row] or masks, ("L", "P")),
-            lambda row: str(pairs[row]), void=params.void,
+            str(images), ids, np.arange(len(paths)), parts, params.classes, size,
+            1 if grey else 3, has_mask, lambda row: read(paths[row]),
+            lambda row: read_mask(mask_of(row)), lambda row: str(mask_of(row)), str(masks), void=params.void,
+            mask_values=params.mask_values, is_jpeg=lambda row: _is_jpeg(mask_of(row)),
         )  # fmt: skip
 
     @classmethod
@@ -177,7 +163,8 @@ class SegmentationFrames:
         return cls(
             str(path), np.arange(count), slices.group, slices.split, params.classes, size, 3 if image.ndim == 4 else 1,
             np.ones(count, bool), lambda row: image[row], lambda row: slices.label[row],
-            lambda row: f"{path}: label {row}", void=params.void, spacing=spacing,
+            lambda row: f"{path}: label {row}", str(path), void=params.void, mask_values=params.mask_values,
+            spacing=spacing,
         )  # fmt: skip
 
     def rows(self, part: str) -> np.ndarray:
@@ -201,25 +188,40 @@ class SegmentationFrames:
 
         Raises:
             UserError: a mask that is not one channel of whole numbers, of another size than its image, or with ids
-                beyond the classes.
+                beyond the classes; one that is JPEG, without ``mask_values``.
         """
         masks = np.empty((len(rows), *self.image_size), np.uint8)
         for i, row in enumerate(rows):
-            ids = self.read_mask(int(row))
+            ids = self._class_ids(int(row))
             shape = self.read_image(int(row)).shape[:2]
             if ids.shape != shape:
                 sizes = " but its image ".join(f"{height} x {width}" for height, width in (ids.shape[:2], shape))
                 raise UserError(f"{self.called(int(row))}: is {sizes}; a mask needs the size of its image")
-            if self.void is not None:
-                ids = np.where(ids == self.void, IGNORE, ids)
-            wrong = np.unique(ids[(ids != IGNORE) & ((ids >= (len(self.classes) or IGNORE)) | (ids < 0))])
+            if not self.mask_values and self.is_jpeg(int(row)):
+                raise UserError(f"{self.called(int(row))}: {jpeg_advice(count_values(ids))}")
+            wrong = ids[(ids != IGNORE) & ((ids >= (len(self.classes) or IGNORE)) | (ids < 0))]
             if len(wrong):
                 raise UserError(
-                    f"{self.called(int(row))}: class ids {first_few(wrong)}, but there are {len(self.classes)} classes "
-                    f"({', '.join(self.classes)}); mend the mask, or set segmentation.classes"
+                    f"{self.called(int(row))}: class ids {listed(count_values(wrong))}, but there are "
+                    f"{len(self.classes)} classes ({', '.join(self.classes)}); mend the mask, or set "
+                    "segmentation.mask_values or segmentation.classes"
                 )
             masks[i] = _nearest(ids.astype(np.uint8), self.image_size)
         return masks
+
+    def count_classes(self, rows: np.ndarray) -> Counter[int]:
+        """Pixels of each class id, or 255 = ignore, in the masks of these rows at their own size.
+
+        Raises:
+            UserError: a mask that cannot be read.
+        """
+        return sum((count_values(self._class_ids(int(row))) for row in rows), Counter())
+
+    def _class_ids(self, row: int) -> np.ndarray:
+        """The mask of a row at its own size, whole numbers [H, W]."""
+        values = self.read_mask(row)
+        ids = class_ids(values, self.mask_values, nearest=bool(self.mask_values) and self.is_jpeg(row))
+        return ids if self.void is None else np.where(ids == self.void, IGNORE, ids)
 
     def depth(self, rows: np.ndarray) -> np.ndarray:
         """Depth of these rows, float32 [n, 2, H, W]: -1 near .. 1 far of the recording's range, 0 where there is none;
@@ -248,15 +250,27 @@ class SegmentationFrames:
         """The same with classes named by number up to the highest id in the masks of ``rows``, where none are named.
 
         Raises:
-            UserError: no id above 0.
+            UserError: ids that are not 0, 1, 2 ... without a gap, none above 0, or masks that are JPEG, without
+                ``mask_values``.
         """
         if self.classes:
             return self
-        masks = self.masks(rows)
-        highest = int(masks[masks != IGNORE].max(initial=0))
-        if highest == 0:
-            raise UserError(f"{self.name}: no class but the background in {len(rows)} masks; there is nothing to learn")
+        counts, jpegs = self.count_classes(rows), sum(self.is_jpeg(int(row)) for row in rows)
+        if fault := no_classes(counts, len(rows), mapping=self.mask_values, void=self.void, jpegs=jpegs):
+            raise UserError(f"{self.of_masks}: {fault}")
+        highest = max(class_id for class_id in counts if class_id != IGNORE)
         return replace(self, classes=("background", *(f"class_{i}" for i in range(1, highest + 1))))
+
+    def nothing_to_learn(self, rows: np.ndarray) -> str:
+        """What to say where the masks of ``rows``, those to learn from, hold no class but 0 at ``image_size``."""
+        counts = self.count_classes(rows)
+        lost = {class_id: pixels for class_id, pixels in counts.items() if class_id not in (0, IGNORE)}
+        if lost:
+            key = f"segmentation.image_size={list(self.image_size)}"
+            return f"{self.of_masks}: of classes {listed(lost)} nothing is left at {key}; raise it"
+        return f"{self.of_masks}: " + only_background(
+            counts, len(rows), mapping=self.mask_values, void=self.void, kind="labelled "
+        )
 
 
 def open_frames(
@@ -310,14 +324,9 @@ def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST))
 
 
-def _number(path: Path) -> int | None:
-    digits = re.search(r"(\d{1,18})\D*$", path.stem)
-    return int(digits[1]) if digits else None
-
-
 def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:
     """Row -> path of its image, as it should be called where there is none."""
-    images = list_images(folder)
+    images = list_frames(folder)
     return lambda row: images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")
 
 
@@ -331,3 +340,8 @@ def _depth_reader(folder: Path, info: DepthInfo, ids: np.ndarray) -> Read:
         return np.stack([np.where(valid, normalize(counts, info.height_range).clip(-1, 1), 0), valid]).astype("f4")
 
     return read
+
+
+def _is_jpeg(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(3) == b"\xff\xd8\xff"

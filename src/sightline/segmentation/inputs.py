@@ -4,13 +4,14 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sightline.recording.split import SplitParams
-from sightline.segmentation.frames import FrameParams, SegmentationFrames, open_frames
+from sightline.segmentation.frames import SegmentationFrames, open_frames
+from sightline.segmentation.params import FrameParams
 
 OPTIONS = {
     "--recording": "folder of a recording, with --index",
     "--index": "folder of indices written by stages/validate.py",
     "--images": "any folder of images, with --masks",
-    "--masks": "folder of masks of some of the images, by name or number",
+    "--masks": "folder of masks of some of the images, paired by their names",
     "--arrays": ".npz of 2-D slices, or a folder of train.npz, val.npz, test.npz",
     "--depth": "folder of depth images of the recording, as a further input",
     "--clip-grids": "written by stages/clip_grids.py, as a further input",

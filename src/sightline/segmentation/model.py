@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
 from sightline.segmentation.augmentation import Inputs, Window
-from sightline.segmentation.frames import FrameParams
 from sightline.segmentation.network import Norm, Output, SegmentationNetwork
+from sightline.segmentation.params import FrameParams
 
 _KEY = "sightline_segmentation"  # in the header of the file
 

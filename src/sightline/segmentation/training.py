@@ -18,7 +18,7 @@ from sightline.recording.layout import IGNORE
 from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, extras_of, weak_view
 from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled, class_weights, rarity
 from sightline.segmentation.card import about_segmentation
-from sightline.segmentation.frames import FrameParams, SegmentationFrames
+from sightline.segmentation.frames import SegmentationFrames
 from sightline.segmentation.methods import (
     SEMI_SUPERVISED,
     TEACHER_METHODS,
@@ -30,6 +30,7 @@ from sightline.segmentation.methods import (
 )
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
 from sightline.segmentation.network import Norm, Output
+from sightline.segmentation.params import FrameParams
 from sightline.segmentation.prototypes import PRESETS, ContrastivePrototypeManager
 from sightline.training.averaging import move_average, share_at
 from sightline.training.by_hand import IN_PIPELINE, ByHand
@@ -252,13 +253,13 @@ def train_segmentation(
     data = FrameBatches.read(frames, labelled, unlabelled, val)
     pixels_NC = data.pixels(len(frames.classes))
     of_labelled, of_val = (pixels_NC[np.searchsorted(data.masked, rows)] for rows in (labelled, val))
-    _check_classes(frames, of_labelled, of_val, len(unlabelled), params)
+    _check_classes(frames, labelled, of_labelled, of_val, len(unlabelled), params)
     # The network: the seed decides its first weights, all training images the scale of its input.
     lightning.seed_everything(seed, verbose=False)
     train = np.union1d(labelled, unlabelled)
     config = SegmentationConfig(
         camera=params.camera, image_size=frames.image_size, classes=frames.classes, void=params.void,
-        has_background=params.has_background,
+        has_background=params.has_background, mask_values=params.mask_values, mask_suffix=params.mask_suffix,
         image_channels=frames.channels, channels=params.channels, norm=params.norm,
         feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), window=params.crop,
         method=params.method,
@@ -299,13 +300,18 @@ def train_segmentation(
 
 
 def _check_classes(
-    frames: SegmentationFrames, of_labelled: np.ndarray, of_val: np.ndarray, unlabelled: int, params: SegmentationParams
+    frames: SegmentationFrames,
+    labelled: np.ndarray,
+    of_labelled: np.ndarray,
+    of_val: np.ndarray,
+    unlabelled: int,
+    params: SegmentationParams,
 ) -> None:
     """Say once what cannot be learnt or measured, and go on where that is possible."""
+    if not of_labelled[:, 1:].any():
+        raise UserError(frames.nothing_to_learn(labelled))
     if not of_val[:, params.first_class :].any():
         raise UserError(f"{frames.name}: the {len(of_val)} masks of part val hold no class but {frames.classes[0]}")
-    if not of_labelled.any():
-        raise UserError(f"{frames.name}: every pixel of the {len(of_labelled)} labelled masks is ignored")
     if rank() != 0:
         return
     absent = [name for name, there in zip(frames.classes, of_labelled.sum(axis=0).tolist(), strict=True) if not there]

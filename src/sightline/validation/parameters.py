@@ -17,8 +17,8 @@ from pydantic import Field
 
 from sightline.core.errors import UserError
 from sightline.core.params import Excerpt
-from sightline.recording.images import SUFFIXES
 from sightline.recording.layout import RecordingInfo, StageLists, read_recording_info
+from sightline.recording.names import SUFFIXES
 from sightline.validation.tracking import place, tracked
 
 DESIGNS = ("nine", "three", "shared", "images_only", "joints_only")  # the fusion model's, by test

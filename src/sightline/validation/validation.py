@@ -22,8 +22,9 @@ from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.recording.depth import decode
 from sightline.recording.frames import first_few, read_frames, read_index, write_index
-from sightline.recording.images import list_images, read_depth, read_pixels
+from sightline.recording.images import read_depth, read_mask, read_rgb, warn_of_changes
 from sightline.recording.layout import IGNORE, RecordingInfo, read_recording_info
+from sightline.recording.names import list_frames
 from sightline.recording.split import PARTS, DataParams, SplitParams, split_episodes
 from sightline.validation.summary import (
     TRAIN,
@@ -204,7 +205,7 @@ def check_images(
             ``on_error`` "fail" a broken or missing image; with "skip" when a part of the split would be left empty.
     """
     kind = _kind(folder, info)
-    images = list_images(recording / folder)
+    images = list_frames(recording / folder)
     there = {int(i): images[i] for i in index["frame_id"] if i in images}
     if not there:
         raise UserError(f"{recording / folder}: none of its {len(images)} images belongs to a frame of frames.parquet")
@@ -212,6 +213,7 @@ def check_images(
         unnamed = f"{len(images) - len(there)} of {len(images)} images"
         warnings.warn(f"{recording / folder}: {unnamed} belong to no frame of frames.parquet: not read", stacklevel=2)
     tally = _read_images(kind, info, there, folder, processes)
+    warn_of_changes(tally.changes, there)
     expected = index[index["frame_id"].isin(there)] if kind == "masks" else index
     problems = tally.problems | {
         i: f"frames.parquet names frame {i} but {recording / folder}/{i:06d}.png is not there"
@@ -253,6 +255,7 @@ class _Tally:
     problems: dict[int, str] = field(default_factory=dict)  # frame id -> what is wrong
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(_RAW_COUNTS, np.int64))  # per value, in sound images
     figures: list[pd.DataFrame] = field(default_factory=list)  # of sound images, by frame id
+    changes: dict[int, str] = field(default_factory=dict)  # frame id -> how a picture is changed to be RGB
 
 
 def _read_images(kind: str, info: RecordingInfo, images: dict[int, Path], title: str, processes: int | None) -> _Tally:
@@ -265,6 +268,7 @@ def _read_images(kind: str, info: RecordingInfo, images: dict[int, Path], title:
         total.problems |= tally.problems
         total.pixels += tally.pixels
         total.figures += tally.figures
+        total.changes |= tally.changes
     return total
 
 
@@ -274,17 +278,20 @@ def _read_chunk(job: tuple[str, RecordingInfo, list[tuple[int, Path]]]) -> _Tall
     with warnings.catch_warnings(action="ignore"):  # Pillow's, on files that it reads all the same
         for frame_id, path in images:
             try:
-                pixels, figures[frame_id] = _KINDS[kind][0](path, info)
+                changes: list[str] = []
+                pixels, figures[frame_id] = _KINDS[kind][0](path, info, changes)
             except UserError as error:
                 tally.problems[frame_id] = str(error)
                 continue
             tally.pixels += pixels
+            if changes:
+                tally.changes[frame_id] = changes[0]
     if figures:
         tally.figures.append(pd.DataFrame.from_dict(figures, orient="index"))
     return tally
 
 
-def _read_depth(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
+def _read_depth(path: Path, info: RecordingInfo, _: list[str]) -> tuple[np.ndarray, dict[str, float]]:
     assert info.depth is not None
     pixels = np.bincount(decode(read_depth(path), info.depth.encoding).ravel(), minlength=_RAW_COUNTS)
     if pixels.sum() == pixels[list(info.depth.invalid)].sum():
@@ -294,16 +301,16 @@ def _read_depth(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, 
     return pixels, depth_figures(pixels, info.depth)
 
 
-def _read_mask(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
-    pixels = np.bincount(read_pixels(path, ("L", "P")).ravel(), minlength=_RAW_COUNTS)
+def _read_mask(path: Path, info: RecordingInfo, _: list[str]) -> tuple[np.ndarray, dict[str, float]]:
+    pixels = np.bincount(read_mask(path).ravel(), minlength=_RAW_COUNTS)
     unknown = [i for i in np.flatnonzero(pixels) if i >= len(info.classes) and i != IGNORE]
     if unknown:
         raise UserError(f"{path}: class ids {first_few(unknown)}; recording.json names {len(info.classes)} classes")
     return pixels, mask_figures(pixels, info.classes, IGNORE)
 
 
-def _read_rgb(path: Path, info: RecordingInfo) -> tuple[np.ndarray, dict[str, float]]:
-    return np.zeros(_RAW_COUNTS, np.int64), rgb_figures(read_pixels(path, ("RGB",)))
+def _read_rgb(path: Path, info: RecordingInfo, changes: list[str]) -> tuple[np.ndarray, dict[str, float]]:
+    return np.zeros(_RAW_COUNTS, np.int64), rgb_figures(read_rgb(path, changes))
 
 
 def _depth_content(tally: _Tally, info: RecordingInfo) -> dict[str, Any]:
@@ -339,7 +346,7 @@ def _kind(folder: str, info: RecordingInfo) -> str:
     return folder.split("/")[0]
 
 
-_Read = Callable[[Path, RecordingInfo], tuple[np.ndarray, dict[str, float]]]
+_Read = Callable[[Path, RecordingInfo, list[str]], tuple[np.ndarray, dict[str, float]]]
 _KINDS: dict[str, tuple[_Read, Callable[[_Tally, RecordingInfo], dict[str, Any]]]] = {
     "depth": (_read_depth, _depth_content),
     "masks": (_read_mask, _mask_content),
