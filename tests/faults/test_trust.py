@@ -112,9 +112,9 @@ def test_objects_in_arrays_are_not_unpickled(place, tmp_path):
     evil = np.array([Payload(tmp_path / "marker")], dtype=object)
     np.savez(place / "evil.npz", image=evil, label=np.zeros((1, 8, 8), np.uint8))
     np.save(place / "evil.npy", evil)
-    for name in ("evil.npz", "evil.npy"):
+    for name, words in (("evil.npz", "not an .npz file of plain arrays"), ("evil.npy", "is an .npy file of one array")):
         arguments = f"out/m.safetensors --metrics-dir out/m --arrays {name}"
-        refused(place, "train_segmentation", f"{name}: not an .npz file of plain arrays", arguments=arguments)
+        refused(place, "train_segmentation", f"{name}: {words}", arguments=arguments)
     assert not (tmp_path / "marker").exists()
     np.load(place / "evil.npy", allow_pickle=True)  # who does ask for it
     assert (tmp_path / "marker").is_dir()
