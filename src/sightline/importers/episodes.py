@@ -18,15 +18,9 @@ import numpy as np
 
 from sightline.core.errors import UserError
 from sightline.core.hdf5 import open_hdf5
-from sightline.importers.demonstrations import (
-    Demonstration,
-    ImportOptions,
-    choose_cameras,
-    decode_picture,
-    leave_out,
-    require_data,
-    write_recording,
-)
+from sightline.importers.demonstrations import Demonstration, write_recording
+from sightline.importers.options import ImportOptions, choose_cameras, choose_episodes
+from sightline.importers.pictures import decode_picture, require_data
 
 _BLOCK = 16  # pictures read at a time: chunks of the file may hold several
 _MEND = "copy the file again, or leave the episode out with --skip"
@@ -77,7 +71,7 @@ def import_hdf5(source: Path, target: Path, options: ImportOptions, fps: float |
         places, usual = _episode_groups(source), ("obs/robot0_joint_pos", "actions", "obs")
         fps = fps or _control_frequency(source)
     vectors = {"joints": list(options.joints) or [usual[0]], "actions": list(options.actions) or [usual[1]]}
-    remaining = leave_out([place.number for place in places], options.skip, source)
+    remaining = choose_episodes([place.number for place in places], options, source)
     places = [place for place in places if place.number in remaining]
     # the cameras of the first episode are those of all
     first = places[0]

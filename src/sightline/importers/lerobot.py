@@ -24,16 +24,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from sightline.core.errors import UserError, first_fault
-from sightline.importers.demonstrations import (
-    Demonstration,
-    ImportOptions,
-    Pictures,
-    choose_cameras,
-    decode_picture,
-    leave_out,
-    require_data,
-    write_recording,
-)
+from sightline.importers.demonstrations import Demonstration, write_recording
+from sightline.importers.options import ImportOptions, choose_cameras, choose_episodes
+from sightline.importers.pictures import Pictures, decode_picture, require_data
 from sightline.recording.frames import first_few
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -104,7 +97,7 @@ def import_lerobot(source: Path, target: Path, options: ImportOptions) -> str:
             )
     # the tables of the episodes; their pictures are only described
     episodes = _read_episodes(source, info, list(names))
-    remaining = leave_out([episode.number for episode in episodes], options.skip, source)
+    remaining = choose_episodes([episode.number for episode in episodes], options, source)
     demonstrations = [_demonstration(source, info, e, features, names) for e in episodes if e.number in remaining]
     # names of the joints, if each has one of its own
     labels = [label for key in features["joints"] for label in _joint_names(info.features[key])]
