@@ -39,9 +39,9 @@ from data_sets import (
 from PIL import Image
 
 from sightline.core.errors import UserError
-from sightline.importers.options import ImportOptions
 from sightline.importers.lerobot import import_lerobot
 from sightline.importers.lerobot_video import VideoClip
+from sightline.importers.options import ImportOptions
 from sightline.recording.frames import read_frames
 from sightline.recording.layout import RecordingInfo, read_recording_info
 from sightline.recording.split import DataParams, SplitParams

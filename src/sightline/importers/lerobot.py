@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sightline.core.errors import UserError
-from sightline.importers.demonstrations import FROM_DATA, Demonstration, write_recording
+from sightline.importers.demonstrations import Demonstration, write_recording
 from sightline.importers.lerobot_faults import EpisodeError, Fault, refuse
 from sightline.importers.lerobot_meta import (
     Episode,
@@ -34,6 +34,7 @@ from sightline.importers.lerobot_pictures import (
     StoredDepth,
     StoredPictures,
     depth_codes,
+    depth_info,
     unit_of,
 )
 from sightline.importers.lerobot_video import Places, Span, VideoClip, assign, unused_pictures
@@ -46,12 +47,12 @@ from sightline.importers.options import (
     choose_depth,
     choose_episodes,
 )
-from sightline.importers.pictures import NO_READING, Pictures, is_present, require_data
+from sightline.importers.pictures import Pictures, is_present, require_data
 from sightline.recording.frames import first_few
-from sightline.recording.layout import DepthInfo
 
 Align = Literal["time", "count"]
 _OUTCOME = {"reward": "next.reward", "success": "next.success"}
+_POSITIONS = ("object_position", "goal_position")  # columns that a recording may have, under the same names
 _TIME = ("timestamp", "frame_index", "episode_index")
 _ALWAYS = (*_TIME, "index", "task_index", *_OUTCOME.values())
 _HERTZ = 10  # of the steps of a chunk that fusion learns well
@@ -112,8 +113,8 @@ def import_lerobot(source: Path, target: Path, options: ImportOptions, align: Al
         notes.append(f"{sum(unused.values())} picture(s) of {where}, belong to no row")
     labels, missing = _labels(info, choice.features["joints"])
     notes += missing + tasks.notes + [_rate(info)]
-    known = {*_ALWAYS, *choice.cameras, *choice.depth, *choice.features["joints"], *choice.features["actions"]}
-    depth = DepthInfo(unit_mm=1.0, invalid=(NO_READING,), height_range=FROM_DATA) if choice.depth else None
+    known = {*_ALWAYS, *choice.cameras, *choice.depth, *(key for keys in choice.features.values() for key in keys)}
+    depth = depth_info([info.features[key] for key in choice.depth], source / "meta/info.json")
     left_out = [key for key in info.features if key not in known]
     return write_recording(
         demonstrations, target, info.fps, labels, options, left_out=left_out, notes=notes, depth=depth
@@ -125,6 +126,7 @@ def _choose(source: Path, info: Info, options: ImportOptions) -> _Choice:
         "joints": list(options.joints) or ["observation.state"],
         "actions": list(options.actions) or ["action"],
         **{column: [key] for column, key in _OUTCOME.items() if key in info.features},
+        **{key: [key] for key in _POSITIONS if key in info.features},
     }
     for key in (key for keys in features.values() for key in keys):
         _require_vector(key, info, source)
@@ -207,16 +209,17 @@ class _Tasks:
     """The texts of the tasks, and whether they can be imported."""
 
     def __init__(self, source: Path, episodes: list[Episode], info: Info) -> None:
-        self.texts = read_tasks(source)
-        self.one_each = all(len(episode.tasks) == 1 for episode in episodes)
-        self.by_row = self.texts is not None and "task_index" in info.features
+        self.texts = read_tasks(source) or {}
+        some = any(self.texts.values()) or any(text for episode in episodes for text in episode.tasks)  # not all empty
+        self.by_row = some and bool(self.texts) and "task_index" in info.features
+        self.one_each = some and all(len(episode.tasks) == 1 for episode in episodes)
         self.notes = []
-        if not self.by_row and not self.one_each and (self.texts or any(e.tasks for e in episodes)):
+        if some and not self.by_row and not self.one_each:
             self.notes.append("tasks are not imported: neither rows nor episodes say which of several is theirs")
 
     def of(self, rows: pa.Table, episode: Episode, label: str) -> np.ndarray | None:
         """Texts [T] of the tasks of an episode's rows."""
-        if self.texts is not None and self.by_row:
+        if self.by_row:
             numbers = rows.column("task_index").to_pylist()
             unknown = sorted({str(number) for number in numbers if number not in self.texts})
             if unknown:
@@ -302,7 +305,7 @@ def _places(
     groups: dict[tuple[str, Path], list[Span]] = defaultdict(list)
     for e in episodes:
         # rows that are not imported are taken to be a period apart: their places tell whether those of others are right
-        regular = np.array([0.0, max(0, e.length - 1) / info.fps])
+        regular = np.unique([0.0, max(0, e.length - 1) / info.fps])
         times = tables[e.number]["time_s"] if e.number in tables else regular
         for key, (path, start) in e.videos.items():
             groups[key, path].append(Span(e.number, e.length, start, times))

@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from sightline.core.errors import UserError
+from sightline.importers.demonstrations import FROM_DATA
 from sightline.importers.lerobot_meta import Feature, read_parquet
 from sightline.importers.lerobot_video import Places, decoded
 from sightline.importers.options import DepthUnit
-from sightline.importers.pictures import Pictures, decode_depth, depth_counts, require_data
+from sightline.importers.pictures import NO_READING, Pictures, decode_depth, depth_counts, require_data
 from sightline.recording.images import check_eight_bits, opened, rgb_pixels
+from sightline.recording.layout import DepthInfo
 
 _CODES = ("depth_min", "depth_max", "shift", "use_log")  # what LeRobot says about the codes of a depth video
 _LAST_CODE = 4095
@@ -193,6 +195,29 @@ def unit_of(key: str, feature: Feature, option: DepthUnit | None, where: Path) -
             "--depth none"
         )
     return "m" if unit == "m" else "mm"
+
+
+def depth_info(features: list[Feature], where: Path) -> DepthInfo | None:
+    """What recording.json says about depth of these features; None: there is none.
+
+    Counts are of a millimetre; 0 is no reading, unless the features' infos name their ``invalid`` counts. A
+    ``height_range`` is that of the infos, where all have the same, else the writer takes it from the pictures.
+
+    Raises:
+        UserError: infos that make no sense.
+    """
+    if not features:
+        return None
+    named = [feature.about.get("invalid") for feature in features]
+    ranges = [feature.about.get("height_range") for feature in features]
+    try:
+        invalid = sorted({code for codes in named for code in ([NO_READING] if codes is None else codes)})
+        height_range = ranges[0] if ranges[0] is not None and ranges.count(ranges[0]) == len(ranges) else FROM_DATA
+        return DepthInfo(unit_mm=1.0, invalid=tuple(invalid), height_range=tuple(height_range))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{where}: the info of depth has invalid {named}, height_range {ranges}; give lists of counts"
+        ) from None
 
 
 @dataclass(frozen=True)
