@@ -148,6 +148,7 @@ def assign(path: Path, spans: Sequence[Span], fps: float, count: bool) -> dict[i
     odd = [_odd(trial, spans) for trial in trials]
     shifts = [sum(abs(t.places[0] - a) for t, a in zip(trial, first, strict=False)) for trial in trials]
     best = min(range(len(trials)), key=lambda i: (odd[i], shifts[i]))
+    in_order = [span.episode for span in spans] == sorted(by_count)
     answers: dict[int, Places | Fault] = {}
     for span, trial in zip(spans, trials[best], strict=True):
         places, counted = trial.places, by_count[span.episode]
@@ -158,7 +159,7 @@ def assign(path: Path, spans: Sequence[Span], fps: float, count: bool) -> dict[i
             )
         elif len(set(places)) < len(places):
             why = "two rows have the same picture"
-        elif odd[best] and (places[0], places[-1]) != (counted[0], counted[-1]):
+        elif odd[best] and not (in_order and (places[0], places[-1]) == (counted[0], counted[-1])):
             why = (
                 f"the episode begins at picture {places[0]} by its time, but at picture {counted[0]} by "
                 "counting, and the times of other episodes do not fit"
