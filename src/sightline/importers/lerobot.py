@@ -6,7 +6,7 @@ episode), frame_index, episode_index, task_index, and the features.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,7 @@ from sightline.importers.lerobot_meta import (
     read_episodes,
     read_info,
     read_parquet,
+    read_splits,
     read_tasks,
 )
 from sightline.importers.lerobot_pictures import (
@@ -52,7 +53,10 @@ from sightline.recording.frames import first_few
 
 Align = Literal["time", "count"]
 _OUTCOME = {"reward": "next.reward", "success": "next.success"}
-_POSITIONS = ("object_position", "goal_position")  # columns that a recording may have, under the same names
+_POSITIONS = {  # columns that a recording may have, under the same names -> whether a shape fits
+    "object_position": lambda shape: len(shape) == 1,
+    "goal_position": lambda shape: shape == (3,),
+}
 _TIME = ("timestamp", "frame_index", "episode_index")
 _ALWAYS = (*_TIME, "index", "task_index", *_OUTCOME.values())
 _HERTZ = 10  # of the steps of a chunk that fusion learns well
@@ -105,6 +109,8 @@ def import_lerobot(source: Path, target: Path, options: ImportOptions, align: Al
     refuse(source, faults, len(remaining), sorted(remaining - set(faults)))
     demonstrations = [_demonstration(source, info, e, choice, tables[e.number], places, options.flip)
                       for e in episodes if e.number in remaining]  # fmt: skip
+    splits, uncovered = read_splits(info, sorted(remaining))
+    demonstrations = [replace(d, split=splits.get(d.number)) for d in demonstrations]
     # what the user should know
     if align == "count" and choice.videos(info):
         notes.append("pictures of videos are assigned to rows by counting, whatever their times (--align count)")
@@ -112,10 +118,12 @@ def import_lerobot(source: Path, target: Path, options: ImportOptions, align: Al
         where = f"{len(unused)} video(s), such as {next(iter(unused)).relative_to(source)}"
         notes.append(f"{sum(unused.values())} picture(s) of {where}, belong to no row")
     labels, missing = _labels(info, choice.features["joints"])
-    notes += missing + tasks.notes + [_rate(info)]
+    notes += missing + tasks.notes + uncovered + [_rate(info)]
     known = {*_ALWAYS, *choice.cameras, *choice.depth, *(key for keys in choice.features.values() for key in keys)}
     depth = depth_info([info.features[key] for key in choice.depth], source / "meta/info.json")
     left_out = [key for key in info.features if key not in known]
+    if options.flip:
+        notes.append("pictures are turned upside down (--flip)")
     return write_recording(
         demonstrations, target, info.fps, labels, options, left_out=left_out, notes=notes, depth=depth
     )
@@ -126,7 +134,11 @@ def _choose(source: Path, info: Info, options: ImportOptions) -> _Choice:
         "joints": list(options.joints) or ["observation.state"],
         "actions": list(options.actions) or ["action"],
         **{column: [key] for column, key in _OUTCOME.items() if key in info.features},
-        **{key: [key] for key in _POSITIONS if key in info.features},
+        **{
+            key: [key]
+            for key, shapes in _POSITIONS.items()
+            if key in info.features and shapes(info.features[key].shape)
+        },
     }
     for key in (key for keys in features.values() for key in keys):
         _require_vector(key, info, source)
@@ -241,7 +253,8 @@ def _columns(info: Info, episode: Episode, features: dict[str, list[str]], tasks
             raise EpisodeError(str(error)) from None
     keys = [key for group in features.values() for key in group]
     wanted = tuple(dict.fromkeys((*_TIME, *keys, *(("task_index",) if tasks.by_row else ()))))
-    rows = _read_rows(episode.data, wanted)
+    file = episode.data.stat()
+    rows = _read_rows(episode.data, wanted, file.st_size, file.st_mtime_ns)
     rows = rows.filter(pc.field("episode_index") == episode.number).sort_by("frame_index")
     label = _label(info, episode)
     if rows.num_rows != episode.length or not rows.num_rows:
@@ -287,7 +300,7 @@ def _numbers(rows: pa.Table, key: str, width: int, label: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)  # the episodes of a file come one after the other
-def _read_rows(path: Path, columns: tuple[str, ...]) -> pa.Table:
+def _read_rows(path: Path, columns: tuple[str, ...], *_: int) -> pa.Table:
     return read_parquet(path, list(columns))
 
 

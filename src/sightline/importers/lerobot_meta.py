@@ -10,6 +10,7 @@ v3: meta/episodes/*/*.parquet        episode_index, length, data/{chunk,file}_in
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from sightline.core.errors import UserError, first_fault
 from sightline.importers.pictures import require_data
+from sightline.recording.frames import first_few
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 
@@ -71,6 +73,7 @@ class Info(BaseModel):
     robot_type: str | None = None
     chunks_size: int = Field(default=1000, gt=0)
     total_episodes: int | None = None
+    splits: dict[str, Any] | None = None
 
     @property
     def is_v2(self) -> bool:
@@ -165,7 +168,11 @@ def read_episodes(source: Path, info: Info, videos: list[str]) -> list[Episode]:
             "copy the data set again, whole"
         )
     try:
-        return [(_episode_v2 if info.is_v2 else _episode_v3)(source, info, row, videos) for row in rows]
+        episodes = [(_episode_v2 if info.is_v2 else _episode_v3)(source, info, row, videos) for row in rows]
+        twice = [number for number, count in Counter(e.number for e in episodes).items() if count > 1]
+        if twice:
+            raise UserError(f"{where}: episode_index: {first_few(twice)} occurs twice; copy the data set again")
+        return episodes
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -231,6 +238,24 @@ def _place(source: Path, info: Info, pattern: str, **values: Any) -> Path:
         return source / text.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError):
         raise UserError(f"{where} cannot be filled in; it may use {', '.join(values)}") from None
+
+
+def read_splits(info: Info, numbers: list[int]) -> tuple[dict[int, str], list[str]]:
+    """Which part these episodes belong to, where ``info.json`` gives several parts, and what to tell the user.
+
+    It gives ranges, such as ``{"train": "0:80", "val": "80:100"}``; nearly all sets have ``train`` alone: no split.
+    """
+    part_of, parts = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}, {}
+    for name, text in (info.splits or {}).items():
+        ends = re.fullmatch(r"(\d+):(\d+)", str(text))
+        if ends is None or int(ends[1]) < int(ends[2]):
+            parts[name] = range(int(ends[1]), int(ends[2])) if ends else range(0)
+    if len(parts) < 2:
+        return {}, []
+    splits = {n: [part_of[name] for name, part in parts.items() if name in part_of and n in part] for n in numbers}
+    if not all(len(names) == 1 for names in splits.values()):
+        return {}, [f"splits of meta/info.json are not used: {info.splits} does not give each episode one part"]
+    return {number: names[0] for number, names in splits.items()}, []
 
 
 def read_tasks(source: Path) -> dict[int, str] | None:
