@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+from data_sets import robomimic
 from PIL import Image
 from world import COMMANDS, ROOT, Said, contents, copy_world, make_world, own, run_command
 
@@ -107,6 +108,29 @@ def edited_json(name: str, **changes: Any) -> Spoil:
         path = own(world / name)
         content = json.loads(path.read_text()) | changes
         path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+    return spoil
+
+
+def added_depth(value: float, dtype: type) -> Spoil:
+    """Depth images of one value in the ALOHA episodes."""
+
+    def spoil(world: Path) -> None:
+        for path in sorted((world / "aloha").iterdir()):
+            with h5py.File(own(path), "a") as file:
+                pictures = file["observations/images/cam_high"]
+                file["observations/images_depth/cam_high"] = np.full((len(pictures), 4, 4), value, dtype)
+
+    return spoil
+
+
+def masked(**masks: list[int]) -> Spoil:
+    """A robomimic file whose masks name these demos."""
+
+    def spoil(world: Path) -> None:
+        with h5py.File(robomimic(world / "demos.hdf5"), "a") as file:
+            for name, numbers in masks.items():
+                file[f"mask/{name}"] = np.array([f"demo_{number}".encode() for number in numbers])
 
     return spoil
 
@@ -279,6 +303,12 @@ CASES = [
     Case("validate", TABLE, "a row with other joints", cell("joints", 4, [0.0])),
     Case("validate", TABLE, "an empty cell", cell("episode", 4, None)),
     Case("validate", TABLE, "fewer episodes than parts", edited_frames(lambda t: t[t["episode"] < 2])),
+    Case("validate", TABLE, "other words in split", edited_frames(lambda t: t.assign(split="training"))),
+    Case("validate", TABLE, "an episode in two parts", edited_frames(lambda t: t.assign(split=["train", "val"] * 8))),
+    Case("validate", TABLE, "nothing to train on", edited_frames(lambda t: t.assign(split="val"))),
+    Case("validate", TABLE, "tasks that are numbers", edited_frames(lambda t: t.assign(task=1))),
+    Case("validate", TABLE, "a goal of two numbers",
+         edited_frames(lambda t: t.assign(goal_position=[[0.1, 0.2]] * len(t)))),
     Case("validate", "rec/depth", "the folder is missing", missing("rec/depth")),
     Case("validate", EIGHT, "an image is missing", missing(EIGHT)),
     Case("validate", EIGHT, "8 bits in place of 16", image(EIGHT, GREY)),
@@ -477,6 +507,19 @@ CASES = [
     Case("import_hdf5", "aloha/episode_1.hdf5", "cut short", cut("aloha/episode_1.hdf5")),
     Case("import_hdf5", "aloha/episode_1.hdf5", "no joints", without("aloha/episode_1.hdf5", "observations/qpos")),
     Case("import_hdf5", "aloha", "no such episodes", nothing, "rec out/recording"),
+    Case("import_hdf5", "--episodes", "not there", nothing, "aloha out/recording --episodes 0-5"),
+    Case("import_hdf5", "--episodes", "words", nothing, "aloha out/recording --episodes first"),
+    Case("import_hdf5", "--depth", "the set has none", nothing, "aloha out/recording --depth cam_high"),
+    Case("import_hdf5", "aloha/episode_0.hdf5", "depth in metres, without a unit", added_depth(0.5, np.float32),
+         "aloha out/recording --depth observations/images_depth/cam_high"),
+    Case("import_hdf5", "aloha/episode_0.hdf5", "depth in millimetres, said to be metres", added_depth(500, np.float32),
+         "aloha out/recording --depth-unit m"),
+    Case("import_hdf5", "aloha/episode_0.hdf5", "depth without a reading", added_depth(0, np.uint16)),
+    Case("import_hdf5", "--confidence", "not there", added_depth(500, np.uint16),
+         "aloha out/recording --confidence observations/confidence"),
+    Case("import_hdf5", "demos.hdf5", "a demo in train and valid", masked(train=[0, 1], valid=[1]),
+         "demos.hdf5 out/recording"),
+    Case("import_hdf5", "demos.hdf5", "masks of other demos", masked(train=[8, 9]), "demos.hdf5 out/recording"),
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -113,12 +113,13 @@ def depth_counts(values: np.ndarray, unit: DepthUnit | None, where: str) -> np.n
         UserError: other types or shapes, floating point without a unit, uint16 in metres, a value beyond 65535 mm.
     """
     values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
-    if values.ndim != 2 or values.dtype.kind not in "uf" or (values.dtype.kind == "u" and values.dtype != np.uint16):
+    whole = values.dtype.kind == "u" and values.dtype.itemsize == 2  # of either byte order
+    if values.ndim != 2 or not (whole or values.dtype.kind == "f"):
         raise UserError(f"{where}: {values.dtype} {list(values.shape)} is not depth (uint16 or floating point [H, W])")
-    if values.dtype.kind == "u":
+    if whole:
         if unit == "m":
             raise UserError(f"{where}: holds whole numbers, which are not metres; give --depth-unit mm")
-        return values.astype(np.uint16)  # in native byte order
+        return values.astype(np.uint16)
     if unit is None:
         raise UserError(f"{where}: depth in floating point, whose unit is not known; give --depth-unit m or mm")
     counts = np.round(values.astype(np.float64) * (1000 if unit == "m" else 1))

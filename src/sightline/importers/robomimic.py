@@ -144,6 +144,8 @@ def _read_masks(file: DataFile, places: list[Place], notes: list[str]) -> dict[i
                 raise UserError(
                     f"{file.filename}: demo_{number} is in mask/{other} and mask/{name}; take it out of one of them"
                 )
+    if published and "train" not in parts.values():
+        raise UserError(f"{file.filename}: mask/train names no demo of the file; write it again, or delete the masks")
     notes += [f"masks name {unknown} demos that are not in the file"] if unknown else []
     return parts
 

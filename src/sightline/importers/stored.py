@@ -28,9 +28,10 @@ def kind_of(dataset: object) -> Kind:
         return "other"
     shape: tuple[int, ...] = dataset.shape or ()
     dtype = dataset.dtype
+    is_depth = dtype.kind == "f" or (dtype.kind == "u" and dtype.itemsize == 2)  # of either byte order
     if len(shape) == 4 and shape[3] == 3 and dtype == np.uint8:
         return "colour"
-    if (len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)) and (dtype == np.uint16 or dtype.kind == "f"):
+    if (len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)) and is_depth:
         return "depth"
     encoded = (len(shape) == 2 and dtype == np.uint8) or (len(shape) == 1 and dtype.kind in "OSV")
     return "encoded" if encoded else "other"
