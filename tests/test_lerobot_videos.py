@@ -210,7 +210,7 @@ def test_episodes_are_imported_as_far_as_their_times_fit(drift, tmp_path):
     lines = message.splitlines()
     assert len(lines) == 7
     assert lines[1].startswith(f"  episode 6: {source / VIDEO}: row ")
-    assert "is 3.6 ms (0.11 frames) from the nearest picture; a tenth of a frame is allowed" in lines[1]
+    assert "is 3.6 ms (0.11 frames) from the nearest picture, and a tenth of a frame is allowed" in lines[1]
     import_lerobot(source, tmp_path / "some", ImportOptions(size=0, processes=1, episodes="0-5"))
     assert offsets(tmp_path / "some") == sound(6)
     text = import_lerobot(source, tmp_path / "all", AS_IS, "count")

@@ -124,6 +124,27 @@ def added_depth(value: float, dtype: type) -> Spoil:
     return spoil
 
 
+def edited_lerobot(change: Callable[[pd.DataFrame], pd.DataFrame], *episodes: int) -> Spoil:
+    """Another table of these episodes of the LeRobot set."""
+
+    def spoil(world: Path) -> None:
+        for number in episodes:
+            path = own(world / f"lerobot/data/chunk-000/episode_{number:06d}.parquet")
+            change(pd.read_parquet(path)).to_parquet(path, index=False)
+
+    return spoil
+
+
+def edited_feature(key: str, **changes: Any) -> Spoil:
+    """``changes`` of a feature of the LeRobot set."""
+
+    def spoil(world: Path) -> None:
+        features = json.loads((world / "lerobot/meta/info.json").read_text())["features"]
+        edited_json("lerobot/meta/info.json", features=features | {key: features[key] | changes})(world)
+
+    return spoil
+
+
 def masked(**masks: list[int]) -> Spoil:
     """A robomimic file whose masks name these demos."""
 
@@ -277,6 +298,7 @@ ON_FOLDERS = "out/m.safetensors --images {} --masks {} --metrics-dir out/metrics
 ON_ARRAYS = "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
 SUMMARY = "reference/summary.json"
+LEFT_VIDEO = "lerobot/videos/chunk-000/observation.images.left/episode_000000.mp4"
 CASES = [
     # --- a recording
     Case("validate", INFO, "missing", missing(INFO)),
@@ -502,6 +524,20 @@ CASES = [
     Case("import_lerobot", "lerobot/meta/info.json", "not JSON", replaced("lerobot/meta/info.json", "{")),
     Case("import_lerobot", "--camera", "unknown", nothing, "lerobot out/recording --camera front"),
     Case("import_lerobot", "target", "not empty", nothing, "lerobot rec"),
+    Case("import_lerobot", "lerobot/data/chunk-000/episode_000001.parquet", "times that no picture has",
+         edited_lerobot(lambda rows: rows.assign(timestamp=rows["timestamp"] + 0.02), 1)),
+    Case("import_lerobot", "lerobot/data/chunk-000", "two episodes that cannot be imported",
+         edited_lerobot(lambda rows: rows[:-1], 0, 1)),
+    Case("import_lerobot", LEFT_VIDEO, "missing", missing(LEFT_VIDEO)),
+    Case("import_lerobot", LEFT_VIDEO, "cut short", cut(LEFT_VIDEO)),
+    Case("import_lerobot", "lerobot/meta/info.json", "depth without a unit",
+         edited_feature("observation.images.top", info={"is_depth_map": True})),
+    Case("import_lerobot", "lerobot/meta/info.json", "depth, codes of 12 bits without all parameters",
+         edited_feature("observation.images.top", info={"is_depth_map": True, "video.depth_min": 0.01})),
+    Case("import_lerobot", "lerobot/meta/info.json", "a grey camera",
+         edited_feature("observation.images.top", shape=[48, 64, 1])),
+    Case("import_lerobot", "--depth", "the set has none", nothing, "lerobot out/recording --depth wrist"),
+    Case("import_lerobot", "--episodes", "no such", nothing, "lerobot out/recording --episodes 0-5"),
     Case("import_hdf5", "aloha/episode_1.hdf5", "a pointer of git-LFS",
          replaced("aloha/episode_1.hdf5", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")),
     Case("import_hdf5", "aloha/episode_1.hdf5", "cut short", cut("aloha/episode_1.hdf5")),

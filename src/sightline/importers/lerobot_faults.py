@@ -28,7 +28,8 @@ def refuse(source: Path, faults: dict[int, Fault], wanted: int, usable: list[int
     if len(faults) == 1:
         ((number, fault),) = faults.items()
         end = ", or assign pictures by counting with --align count" if counting else ""
-        raise UserError(f"{fault.why}; leave episode {number} out with --skip {number}{end}")
+        join = ", or" if ";" in fault.why else ";"  # it may already say what to do
+        raise UserError(f"{fault.why}{join} leave episode {number} out with --skip {number}{end}")
     alike: dict[str, list[int]] = defaultdict(list)
     for number, fault in sorted(faults.items()):
         alike[fault.why].append(number)

@@ -171,7 +171,7 @@ def depth_codes(key: str, feature: Feature, where: Path) -> tuple[float, float, 
         return None
     if len(given) < len(_CODES):
         missing = ", ".join(f"video.{name}" for name in _CODES if about.get(name) is None)
-        raise UserError(f"{where}: {key}: info lacks {missing}, without which its depth cannot be read; add what is so")
+        raise UserError(f"{where}: {key}: info lacks {missing}, without which its depth cannot be read; add them")
     numbers = all(isinstance(value, int | float) for value in given) and isinstance(given[3], bool)
     if not numbers or not 0 <= given[0] < given[1] or (given[3] and given[0] + given[2] <= 0):
         raise UserError(f"{where}: {key}: info: video.depth_min to video.use_log are {given}, which fit no depth")

@@ -155,7 +155,7 @@ def assign(path: Path, spans: Sequence[Span], fps: float, count: bool) -> dict[i
         if trial.distance > TOLERANCE:
             why = (
                 f"row {trial.row} is {trial.distance / fps * 1000:.1f} ms "
-                f"({trial.distance:.2g} frames) from the nearest picture; a tenth of a frame is allowed"
+                f"({trial.distance:.2g} frames) from the nearest picture, and a tenth of a frame is allowed"
             )
         elif len(set(places)) < len(places):
             why = "two rows have the same picture"
