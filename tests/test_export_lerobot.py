@@ -123,6 +123,19 @@ def test_data_files_do_not_grow_without_end(tmp_path, monkeypatch):
     assert "task" not in after
 
 
+def test_images_that_are_not_colour_png(tmp_path):
+    recording = record(tmp_path / "recording")
+    grey = np.arange(72, dtype=np.uint8).reshape(6, 12)
+    Image.fromarray(grey).save(recording / "rgb/top/000004.png")
+    (recording / "rgb/top/000005.png").unlink()
+    Image.fromarray(np.stack([grey, grey, 0 * grey], axis=-1)).save(recording / "rgb/top/000005.bmp")
+    export_lerobot(recording, tmp_path / "set")
+    import_lerobot(tmp_path / "set", tmp_path / "back", SAME)
+    pixels = [np.asarray(Image.open(tmp_path / f"back/rgb/top/{i:06d}.png")) for i in (4, 5)]
+    assert np.array_equal(pixels[0], np.repeat(grey[:, :, None], 3, axis=2))
+    assert np.array_equal(pixels[1], np.stack([grey, grey, 0 * grey], axis=-1))
+
+
 def test_what_cannot_be_exported(tmp_path):
     recording = record(tmp_path / "recording", unit_mm=0.25)
     with pytest.raises(UserError, match=r"unit_mm 0.25, .* convert the images"):

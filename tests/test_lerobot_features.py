@@ -342,9 +342,9 @@ def test_splits(v3, tmp_path):
 def test_what_is_not_imported_is_named(v3, tmp_path):
     edit_info(v3, lambda info: info.update(robot_type="so101"))
     number = {"dtype": "float32", "shape": [2]}
-    edit_info(v3, lambda info: info["features"].update({"observation.effort": number, "next.done": number}))
+    edit_info(v3, lambda info: info["features"].update({"observation.effort": number, "next.reward": number}))
     text = import_lerobot(v3, tmp_path / "recording", ONE)
-    assert "\n  not imported: observation.effort, next.done\n" in text
+    assert "\n  not imported: next.reward, observation.effort\n" in text
     assert "\n  robot so101, 10 fps: with fusion.stride: 1, the steps of a chunk are 10 Hz\n" in text
 
 

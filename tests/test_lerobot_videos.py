@@ -243,6 +243,19 @@ def test_no_row_ever_gets_another_picture(lengths, drift, shift, first, chosen, 
         assert not any(isinstance(answer, Fault) for answer in answers.values())
 
 
+def test_starts_that_are_not_numbers(tmp_path):
+    source = write_set(tmp_path / "set", [4, 4], [0, float("inf")])
+    write_video(source / VIDEO, range(8))
+    refused(source, "from the nearest picture", "--skip 1")
+    path = source / "meta/episodes/chunk-000/file-000.parquet"
+    pd.read_parquet(path).assign(**{f"videos/{KEY}/from_timestamp": [None, 0.0]}).to_parquet(path)
+    refused(source, "meta/episodes: an episode whose number, length, place or from_timestamp is not a number")
+    spans = [Span(0, 4, 0.0, np.arange(4) / FPS), Span(1, 4, float("nan"), np.arange(4) / FPS)]
+    answers = assign(source / VIDEO, spans, FPS, count=False)
+    assert answers[0] == range(4)
+    assert isinstance(answers[1], Fault)
+
+
 def test_starts_that_drift_by_whole_frames(tmp_path):
     """Each time has a picture, one frame off more with each episode."""
     lengths = [6] * 5

@@ -58,7 +58,7 @@ _POSITIONS = {  # columns that a recording may have, under the same names -> whe
     "goal_position": lambda shape: shape == (3,),
 }
 _TIME = ("timestamp", "frame_index", "episode_index")
-_ALWAYS = (*_TIME, "index", "task_index", *_OUTCOME.values())
+_ALWAYS = (*_TIME, "index", "task_index")
 _HERTZ = 10  # of the steps of a chunk that fusion learns well
 
 
@@ -133,7 +133,7 @@ def _choose(source: Path, info: Info, options: ImportOptions) -> _Choice:
     features = {
         "joints": list(options.joints) or ["observation.state"],
         "actions": list(options.actions) or ["action"],
-        **{column: [key] for column, key in _OUTCOME.items() if key in info.features},
+        **{name: [key] for name, key in _OUTCOME.items() if key in info.features and info.features[key].shape == (1,)},
         **{
             key: [key]
             for key, shapes in _POSITIONS.items()
@@ -253,8 +253,11 @@ def _columns(info: Info, episode: Episode, features: dict[str, list[str]], tasks
             raise EpisodeError(str(error)) from None
     keys = [key for group in features.values() for key in group]
     wanted = tuple(dict.fromkeys((*_TIME, *keys, *(("task_index",) if tasks.by_row else ()))))
-    file = episode.data.stat()
-    rows = _read_rows(episode.data, wanted, file.st_size, file.st_mtime_ns)
+    try:
+        file = episode.data.stat()
+        rows = _read_rows(episode.data, wanted, file.st_size, file.st_mtime_ns)
+    except UserError as error:
+        raise EpisodeError(str(error)) from None
     rows = rows.filter(pc.field("episode_index") == episode.number).sort_by("frame_index")
     label = _label(info, episode)
     if rows.num_rows != episode.length or not rows.num_rows:

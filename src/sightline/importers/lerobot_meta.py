@@ -175,9 +175,11 @@ def read_episodes(source: Path, info: Info, videos: list[str]) -> list[Episode]:
         return episodes
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise UserError(f"{where}: an episode lacks {error}; convert the data set again") from None
+    except (TypeError, ValueError):
         raise UserError(
-            f"{where}: an episode lacks {error}, or it is not a number; convert the data set again"
+            f"{where}: an episode whose number, length, place or from_timestamp is not a number; convert the set again"
         ) from None
 
 

@@ -152,7 +152,7 @@ def assign(path: Path, spans: Sequence[Span], fps: float, count: bool) -> dict[i
     answers: dict[int, Places | Fault] = {}
     for span, trial in zip(spans, trials[best], strict=True):
         places, counted = trial.places, by_count[span.episode]
-        if trial.distance > TOLERANCE:
+        if not trial.distance <= TOLERANCE:  # NaN, too
             why = (
                 f"row {trial.row} is {trial.distance / fps * 1000:.1f} ms "
                 f"({trial.distance:.2g} frames) from the nearest picture, and a tenth of a frame is allowed"
@@ -193,7 +193,7 @@ def _odd(trials: Sequence[_Trial], spans: Sequence[Span]) -> int:
     end, number = 0, 0
     for trial, span in zip(trials, spans, strict=True):
         first, last = trial.places[0], trial.places[-1]
-        number += trial.distance > TOLERANCE or last - first + 1 < span.rows or first < end
+        number += not trial.distance <= TOLERANCE or last - first + 1 < span.rows or first < end
         end = max(end, last + 1)
     return number
 
