@@ -1,6 +1,7 @@
 """Importing LeRobot data sets: a recording holds what the data set did; a mistake is one line and leaves nothing."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -124,22 +125,20 @@ def test_the_number_of_processes_changes_nothing(v3, tmp_path):
 
 
 @pytest.mark.skipif(not REAL_SET.is_dir(), reason="needs a real LeRobot data set")
-def test_an_episode_of_a_real_set(tmp_path):
-    source = tmp_path / "set"
-    (source / "meta").mkdir(parents=True)
-    for name in ("data", "videos"):
-        (source / name).symlink_to(REAL_SET / name)
-    shutil.copy(REAL_SET / "meta/info.json", source / "meta/info.json")
-    edit_info(source, lambda info: info.update(total_episodes=1))
-    (source / "meta/episodes.jsonl").write_text((REAL_SET / "meta/episodes.jsonl").read_text().splitlines()[4] + "\n")
-
+def test_a_real_set_is_imported_whole(tmp_path):
     target = tmp_path / "recording"
-    import_lerobot(source, target, ImportOptions(cameras=["observation.images.left=global"], size=64, processes=1))
+    options = ImportOptions(cameras=["observation.images.left=global"], size=32, processes=1)
+    text = import_lerobot(REAL_SET, target, options)
     info = read_recording_info(target / "recording.json")
     assert (info.fps, len(info.joints), info.joints[5]) == (30, 12, "left_gripper.pos")
     frames = read_frames(target / "frames.parquet", info)
-    assert len(frames) == len(list((target / "rgb/global").iterdir())) == 432
-    assert pixels_of(target, "global", 431).shape == (64, 85, 3)
+    lengths = [json.loads(line)["length"] for line in (REAL_SET / "meta/episodes.jsonl").read_text().splitlines()]
+    assert frames.groupby("episode").size().tolist() == lengths
+    assert set(frames["task"]) == {"Clap twice"}
+    assert len(list((target / "rgb/global").iterdir())) == sum(lengths)
+    assert pixels_of(target, "global", 431).shape == (32, 43, 3)
+    assert "robot bi_so101_follower, 30 fps: with fusion.stride: 3, the steps of a chunk are 10 Hz" in text
+    assert "not imported: observation.images.top, observation.images.right" in text
 
 
 # Interruption
