@@ -145,7 +145,7 @@ def assign(path: Path, spans: Sequence[Span], fps: float, count: bool) -> dict[i
     # fits all episodes of a sound file; where both do, it is the one that agrees with counting.
     starts = [0.0] if abs(seconds[0]) * fps <= TOLERANCE else [0.0, float(seconds[0])]
     trials = [[_nearest(seconds - start, span, fps) for span in spans] for start in starts]
-    odd = [_odd(trial, spans) for trial in trials]
+    odd = [_odd(trial) for trial in trials]
     shifts = [sum(abs(t.places[0] - a) for t, a in zip(trial, first, strict=False)) for trial in trials]
     best = min(range(len(trials)), key=lambda i: (odd[i], shifts[i]))
     in_order = [span.episode for span in spans] == sorted(by_count)
@@ -188,12 +188,12 @@ def _nearest(seconds: np.ndarray, span: Span, fps: float) -> _Trial:
     return _Trial(nearest.tolist(), float(distances[row]), row)
 
 
-def _odd(trials: Sequence[_Trial], spans: Sequence[Span]) -> int:
-    """Number of episodes whose times cannot be right: far from any picture, too few pictures, or those of others."""
+def _odd(trials: Sequence[_Trial]) -> int:
+    """Number of episodes whose times cannot be right: far from any picture, or at pictures of others."""
     end, number = 0, 0
-    for trial, span in zip(trials, spans, strict=True):
+    for trial in trials:
         first, last = trial.places[0], trial.places[-1]
-        number += not trial.distance <= TOLERANCE or last - first + 1 < span.rows or first < end
+        number += not trial.distance <= TOLERANCE or first < end
         end = max(end, last + 1)
     return number
 
