@@ -181,6 +181,14 @@ def test_starts_that_count_from_zero_where_the_first_picture_does_not(tmp_path):
         assert offsets(tmp_path / f"recording{more}") == sound(3)
 
 
+def test_a_late_file_whose_times_may_count_from_two_starts(tmp_path):
+    source = write_set(tmp_path / "set", [4], [5 / FPS])
+    write_video(source / VIDEO, range(12), first=2)
+    refused(
+        source, "count from 0 or from its first picture, at 0.066 s (12 pictures for 4 rows); encode the video again"
+    )
+
+
 def test_pictures_between_episodes_that_no_row_has(tmp_path):
     """As where episodes are removed from the table, and their pictures are not: times tell, counting does not."""
     lengths = [6, 8, 9]

@@ -142,12 +142,18 @@ def assign(path: Path, spans: Sequence[Span], fps: float, count: bool) -> dict[i
             return dict.fromkeys(by_count, Fault(why))
         return dict(by_count)
     # Times count from 0 or, where B-frames were written without an edit list, from the first picture. One of the two
-    # fits all episodes of a sound file; where both do, it is the one that agrees with counting.
+    # fits all episodes of a sound file; where both do, it is the one that agrees with counting, if one does.
     starts = [0.0] if abs(seconds[0]) * fps <= TOLERANCE else [0.0, float(seconds[0])]
     trials = [[_nearest(seconds - start, span, fps) for span in spans] for start in starts]
     odd = [_odd(trial) for trial in trials]
     shifts = [sum(abs(t.places[0] - a) for t, a in zip(trial, first, strict=False)) for trial in trials]
     best = min(range(len(trials)), key=lambda i: (odd[i], shifts[i]))
+    if len(odd) == 2 and not any(odd) and min(shifts):
+        why = (
+            f"{path}: times fit whether they count from 0 or from its first picture, at {seconds[0]:.3f} s ({numbers}); "
+            "encode the video again, from 0"
+        )
+        return dict.fromkeys(by_count, Fault(why))
     in_order = [span.episode for span in spans] == sorted(by_count)
     answers: dict[int, Places | Fault] = {}
     for span, trial in zip(spans, trials[best], strict=True):
