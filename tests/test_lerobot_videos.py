@@ -185,7 +185,8 @@ def test_a_late_file_whose_times_may_count_from_two_starts(tmp_path):
     source = write_set(tmp_path / "set", [4], [5 / FPS])
     write_video(source / VIDEO, range(12), first=2)
     refused(
-        source, "count from 0 or from its first picture, at 0.066 s (12 pictures for 4 rows); encode the video again"
+        source,
+        "times fit both from 0 and from its first picture, at 0.066 s (12 pictures for 4 rows); encode the video again",
     )
 
 

@@ -150,7 +150,7 @@ def assign(path: Path, spans: Sequence[Span], fps: float, count: bool) -> dict[i
     best = min(range(len(trials)), key=lambda i: (odd[i], shifts[i]))
     if len(odd) == 2 and not any(odd) and min(shifts):
         why = (
-            f"{path}: times fit whether they count from 0 or from its first picture, at {seconds[0]:.3f} s ({numbers}); "
+            f"{path}: times fit both from 0 and from its first picture, at {seconds[0]:.3f} s ({numbers}); "
             "encode the video again, from 0"
         )
         return dict.fromkeys(by_count, Fault(why))
