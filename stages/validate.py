@@ -26,7 +26,7 @@ parser.add_argument("recording", type=Path, help="folder with recording.json, fr
 parser.add_argument("out_dir", type=Path, help="folder for frames.parquet, depth.parquet, rgb/<camera>.parquet ...")
 parser.add_argument("--metrics-dir", type=Path, help="for metrics, summary and drift .json (default: print metrics)")
 parser.add_argument("--reference", type=Path, help="summary.json of what models know, or a folder with copies of some")
-parser.add_argument("--only", metavar="frames|depth|masks|rgb/CAMERA", help="check one piece (default: all there is)")
+parser.add_argument("--only", metavar="frames|depth[/CAMERA]|masks|rgb/CAMERA", help="check one piece")
 parser.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 
 if __name__ == "__main__":

@@ -267,3 +267,22 @@ def test_the_script_asks_in_one_line_and_prints_what_to_do(project, stage):
     assert done.stdout.endswith(
         'Next:\n  git add params.yaml data/mine\n  git commit -m "Use data/mine"\n  dvc repro\n'
     )
+
+
+def test_of_several_depth_cameras_one_is_trained_on_until_more_are_asked_for(project):
+    recording_folder(MINE, VIEWS)
+    for camera in ("wrist", "high"):
+        shutil.copytree(MINE / "depth", project / camera)
+    shutil.rmtree(MINE / "depth")
+    for camera in ("wrist", "high"):
+        shutil.copytree(project / camera, MINE / "depth" / camera)
+    said = add_recording(MINE, "top", VIEWS, processes=1)
+    assert params()["stages"]["depth"] == ["depth/high"]
+    assert params()["stages"]["images"][:2] == ["depth/high", "depth/wrist"]
+    assert "(an autoencoder for each; there are depth/high, depth/wrist)" in said
+    assert {f"data/mine/depth/{camera}.dvc" for camera in ("high", "wrist")} <= set(state())
+    lists = {name: tuple(values) for name, values in params()["stages"].items()}
+    assert check_parameters(MINE, StageLists(**lists), "top", VIEWS)["stages.depth"] == ["depth/high"]
+    absent = StageLists(**lists | {"depth": ("depth/left",)})
+    with pytest.raises(UserError, match=r"stages.depth: \[depth/left\], but there is no folder .*; set it to \[\]"):
+        check_parameters(MINE, absent, "top", VIEWS)

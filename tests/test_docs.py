@@ -52,7 +52,7 @@ def test_the_parameters_and_their_page_are_what_the_classes_say():
         ("  cameras:\n  - global\n", "  # ours\n  cameras: [front, back]\n", True),
         ("  patience: 100             #", "  patience: 100             # at most", False),
         ("  void:  ", "  voids: ", False),
-        ("  # depth: the folder with depth images; []: none\n", "", False),
+        ("  # depth: folders with depth images, depth or depth/<camera>; []: none\n", "", False),
         ("  designs:\n", "  more: 1\n  designs:\n", False),
     ],
 )

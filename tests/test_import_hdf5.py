@@ -1,6 +1,8 @@
 """Importing ALOHA/ACT and robomimic files: a recording holds what they did; a mistake is one line, leaves nothing."""
 
+import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -30,6 +32,19 @@ from sightline.recording.frames import read_frames
 from sightline.recording.layout import RecordingInfo, read_recording_info
 from sightline.recording.split import DataParams, SplitParams
 from sightline.validation.validation import validate_recording
+
+
+def add(path: Path, **datasets: object) -> None:
+    """Add data sets, ``__`` standing for ``/``."""
+    with h5py.File(path, "a") as file:
+        for name, data in datasets.items():
+            file[name.replace("__", "/")] = data
+
+
+def attribute(path: Path, group: str, **attributes: str) -> None:
+    with h5py.File(path, "a") as file:
+        file[group].attrs.update(attributes)
+
 
 GREY = np.zeros((STEPS, HEIGHT, WIDTH), np.uint8)
 
@@ -95,6 +110,132 @@ def test_red_and_blue_can_be_exchanged(tmp_path):
     import_hdf5(aloha(tmp_path / "set"), tmp_path / "recording", ONE, bgr=True, fps=30)
     assert np.array_equal(pixels_of(tmp_path / "recording", "cam_high", 0), picture(0, 0, 0)[..., ::-1])
     assert read_recording_info(tmp_path / "recording/recording.json").fps == 30
+
+
+@pytest.mark.parametrize(("options", "said"), [({}, "taken for red, green, blue"), ({"bgr": True}, "as --bgr says")])
+def test_encoded_pictures_say_which_order_of_channels_is_assumed(options, said, tmp_path):
+    text = import_hdf5(aloha(tmp_path / "set", "padded"), tmp_path / "recording", ONE, **options)
+    (line,) = (line for line in text.splitlines() if "channels" in line)
+    assert all(words in line for words in ("JPEG", "cam_high", "cam_left_wrist", said))
+    assert ("add --bgr" in line) == (not options)
+    written = pixels_of(tmp_path / "recording", "cam_high", 0)[..., :: -1 if options else 1]
+    assert np.abs(written - picture(0, 0, 0).astype(float)).mean() < CODEC_ERROR
+
+
+def test_strings_of_bytes_are_pictures_too(tmp_path):
+    source = aloha(tmp_path / "set", "padded")
+    for path in source.iterdir():
+        with h5py.File(path) as file:
+            rows = [row.tobytes() for row in file["observations/images/cam_high"]]
+        edit_hdf5(path, observations__images__cam_high=np.array(rows, f"S{len(rows[0])}"))
+    import_hdf5(source, tmp_path / "recording", ONE)
+    check_pictures(tmp_path / "recording", ("cam_high", "cam_left_wrist"), CODEC_ERROR)
+
+
+def test_what_is_not_imported_is_named(tmp_path):
+    source = aloha(tmp_path / "set")
+    add(source / "episode_0.hdf5", base_action=np.zeros((STEPS, 2)), observations__effort=np.zeros((STEPS, 3)))
+    add(source / "episode_1.hdf5", observations__images__grey=GREY, extras__more__x=GREY, extras__y=3)
+    text = import_hdf5(
+        source, tmp_path / "recording", ImportOptions(cameras=["observations/images/cam_high"], processes=1)
+    )
+    (line,) = (line for line in text.splitlines() if "not imported" in line)
+    names = line.partition(": ")[2].split(", ")
+    assert sorted(names) == [
+        "base_action", "extras", "observations/effort",
+        "observations/images/cam_left_wrist", "observations/images/grey",
+    ]  # fmt: skip
+
+
+def test_nothing_is_said_of_a_source_that_is_imported_whole(tmp_path):
+    assert "not imported" not in import_hdf5(aloha(tmp_path / "set"), tmp_path / "recording", ONE)
+
+
+# What a robomimic file says about itself
+
+
+def masked(path: Path, **masks: list[int]) -> Path:
+    """A robomimic file of 4 demos with masks, names of demos as bytes."""
+    robomimic(path)
+    with h5py.File(path, "a") as file:
+        for number in (2, 3):
+            file.copy("data/demo_1", f"data/demo_{number}")
+        for name, numbers in masks.items():
+            file[f"mask/{name}"] = np.array([f"demo_{number}".encode() for number in numbers], "S8")
+    return path
+
+
+def test_the_published_split_is_a_column(tmp_path):
+    source = masked(tmp_path / "demos.hdf5", train=[0, 2], valid=[3], half=[0])
+    text = import_hdf5(source, tmp_path / "recording", ONE)
+    frames = read_frames(tmp_path / "recording/frames.parquet")
+    assert frames.groupby("episode")["split"].first().to_dict() == {0: "train", 2: "train", 3: "val"}
+    assert "train 2, val 1; test will be drawn from train" in text
+    assert "no mask has them: 1 of 4 demos (1)" in text
+    assert "not used: mask/half" in text
+    metrics = validate_recording(tmp_path / "recording", tmp_path / "index", DataParams(), only="frames")["frames"]
+    assert [metrics[part]["episodes"] for part in ("train", "val", "test")] == [1, 1, 1]
+
+
+def test_masks_without_train_are_no_split(tmp_path):
+    text = import_hdf5(masked(tmp_path / "demos.hdf5", valid=[3], half=[0]), tmp_path / "recording", ONE)
+    frames = read_frames(tmp_path / "recording/frames.parquet")
+    assert frames["episode"].nunique() == 4
+    assert "split" not in frames
+    assert "not used: mask/half, mask/valid" in text
+
+
+def test_masks_that_make_no_split(tmp_path):
+    source = masked(tmp_path / "demos.hdf5", train=[0, 1], valid=[1, 2])
+    refused(import_hdf5, source, "demo_1 is in mask/train and mask/valid")
+    edit_hdf5(source, mask__valid=np.array([2]))
+    refused(import_hdf5, source, "mask/valid", "not a list of names")
+    edit_hdf5(source, mask__valid=np.array([b"demo_2"]), mask__train=np.array([b"demo_7", b"demo_8"]))
+    refused(import_hdf5, source, "mask/train names no demo")
+    edit_hdf5(source, mask__train=np.array([b"demo_0"]))
+    refused(import_hdf5, source, "no demo of mask/train is left", skip=[0])
+
+
+@pytest.mark.parametrize("convention", ["opengl", "opencv", None])
+@pytest.mark.parametrize("flip", [False, True])
+def test_pictures_are_turned_as_the_file_and_the_user_say(convention, flip, tmp_path):
+    source = robomimic(tmp_path / "demos.hdf5")
+    if convention:
+        attribute(source, "data", macros_image_convention=convention)
+    text = import_hdf5(source, tmp_path / "recording", ImportOptions(flip=flip, processes=1))
+    turned = (convention == "opengl") != flip
+    expected = picture(0, 0, 2)[:: -1 if turned else 1]
+    assert np.array_equal(pixels_of(tmp_path / "recording", "agentview_image", 2), expected)
+    (line,) = (line for line in text.splitlines() if "pictures are" in line)
+    assert ("are turned" in line) == turned
+    assert "--flip" in line
+    assert (convention or "does not say") in line
+
+
+def test_aloha_pictures_are_turned_by_hand(tmp_path):
+    text = import_hdf5(aloha(tmp_path / "set"), tmp_path / "recording", ImportOptions(flip=True, processes=1))
+    assert np.array_equal(pixels_of(tmp_path / "recording", "cam_high", 2), picture(0, 0, 2)[::-1])
+    assert "turned upside down, as --flip says" in text
+
+
+def test_tasks_are_a_column(tmp_path):
+    source = robomimic(tmp_path / "demos.hdf5")
+    attribute(source, "data", problem_info=json.dumps({"language_instruction": "open the drawer"}))
+    import_hdf5(source, tmp_path / "libero", ONE)
+    assert read_frames(tmp_path / "libero/frames.parquet")["task"].tolist() == ["open the drawer"] * STEPS * EPISODES
+    attribute(source, "data/demo_1", ep_meta=json.dumps({"lang": "close it"}))
+    import_hdf5(source, tmp_path / "own", ONE)
+    frames = read_frames(tmp_path / "own/frames.parquet")
+    assert frames.groupby("episode")["task"].first().tolist() == ["open the drawer", "close it"]
+
+
+def test_joints_of_libero_are_found(tmp_path):
+    source = robomimic(tmp_path / "demos.hdf5")
+    with h5py.File(source, "a") as file:
+        for demo in file["data"].values():
+            demo.move("obs/robot0_joint_pos", "obs/joint_states")
+    import_hdf5(source, tmp_path / "recording", ONE)
+    assert np.stack(read_frames(tmp_path / "recording/frames.parquet")["joints"]).shape == (STEPS * EPISODES, 2)
 
 
 # Mistakes

@@ -1,6 +1,7 @@
 """Importing LeRobot data sets: a recording holds what the data set did; a mistake is one line and leaves nothing."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -39,8 +40,9 @@ from data_sets import (
 from PIL import Image
 
 from sightline.core.errors import UserError
-from sightline.importers.demonstrations import ImportOptions
-from sightline.importers.lerobot import VideoClip, import_lerobot
+from sightline.importers.lerobot import import_lerobot
+from sightline.importers.lerobot_video import VideoClip
+from sightline.importers.options import ImportOptions
 from sightline.recording.frames import read_frames
 from sightline.recording.layout import RecordingInfo, read_recording_info
 from sightline.recording.split import DataParams, SplitParams
@@ -120,22 +122,20 @@ def test_the_number_of_processes_changes_nothing(v3, tmp_path):
 
 
 @pytest.mark.skipif(not REAL_SET.is_dir(), reason="needs a real LeRobot data set")
-def test_an_episode_of_a_real_set(tmp_path):
-    source = tmp_path / "set"
-    (source / "meta").mkdir(parents=True)
-    for name in ("data", "videos"):
-        (source / name).symlink_to(REAL_SET / name)
-    shutil.copy(REAL_SET / "meta/info.json", source / "meta/info.json")
-    edit_info(source, lambda info: info.update(total_episodes=1))
-    (source / "meta/episodes.jsonl").write_text((REAL_SET / "meta/episodes.jsonl").read_text().splitlines()[4] + "\n")
-
+def test_a_real_set_is_imported_whole(tmp_path):
     target = tmp_path / "recording"
-    import_lerobot(source, target, ImportOptions(cameras=["observation.images.left=global"], size=64, processes=1))
+    options = ImportOptions(cameras=["observation.images.left=global"], size=32, processes=1)
+    text = import_lerobot(REAL_SET, target, options)
     info = read_recording_info(target / "recording.json")
     assert (info.fps, len(info.joints), info.joints[5]) == (30, 12, "left_gripper.pos")
     frames = read_frames(target / "frames.parquet", info)
-    assert len(frames) == len(list((target / "rgb/global").iterdir())) == 432
-    assert pixels_of(target, "global", 431).shape == (64, 85, 3)
+    lengths = [json.loads(line)["length"] for line in (REAL_SET / "meta/episodes.jsonl").read_text().splitlines()]
+    assert frames.groupby("episode").size().tolist() == lengths
+    assert set(frames["task"]) == {"Clap twice"}
+    assert len(list((target / "rgb/global").iterdir())) == sum(lengths)
+    assert pixels_of(target, "global", 431).shape == (32, 43, 3)
+    assert "robot bi_so101_follower, 30 fps: with fusion.stride: 3, the steps of a chunk are 10 Hz" in text
+    assert "not imported: observation.images.top, observation.images.right" in text
 
 
 # Interruption
@@ -144,7 +144,8 @@ def test_an_episode_of_a_real_set(tmp_path):
 def test_finished_episodes_are_not_decoded_again(v2, decoded, tmp_path):
     broken = v2 / f"videos/chunk-000/{KEYS[1]}/episode_000001.mp4"
     sound = broken.read_bytes()
-    broken.write_bytes(sound[: len(sound) // 2])
+    middle = sound.index(b"mdat") + 4 + len(sound) // 4
+    broken.write_bytes(sound[:middle] + b"\xff" * 400 + sound[middle + 400 :])  # the times of its pictures are right
     refused(import_lerobot, v2, str(broken))
 
     broken.write_bytes(sound)
@@ -174,13 +175,13 @@ def test_other_settings_and_other_files_do_not_take_what_was_left(v2, tmp_path):
 def test_a_killed_import_leaves_nothing_that_looks_complete(v2, tmp_path):
     """Killed at the worst time, while the recording is put together."""
     script = (
-        "import os, signal, sys; from pathlib import Path; from sightline.importers import lerobot\n"
+        "import os, signal, sys; from pathlib import Path; from sightline.importers import lerobot, options\n"
         "link, calls = os.link, []\n"
         "def count(*paths):\n"
         "    calls.append(link(*paths))\n"
         "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
         "os.link = count\n"
-        "options = lerobot.ImportOptions(processes=1)\n"
+        "options = options.ImportOptions(processes=1)\n"
         "lerobot.import_lerobot(Path(sys.argv[1]), Path(sys.argv[2]), options)\n"
     )
     environment = os.environ | {"DVC_ROOT": str(tmp_path)}
@@ -287,17 +288,25 @@ def test_truncated_videos(index_first, share, v2):
     refused(import_lerobot, v2, str(video))
 
 
-@pytest.mark.parametrize("count", [STEPS - 1, STEPS + 1])
-def test_pictures_and_rows_that_differ_in_number(count, v2):
+def test_a_row_without_a_picture(v2):
     video = v2 / f"videos/chunk-000/{KEYS[1]}/episode_000001.mp4"
-    write_video(video, [picture(1, 1, step) for step in range(count)])
-    refused(import_lerobot, v2, str(video), f"{count} pictures", f"{STEPS} rows", "episode_000001.parquet")
+    write_video(video, [picture(1, 1, step) for step in range(STEPS - 1)])
+    refused(import_lerobot, v2, str(video), "row 5 is 100.0 ms", "5 pictures for 6 rows", "--skip 1")
+
+
+def test_a_picture_without_a_row_is_told(v2, tmp_path):
+    write_video(
+        v2 / f"videos/chunk-000/{KEYS[1]}/episode_000001.mp4", [picture(1, 1, step) for step in range(STEPS + 1)]
+    )
+    text = import_lerobot(v2, tmp_path / "recording", ONE)
+    assert "1 picture(s) of 1 video(s), such as videos/" in text
+    check_pictures(tmp_path / "recording", ("left", "top"), CODEC_ERROR)
 
 
 def test_a_video_of_many_episodes_that_ends_too_early(v3):
     video = v3 / f"videos/{KEYS[1]}/chunk-000/file-000.mp4"
     write_video(video, [picture(1, 0, step) for step in range(2 * STEPS - 1)])
-    refused(import_lerobot, v3, str(video), f"{STEPS - 1} pictures", f"{STEPS} rows", "episode 1")
+    refused(import_lerobot, v3, str(video), "row 5 is", "11 pictures for 12 rows", "episode 1")
 
 
 def test_a_greyscale_video(v2):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sightline.core.errors import UserError
-from sightline.recording.split import PARTS, SplitParams, split_blocks, split_episodes
+from sightline.recording.split import PARTS, SplitParams, complete_split, split_blocks, split_episodes
 
 episode_sets = st.sets(st.integers(0, 10**9), min_size=3, max_size=60)
 seeds = st.integers(0, 2**40)
@@ -80,6 +80,31 @@ def test_a_part_without_a_share_gets_nothing():
         "guard",
         "test",
     ]
+
+
+@given(episode_sets, split_params, seeds)
+def test_a_source_that_names_train_alone_is_split_as_by_the_seed(episodes, params, seed):
+    params = seeded(params, seed)
+    assert complete_split(dict.fromkeys(episodes, "train"), params) == split_episodes(episodes, params)
+
+
+def test_the_parts_of_a_source_stay_and_missing_ones_come_from_train():
+    named = {e: "val" if e in (3, 5) else "train" for e in range(12)}
+    split = complete_split(named, SplitParams(test=0.2))
+    assert [e for e in split if split[e] == "val"] == [3, 5]
+    assert list(split) == list(range(12))
+    assert list(split.values()).count("test") == 2
+    assert complete_split(dict(reversed(named.items())), SplitParams(test=0.2)) == split
+    by_seed = [tuple(complete_split(named, SplitParams(test=0.2, seed=seed)).values()) for seed in range(5)]
+    assert len(set(by_seed)) > 1
+    whole = named | {9: "test"}
+    assert complete_split(whole, SplitParams(val=0.4, test=0.4)) == whole
+    assert complete_split(named, SplitParams(test=0)) == named
+
+
+def test_a_source_with_too_few_train_episodes_is_refused():
+    with pytest.raises(UserError, match=r"^1 train episodes of the column split \(4\) .* train, test; 2 are needed"):
+        complete_split({4: "train", 5: "val"}, SplitParams())
 
 
 @pytest.mark.parametrize(

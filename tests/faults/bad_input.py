@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from dvc.repo import Repo
 from PIL import Image
-from world import COMMANDS, ROOT, Said, contents, copy_world, make_world, own, run_command
+from world import COMMANDS, ROOT, Said, contents, copy_world, make_world, own, robomimic, run_command
 
 from sightline.recording.frames import read_index, write_index
 
@@ -108,6 +108,50 @@ def edited_json(name: str, **changes: Any) -> Spoil:
         path = own(world / name)
         content = json.loads(path.read_text()) | changes
         path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+    return spoil
+
+
+def added_depth(value: float, dtype: type) -> Spoil:
+    """Depth images of one value in the ALOHA episodes."""
+
+    def spoil(world: Path) -> None:
+        for path in sorted((world / "aloha").iterdir()):
+            with h5py.File(own(path), "a") as file:
+                pictures = file["observations/images/cam_high"]
+                file["observations/images_depth/cam_high"] = np.full((len(pictures), 4, 4), value, dtype)
+
+    return spoil
+
+
+def edited_lerobot(change: Callable[[pd.DataFrame], pd.DataFrame], *episodes: int) -> Spoil:
+    """Another table of these episodes of the LeRobot set."""
+
+    def spoil(world: Path) -> None:
+        for number in episodes:
+            path = own(world / f"lerobot/data/chunk-000/episode_{number:06d}.parquet")
+            change(pd.read_parquet(path)).to_parquet(path, index=False)
+
+    return spoil
+
+
+def edited_feature(key: str, **changes: Any) -> Spoil:
+    """``changes`` of a feature of the LeRobot set."""
+
+    def spoil(world: Path) -> None:
+        features = json.loads((world / "lerobot/meta/info.json").read_text())["features"]
+        edited_json("lerobot/meta/info.json", features=features | {key: features[key] | changes})(world)
+
+    return spoil
+
+
+def masked(**masks: list[int]) -> Spoil:
+    """A robomimic file whose masks name these demos."""
+
+    def spoil(world: Path) -> None:
+        with h5py.File(robomimic(world / "demos.hdf5"), "a") as file:
+            for name, numbers in masks.items():
+                file[f"mask/{name}"] = np.array([f"demo_{number}".encode() for number in numbers])
 
     return spoil
 
@@ -264,6 +308,7 @@ ON_FOLDERS = "out/m.safetensors --images {} --masks {} --metrics-dir out/metrics
 ON_ARRAYS = "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
 SUMMARY = "reference/summary.json"
+LEFT_VIDEO = "lerobot/videos/chunk-000/observation.images.left/episode_000000.mp4"
 CASES = [
     # --- parameters and a recording
     Case("check", INFO, "missing", missing(INFO)),
@@ -335,6 +380,12 @@ CASES = [
     Case("validate", TABLE, "a row with other joints", cell("joints", 4, [0.0])),
     Case("validate", TABLE, "an empty cell", cell("episode", 4, None)),
     Case("validate", TABLE, "fewer episodes than parts", edited_frames(lambda t: t[t["episode"] < 2])),
+    Case("validate", TABLE, "other words in split", edited_frames(lambda t: t.assign(split="training"))),
+    Case("validate", TABLE, "an episode in two parts", edited_frames(lambda t: t.assign(split=["train", "val"] * 8))),
+    Case("validate", TABLE, "nothing to train on", edited_frames(lambda t: t.assign(split="val"))),
+    Case("validate", TABLE, "tasks that are numbers", edited_frames(lambda t: t.assign(task=1))),
+    Case("validate", TABLE, "a goal of two numbers",
+         edited_frames(lambda t: t.assign(goal_position=[[0.1, 0.2]] * len(t)))),
     Case("validate", "rec/depth", "the folder is missing", missing("rec/depth")),
     Case("validate", EIGHT, "an image is missing", missing(EIGHT)),
     Case("validate", EIGHT, "8 bits in place of 16", image(EIGHT, GREY)),
@@ -528,11 +579,38 @@ CASES = [
     Case("import_lerobot", "lerobot/meta/info.json", "not JSON", replaced("lerobot/meta/info.json", "{")),
     Case("import_lerobot", "--camera", "unknown", nothing, "lerobot out/recording --camera front"),
     Case("import_lerobot", "target", "not empty", nothing, "lerobot rec"),
+    Case("import_lerobot", "lerobot/data/chunk-000/episode_000001.parquet", "times that no picture has",
+         edited_lerobot(lambda rows: rows.assign(timestamp=rows["timestamp"] + 0.02), 1)),
+    Case("import_lerobot", "lerobot/data/chunk-000", "two episodes that cannot be imported",
+         edited_lerobot(lambda rows: rows[:-1], 0, 1)),
+    Case("import_lerobot", LEFT_VIDEO, "missing", missing(LEFT_VIDEO)),
+    Case("import_lerobot", LEFT_VIDEO, "cut short", cut(LEFT_VIDEO)),
+    Case("import_lerobot", "lerobot/meta/info.json", "depth without a unit",
+         edited_feature("observation.images.top", info={"is_depth_map": True})),
+    Case("import_lerobot", "lerobot/meta/info.json", "depth, codes of 12 bits without all parameters",
+         edited_feature("observation.images.top", info={"is_depth_map": True, "video.depth_min": 0.01})),
+    Case("import_lerobot", "lerobot/meta/info.json", "a grey camera",
+         edited_feature("observation.images.top", shape=[48, 64, 1])),
+    Case("import_lerobot", "--depth", "the set has none", nothing, "lerobot out/recording --depth wrist"),
+    Case("import_lerobot", "--episodes", "no such", nothing, "lerobot out/recording --episodes 0-5"),
     Case("import_hdf5", "aloha/episode_1.hdf5", "a pointer of git-LFS",
          replaced("aloha/episode_1.hdf5", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")),
     Case("import_hdf5", "aloha/episode_1.hdf5", "cut short", cut("aloha/episode_1.hdf5")),
     Case("import_hdf5", "aloha/episode_1.hdf5", "no joints", without("aloha/episode_1.hdf5", "observations/qpos")),
     Case("import_hdf5", "aloha", "no such episodes", nothing, "rec out/recording"),
+    Case("import_hdf5", "--episodes", "not there", nothing, "aloha out/recording --episodes 0-5"),
+    Case("import_hdf5", "--episodes", "words", nothing, "aloha out/recording --episodes first"),
+    Case("import_hdf5", "--depth", "the set has none", nothing, "aloha out/recording --depth cam_high"),
+    Case("import_hdf5", "aloha/episode_0.hdf5", "depth in metres, without a unit", added_depth(0.5, np.float32),
+         "aloha out/recording --depth observations/images_depth/cam_high"),
+    Case("import_hdf5", "aloha/episode_0.hdf5", "depth in millimetres, said to be metres", added_depth(500, np.float32),
+         "aloha out/recording --depth-unit m"),
+    Case("import_hdf5", "aloha/episode_0.hdf5", "depth without a reading", added_depth(0, np.uint16)),
+    Case("import_hdf5", "--confidence", "not there", added_depth(500, np.uint16),
+         "aloha out/recording --confidence observations/confidence"),
+    Case("import_hdf5", "demos.hdf5", "a demo in train and valid", masked(train=[0, 1], valid=[1]),
+         "demos.hdf5 out/recording"),
+    Case("import_hdf5", "demos.hdf5", "masks of other demos", masked(train=[8, 9]), "demos.hdf5 out/recording"),
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import depth_folder, photo_folder  # noqa: E402
-from data_sets import aloha, lerobot_v2  # noqa: E402
+from data_sets import aloha, lerobot_v2, robomimic  # noqa: E402, F401
 
 from sightline.clip import ClipParams  # noqa: E402
 from sightline.clip.extraction import extract_grids  # noqa: E402

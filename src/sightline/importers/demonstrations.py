@@ -6,160 +6,80 @@ recording is whole: an interrupted import continues, and the recording appears i
 """
 
 import os
-import re
 import shlex
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder
 from sightline.core.parallel import unordered_map
+from sightline.importers.options import NATIVE, ImportOptions
+from sightline.importers.pictures import MAX_COUNT, Pictures
 from sightline.recording.frames import first_few
-from sightline.recording.images import MAX_PIXELS
-from sightline.recording.layout import RecordingInfo, write_recording_info
+from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
+from sightline.recording.split import PARTS
 
-NATIVE = 0  # picture size: as it is
-_LFS = b"version https://git-lfs.github.com/spec/"
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """What the user chooses about an import, whatever the source."""
-
-    cameras: Sequence[str] = ()  # see `choose_cameras`
-    joints: Sequence[str] = ()  # keys of the source that are joined as joint states; empty: the format's usual one
-    actions: Sequence[str] = ()  # the same of the actions
-    skip: Sequence[int] = ()  # numbers of the episodes to leave out
-    size: int = 224  # shorter side of the written pictures, pixels; smaller ones are not enlarged. `NATIVE`: no change
-    processes: int | None = None  # that read and write pictures; None: one per core
-
-
-class Pictures(Protocol):
-    """The pictures of one camera in one episode. Can be sent to another process; equal ``repr``, equal pictures."""
-
-    @property
-    def path(self) -> Path:
-        """The file that holds them."""
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield uint8 RGB [H, W, 3]. Raises `UserError` where the file is broken or its pictures are not colour."""
+FROM_DATA = (0, MAX_COUNT)  # height_range: all counts, so that the pictures decide it
+_TAILS = 0.001  # share of the readings beyond each end of a height_range that the pictures decide
+_TALLY = "counts.npy"  # in an episode's folder: pixels of each count in its depth, int64 [65536]
 
 
 @dataclass(frozen=True)
 class Demonstration:
     """One episode of a source.
 
-    ``columns`` has ``time_s`` [T], seconds, ``joints`` [T, J] and ``actions`` [T, A]; perhaps ``reward`` [T] and
-    ``success`` [T] (bool).
+    ``columns`` has ``time_s`` [T], seconds, ``joints`` [T, J] and ``actions`` [T, A]; perhaps ``reward`` [T],
+    ``success`` [T] (bool) and ``task`` [T] (text). With ``split``, all episodes must have one.
     """
 
     number: int  # of the episode
     source: str  # the file (and place in it) that the columns are from, for messages
     columns: dict[str, np.ndarray]
-    pictures: dict[str, Pictures]  # camera name -> one picture per row
+    pictures: dict[str, Pictures]  # camera name -> one colour picture per row
+    depth: dict[str, Pictures] = field(default_factory=dict)  # depth camera -> counts, uint16 [H, W], one per row
+    split: str | None = None  # train, val or test, where the source says so
 
     @property
     def steps(self) -> int:
         return len(self.columns["time_s"])
 
 
-def choose_cameras(options: Iterable[str], keys: Iterable[str], source: Path) -> dict[str, str]:
-    """Which cameras are imported: key in the source -> name in the recording, in the source's order.
-
-    Args:
-        options: ``KEY=NAME`` or ``KEY`` strings; with any, only these cameras. Without: all, each named by the last
-            component of its key.
-        keys: of the source's cameras.
-        source: for messages.
-
-    Raises:
-        UserError: no cameras, an unknown key, a name that cannot be a folder's, two cameras of one name.
-    """
-    keys, names = list(keys), dict[str, str]()
-    if not keys:
-        raise UserError(f"{source}: no camera pictures in it; a recording needs at least one camera")
-    for option in options or keys:
-        key, _, name = option.partition("=")
-        if key not in keys:
-            raise UserError(f"--camera {option}: no camera {key!r} in {source}; it has {', '.join(keys)}")
-        if key in names:
-            raise UserError(f"--camera {option}: {key} is named twice; name it once")
-        names[key] = name or re.split(r"[./]", key)[-1]
-        if not re.fullmatch(r"\w[\w-]*", names[key]):
-            raise UserError(f"--camera {option}: {names[key]!r} names a folder; use letters, digits, _ and - only")
-    for name, count in Counter(names.values()).items():
-        if count > 1:
-            same = " and ".join(key for key in names if names[key] == name)
-            raise UserError(f"cameras {same} would both be called {name}; name them with --camera KEY=NAME")
-    return {key: names[key] for key in keys if key in names}
-
-
-def leave_out(numbers: list[int], skip: Iterable[int], source: Path) -> set[int]:
-    """Numbers of episodes without those in ``skip``. Raises `UserError` for a number that no episode has."""
-    for number in skip:
-        if number not in numbers:
-            raise UserError(f"--skip {number}: no episode {number} in {source}; it has {first_few(sorted(numbers))}")
-    remaining = set(numbers) - set(skip)
-    if not remaining:
-        raise UserError(f"{source}: no episode is left of {len(numbers)}; skip fewer with --skip")
-    return remaining
-
-
-def require_data(path: Path) -> Path:
-    """Return ``path`` if it is a file with data. Raises `UserError` if it is missing or a git-LFS pointer."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_LFS))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; copy or download it again") from None
-    if start == _LFS:
-        raise UserError(f'{path}: a git-LFS pointer, not the data; run "git lfs pull" where it comes from')
-    return path
-
-
-def decode_picture(data: bytes, where: str) -> np.ndarray:
-    """Decode a JPEG or PNG image (bytes after its end are ignored) -> uint8 RGB [H, W, 3].
-
-    Raises:
-        UserError: naming ``where``: not an image, a broken one, or not 8-bit RGB.
-    """
-    try:
-        with Image.open(BytesIO(data)) as image:
-            if image.mode != "RGB":
-                raise UserError(f"{where}: a picture of mode {image.mode}, not RGB; name colour cameras with --camera")
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{where}: {image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-            return np.asarray(image)
-    except UserError:
-        raise
-    except UnidentifiedImageError:
-        raise UserError(f"{where}: not a picture in JPEG or PNG; copy the file again") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: broken picture ({' '.join(str(error).split())}); copy the file again") from None
-
-
 def write_recording(
-    demonstrations: list[Demonstration], target: Path, fps: float, joint_names: tuple[str, ...], options: ImportOptions
+    demonstrations: list[Demonstration],
+    target: Path,
+    fps: float,
+    joint_names: tuple[str, ...],
+    options: ImportOptions,
+    *,
+    left_out: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    depth: DepthInfo | None = None,
 ) -> str:
     """Write a recording of ``demonstrations``, and return what was done and what to do next, for the user to read.
 
     ``target`` appears whole or not at all. frame_id counts the frames of all episodes, in the order of their numbers,
     so that episodes added at the end change no older one. Finished episodes stay in the scratch folder until then.
 
+    One depth camera is written to ``depth/``, several to ``depth/<camera>/``, as PNG of 16 bits in the source's size:
+    a count is never averaged with another.
+
     Args:
         fps: frames per second, for recording.json.
         options: of which ``size`` and ``processes`` count here; the others are for the reader of the source.
+        left_out: keys of the source that are not imported; they are named in one line.
+        notes: further lines for the user: what was assumed, turned or chosen.
+        depth: unit and invalid codes for recording.json, where demonstrations have depth. A ``height_range`` of
+            `FROM_DATA` is replaced by the one that the pictures hold, without the nearest and farthest 0.1 % of the
+            readings; 65535 becomes an invalid code, too, where pictures hold it, as no sensor measures it.
 
     Raises:
         UserError: ``target`` is not empty; episodes without rows, of different columns or joint counts, with NaN or
@@ -174,7 +94,8 @@ def write_recording(
     demonstrations = sorted(demonstrations, key=lambda d: d.number)
     _check(demonstrations)
     info = RecordingInfo(fps=fps, cameras=tuple(demonstrations[0].pictures), joints=joint_names)
-    sizes = {camera: _first_size(pictures) for camera, pictures in demonstrations[0].pictures.items()}
+    folders = _folders(demonstrations[0])
+    sizes = {folder: _first_size(pictures) for folder, pictures in folders.items()}
     # one job per episode; its folder in the scratch folder is named by all that decides its pictures
     place = target.resolve()
     scratch = claim(scratch_folder("import", fingerprint(str(place))))
@@ -188,19 +109,22 @@ def write_recording(
             _write_pictures, to_do, total=frames, unit="frame", title="import", processes=options.processes
         ):
             pass
+        if depth:
+            tally = sum((np.load(job.folder / _TALLY) for job in jobs), np.zeros(MAX_COUNT + 1, np.int64))
+            info = info.model_copy(update={"depth": _with_range(depth, tally, target)})
         # put the recording together, and let it appear in one step
         with atomic_output(place) as temporary:
-            for camera in info.cameras:
-                (temporary / "rgb" / camera).mkdir(parents=True)
+            for folder in folders:
+                (temporary / folder).mkdir(parents=True)
             for job in jobs:
-                _link_pictures(job, temporary / "rgb", first)
+                _link_pictures(job, temporary, first)
                 first += job.demonstration.steps
             pq.write_table(_table(demonstrations), temporary / "frames.parquet")
             write_recording_info(temporary / "recording.json", info)
     except OSError as error:
         raise UserError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from None
     discard(scratch)
-    return _summary(demonstrations, target, fps, sizes, size)
+    return _summary(demonstrations, target, info, sizes, size, left_out, notes)
 
 
 @dataclass(frozen=True)
@@ -208,6 +132,15 @@ class _Job:
     demonstration: Demonstration
     folder: Path  # of the episode's pictures, to be written
     size: int
+
+
+def _folders(demonstration: Demonstration) -> dict[str, Pictures]:
+    """The recording's folders of images, and the pictures of an episode that go there."""
+    rgb, depth = demonstration.pictures, demonstration.depth
+    alone = len(depth) == 1
+    return {f"rgb/{name}": pictures for name, pictures in rgb.items()} | {
+        "depth" if alone else f"depth/{name}": pictures for name, pictures in depth.items()
+    }
 
 
 def _check(demonstrations: list[Demonstration]) -> None:
@@ -222,7 +155,14 @@ def _check(demonstrations: list[Demonstration]) -> None:
         if d.columns.keys() != first.columns.keys():
             odd = ", ".join(sorted(d.columns.keys() ^ first.columns.keys()))
             raise UserError(f"{d.source}: only one of it and {first.source} has {odd}; import them separately")
+        if d.depth.keys() != first.depth.keys():
+            odd = ", ".join(sorted(d.depth.keys() ^ first.depth.keys()))
+            raise UserError(f"{d.source}: only one of it and {first.source} has depth {odd}; choose with --depth")
+        if (d.split is None) != (first.split is None) or d.split not in (None, *PARTS):
+            raise UserError(f"{d.source}: split {d.split}, but {first.source} has {first.split}; give each a part")
         for name, values in d.columns.items():
+            if values.dtype.kind in "OUT":  # text
+                continue
             if values.ndim == 2 and values.shape[1] != first.columns[name].shape[1]:
                 counts = f"{values.shape[1]} {name}, but {first.source} has {first.columns[name].shape[1]}"
                 raise UserError(f"{d.source}: has {counts}; import episodes of different robots separately")
@@ -254,27 +194,36 @@ def _target_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 def _identity(demonstration: Demonstration, size: int, code: list[str]) -> str:
     """Hash of all that decides an episode's pictures; a source file counts as unchanged while its size and date are."""
-    files = [pictures.path.stat() for pictures in demonstration.pictures.values()]
+    folders = _folders(demonstration)
+    files = [pictures.path.stat() for pictures in folders.values()]
     dates = [(file.st_size, file.st_mtime_ns) for file in files]
-    return fingerprint(repr(demonstration.pictures), demonstration.steps, dates, size, code)
+    return fingerprint(repr(folders), demonstration.steps, dates, size, code)
 
 
 def _write_pictures(job: _Job) -> None:
-    """Write ``<folder>/<camera>/<step:06d>.png`` of an episode."""
-    demonstration = job.demonstration
+    """Write ``<folder>/rgb/<camera>/<step:06d>.png`` of an episode, the same of its depth, and the tally of that."""
+    demonstration, tally = job.demonstration, np.zeros(MAX_COUNT + 1, np.int64)
     with atomic_output(job.folder) as folder:
-        for camera, pictures in demonstration.pictures.items():
-            (folder / camera).mkdir(parents=True)
+        for name, pictures in _folders(demonstration).items():
+            (folder / name).mkdir(parents=True)
             count = 0
             for count, pixels in enumerate(pictures, start=1):
-                if count <= demonstration.steps:
-                    _save(pixels, folder / camera / f"{count - 1:06d}.png", job.size)
+                if count > demonstration.steps:
+                    continue
+                path = folder / name / f"{count - 1:06d}.png"
+                if pixels.ndim == 2:
+                    tally += np.bincount(pixels.ravel(), minlength=len(tally))
+                    Image.fromarray(pixels).save(path, compress_level=1)
+                else:
+                    _save(pixels, path, job.size)
             if count != demonstration.steps:
                 raise UserError(
-                    f"{pictures.path}: {count} pictures of camera {camera} in episode {demonstration.number}, but "
-                    f"{demonstration.source} has {demonstration.steps} rows; copy them again, or leave the "
-                    f"episode out with --skip {demonstration.number}"
+                    f"{pictures.path}: {count} pictures of camera {name.removeprefix('rgb/')} in episode "
+                    f"{demonstration.number}, but {demonstration.source} has {demonstration.steps} rows; copy them "
+                    f"again, or leave the episode out with --skip {demonstration.number}"
                 )
+        if demonstration.depth:
+            np.save(folder / _TALLY, tally)
 
 
 def _save(pixels_HWC: np.ndarray, path: Path, size: int) -> None:
@@ -283,11 +232,28 @@ def _save(pixels_HWC: np.ndarray, path: Path, size: int) -> None:
     image.save(path, compress_level=1)  # a quarter less time than level 3, for 7 % more bytes
 
 
-def _link_pictures(job: _Job, rgb: Path, first_id: int) -> None:
+def _with_range(depth: DepthInfo, tally: np.ndarray, target: Path) -> DepthInfo:
+    """``depth`` with what the pictures decide, from their pixels of each count."""
+    if depth.height_range != FROM_DATA:
+        return depth
+    invalid = (*depth.invalid, *([MAX_COUNT] if tally[MAX_COUNT] and MAX_COUNT not in depth.invalid else []))
+    valid = tally.copy()
+    valid[list(invalid)] = 0
+    up_to = np.cumsum(valid)
+    if not up_to[-1]:
+        codes = ", ".join(map(str, invalid))
+        raise UserError(f"{target}: every depth pixel is invalid ({codes}); import it without, by --depth none")
+    near, far = (int(count) for count in np.searchsorted(up_to, np.array([_TAILS, 1 - _TAILS]) * up_to[-1]))
+    if near == far:  # a range has two ends
+        near, far = max(0, near - 1), min(MAX_COUNT, far + 1)
+    return depth.model_copy(update={"invalid": invalid, "height_range": (near, far)})
+
+
+def _link_pictures(job: _Job, recording: Path, first_id: int) -> None:
     """Put an episode's pictures into the recording, as hard links: a copy would take the disk space twice."""
-    for camera in job.demonstration.pictures:
+    for folder in _folders(job.demonstration):
         for step in range(job.demonstration.steps):
-            source, target = job.folder / camera / f"{step:06d}.png", rgb / camera / f"{first_id + step:06d}.png"
+            source, target = job.folder / folder / f"{step:06d}.png", recording / folder / f"{first_id + step:06d}.png"
             try:
                 os.link(source, target)
             except OSError:  # another disk, or one without links
@@ -304,21 +270,43 @@ def _table(demonstrations: list[Demonstration]) -> pa.Table:
     }
     for name in demonstrations[0].columns:
         values = np.concatenate([d.columns[name] for d in demonstrations])
-        vectors = values.ndim == 2
-        flat = pa.array(values.ravel())
+        vectors, text = values.ndim == 2, values.dtype.kind in "OUT"
+        flat = pa.array([str(value) for value in values], pa.string()) if text else pa.array(values.ravel())
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if vectors else flat
+    if demonstrations[0].split is not None:
+        columns["split"] = pa.array(np.repeat([d.split for d in demonstrations], steps).tolist(), pa.string())
     return pa.table(columns)
 
 
+def _depth_words(info: DepthInfo) -> str:
+    low, high = info.height_range
+    return (
+        f"counts of {info.unit_mm:g} mm, {' and '.join(map(str, info.invalid)) or 'none'} = no reading, height_range "
+        f"[{low}, {high}] (from the readings, without {_TAILS:.1%} at each end: set the distances of interest in "
+        "recording.json)"
+    )
+
+
 def _summary(
-    demonstrations: list[Demonstration], target: Path, fps: float, sizes: dict[str, tuple[int, int]], size: int
+    demonstrations: list[Demonstration],
+    target: Path,
+    info: RecordingInfo,
+    sizes: dict[str, tuple[int, int]],
+    size: int,
+    left_out: Sequence[str],
+    notes: Sequence[str],
 ) -> str:
     first, frames = demonstrations[0], sum(d.steps for d in demonstrations)
     columns = [f"{values.shape[1]} {name}" if values.ndim == 2 else name for name, values in first.columns.items()]
-    lines = [f"{target}: {len(demonstrations)} episodes, {frames} frames at {fps:g} fps; {', '.join(columns)}"]
-    for camera, (height, width) in sizes.items():
-        new = _target_size(height, width, size)
+    columns += ["split"] if first.split else []
+    lines = [f"{target}: {len(demonstrations)} episodes, {frames} frames at {info.fps:g} fps; {', '.join(columns)}"]
+    for folder, (height, width) in sizes.items():
+        new = _target_size(height, width, NATIVE if folder.startswith("depth") else size)
         how = "as they were" if new == (height, width) else f"averaged down to {new[0]}x{new[1]}"
-        lines.append(f"  rgb/{camera}: pictures of {height}x{width} pixels, {how}")
+        lines.append(f"  {folder}: pictures of {height}x{width} pixels, {how}")
+    if info.depth:
+        lines.append(f"  depth: {_depth_words(info.depth)}")
+    lines += [f"  {note}" for note in notes]
+    lines += [f"  not imported: {', '.join(left_out)}"] if left_out else []
     next_step = f"  python stages/add_recording.py {shlex.quote(str(target))}"
     return "\n".join([*lines, "Next, track it and use it:", next_step])

@@ -10,6 +10,9 @@ frames.parquet: one row per frame
     reward    float   optional
     success   bool    optional: an episode has succeeded if any of its frames says so
     object_position  [P]  optional: x, y, z of the task's object (or of several), metres; to probe embeddings with
+    goal_position    [3]  optional: x, y, z of the task's goal, metres
+    task      text    optional: what the episode is about, in words
+    split     text    optional: train, val or test, the same within an episode; replaces the split by the seed
 Other columns are copied unchanged.
 
 frame index: the sound frames, with columns frame_id, episode, step, time_s, split (train, val, test)
@@ -33,7 +36,9 @@ _INDEX = pa.schema(
     {"frame_id": pa.int64(), "episode": pa.int64(), "step": pa.int64(), "time_s": pa.float64(), "split": pa.string()}
 )
 _KEYS = ("frame_id", "episode", "step")
-_LISTS = ("joints", "actions", "object_position")
+_LISTS = ("joints", "actions", "object_position", "goal_position")
+_LENGTHS = {"goal_position": 3}
+_TEXTS = ("task", "split")
 
 
 def read_frames(path: Path, info: RecordingInfo | None = None) -> pd.DataFrame:
@@ -58,11 +63,15 @@ def read_frames(path: Path, info: RecordingInfo | None = None) -> pd.DataFrame:
             _check_finite(path, table, name)
     for name in _LISTS:
         if name in table.column_names:
-            _check_lengths(path, table, name, len(info.joints) if info and name == "joints" else None)
+            names = len(info.joints) if info and name == "joints" else None
+            _check_lengths(path, table, name, names, _LENGTHS.get(name))
     frames = table.to_pandas().astype({**dict.fromkeys(_KEYS, "int64"), "time_s": "float64"})
+    frames = frames.astype({name: "object" for name in _TEXTS if name in frames})  # also where pandas had categories
     _check_ids(path, frames)
     frames = frames.sort_values("frame_id", ignore_index=True)
     _check_episodes(path, frames)
+    if "split" in frames:
+        _check_split(path, frames)
     return frames
 
 
@@ -123,6 +132,7 @@ def _check_columns(path: Path, table: pa.Table) -> None:
         **dict.fromkeys(_KEYS, ("an integer", pa.types.is_integer)),
         **dict.fromkeys(("time_s", "reward"), ("a number", _is_number)),
         **dict.fromkeys(_LISTS, ("a list of numbers", _is_list_of_numbers)),
+        **dict.fromkeys(_TEXTS, ("text", _is_text)),
         "success": ("true or false", pa.types.is_boolean),
     }
     for name, (words, is_right) in expected.items():
@@ -138,6 +148,11 @@ def _check_columns(path: Path, table: pa.Table) -> None:
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _is_list_of_numbers(kind: pa.DataType) -> bool:
@@ -158,13 +173,15 @@ def _check_finite(path: Path, table: pa.Table, name: str) -> None:
         raise UserError(f"{path}: {name}: {counts} hold NaN, infinity or nothing (frames {first_few(ids)})")
 
 
-def _check_lengths(path: Path, table: pa.Table, name: str, expected: int | None) -> None:
+def _check_lengths(path: Path, table: pa.Table, name: str, named: int | None, fixed: int | None) -> None:
+    """Every row's list has as many numbers as recording.json names, as the column is ``fixed`` to, or as the first."""
     lengths = _lengths(table.column(name))
-    wanted = int(lengths[0]) if expected is None else expected
+    wanted = next((count for count in (named, fixed) if count is not None), int(lengths[0]))
     rows = np.flatnonzero(lengths != wanted)
     if len(rows):
         ids = table.column("frame_id").to_numpy()[rows]
-        source = "the first row has" if expected is None else "recording.json names"
+        first = "the first row has" if fixed is None else "each needs"
+        source = first if named is None else "recording.json names"
         raise UserError(
             f"{path}: {name}: {len(rows)} of {len(lengths)} rows hold {first_few(np.unique(lengths[rows]))} numbers, "
             f"but {source} {wanted} (frames {first_few(ids)})"
@@ -204,3 +221,21 @@ def _check_episodes(path: Path, frames: pd.DataFrame) -> None:
                 f"{path}: {name}: does not rise with the step within an episode at {len(rows)} of {len(frames)} frames "
                 f"(frames {first_few(rows['frame_id'])}{values})"
             )
+
+
+def _check_split(path: Path, frames: pd.DataFrame) -> None:
+    """The source's own split: known parts, the same within an episode, with something to train on."""
+    split = frames["split"]
+    wrong = frames[~split.isin(PARTS)]
+    if len(wrong):
+        raise UserError(
+            f"{path}: split: {len(wrong)} of {len(frames)} rows hold {first_few(wrong['split'].unique())}, expected "
+            f"{', '.join(PARTS)} (frames {first_few(wrong['frame_id'])})"
+        )
+    parts = split.groupby(frames["episode"]).nunique()
+    torn = parts.index[parts > 1]
+    if len(torn):
+        counts = f"{len(torn)} of {len(parts)} episodes (episodes {first_few(torn.to_numpy())})"
+        raise UserError(f"{path}: split: changes within {counts}; give all frames of an episode the same part")
+    if not (split == "train").any():
+        raise UserError(f"{path}: split: no train episode; name some, or drop the column to split by data.split")

@@ -3,7 +3,8 @@
 <root>/recording.json                    what the recording is (`RecordingInfo`)
 <root>/frames.parquet                    one row per frame, see `sightline.recording.frames`
 <root>/rgb/<camera>/<frame_id:06d>.png   uint8 RGB, any size
-<root>/depth/<frame_id:06d>.png          uint16, one channel, any size
+<root>/depth/<frame_id:06d>.png          uint16, one channel, any size; of several cameras, with the same meaning of
+                                         counts: <root>/depth/<camera>/<frame_id:06d>.png
 <root>/masks/<frame_id:06d>.png          uint8 class ids, 255 = ignore; may be sparse or absent
 """
 
@@ -58,7 +59,7 @@ class StageLists(Section):
     images: Names = Field(
         ("depth", "masks", "rgb/left_wrist", "rgb/right_wrist", "rgb/global"), description="folders of images"
     )
-    depth: Names = Field(("depth",), description="the folder with depth images; []: none")
+    depth: Names = Field(("depth",), description="folders with depth images, depth or depth/<camera>; []: none")
     cameras: Names = Field(("global",), description="folders under rgb/ that CLIP encodes, each to files of its own")
     masks: Names = Field(("masks",), description="the folder with masks to learn a segmentation from; []: none")
     demonstrations: Names = Field(("actions",), description="columns of frames.parquet to learn from views; []: none")

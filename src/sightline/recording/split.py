@@ -1,11 +1,13 @@
 """Which frames train, validate and test: by whole episodes, or by blocks where there are no episodes.
 
+A recording may say it itself, in the column ``split`` of its table; else the seed decides.
+
 Never by frame: neighbouring frames of one episode are nearly the same picture, and a model that is tested on the
 neighbours of its training frames looks better than it is.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,11 +21,23 @@ GUARD = "guard"  # a frame between two blocks, in no part
 
 
 class SplitParams(Section):
-    """Shares of validation and test, by whole episodes; the rest is for training."""
+    """Shares of validation and test, by whole episodes; a column split of frames.parquet wins."""
 
-    seed: int = Field(0, ge=0, description="which episodes go where; a bare folder is split in order")
-    val: float = Field(0.15, ge=0, lt=1, description="share of the episodes (or of a bare folder) for validation")
-    test: float = Field(0.15, ge=0, lt=1, description="share of the episodes (or a bare folder) for testing; 0: none")
+    seed: int = Field(
+        0, ge=0, description="which episodes go where, unless a column split says so; a bare folder is split in order"
+    )
+    val: float = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="share of episodes (or a bare folder) for validation, unless a column split has some",
+    )
+    test: float = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="share of episodes (or a bare folder) for testing, unless a column split has some; 0: none",
+    )
     guard: int = Field(10, ge=0, description="frames left out on each side of a border between blocks of a folder")
     folds: int = Field(0, ge=0, description="blocks that a bare folder is cut into, one for testing; 0: by shares")
     fold: int = Field(0, ge=0, description="which of the folds is for testing, from 0")
@@ -85,6 +99,24 @@ def split_episodes(
     ranked = sorted(unique, key=lambda episode: hashlib.sha256(f"{params.seed}:{episode}".encode()).digest())
     test, val = set(ranked[:n_test]), set(ranked[len(ranked) - n_val :])
     return {e: "test" if e in test else "val" if e in val else "train" for e in unique}
+
+
+def complete_split(named: Mapping[int, str], params: SplitParams) -> dict[int, str]:
+    """Map each episode to its part, where the source of the episodes names one, sorted by episode.
+
+    The source's parts stay, with one exception: where it names no test (or no val) episodes and that part has a share,
+    they are drawn from its train episodes as `split_episodes` does: a pure function of those, and ``params``.
+
+    Args:
+        named: episode -> ``train``, ``val`` or ``test``, as the source says.
+
+    Raises:
+        UserError: fewer train episodes than parts to fill from them.
+    """
+    train = [episode for episode, part in named.items() if part == "train"]
+    shares = {part: 0.0 for part in ("val", "test") if part in named.values()}
+    drawn = split_episodes(train, params.model_copy(update=shares), called="train episodes of the column split")
+    return dict(sorted((dict(named) | drawn).items()))
 
 
 def split_blocks(n: int, params: SplitParams) -> np.ndarray:

@@ -14,7 +14,7 @@ from sightline.recording.layout import StageLists
 from sightline.recording.split import DataParams
 from sightline.validation.parameters import VIEWS, Contents, MaskCamera, ViewCameras, check_parameters
 from sightline.validation.tracking import place, track, tracked
-from sightline.validation.validation import validate_recording
+from sightline.validation.validation import depth_folders, validate_recording
 
 PARAMS = Path("params.yaml")
 
@@ -95,7 +95,11 @@ def choose(
     """
     root, cameras, lists, remarks = contents.root, list(contents.info.cameras), params.stages, dict[str, str]()
     values: dict[str, Any] = {"data.root": root.as_posix(), "stages.images": folders}
-    values["stages.depth"] = ["depth"] if "depth" in folders else []
+    # one depth camera makes an autoencoder of its own, which takes long: as with CLIP, more of them when asked for
+    depth = [folder for folder in folders if folder.split("/")[0] == "depth"]
+    values["stages.depth"] = [folder for folder in lists.depth if folder in depth] or depth[:1]
+    if len(depth) > 1:
+        remarks["stages.depth"] = f"  (an autoencoder for each; there are {', '.join(depth)})"
     # CLIP goes on with the cameras that it encodes; more of them are hours of work that nobody asked for
     values["stages.cameras"] = [camera for camera in lists.cameras if camera in cameras] or cameras[:1]
     if values["stages.cameras"] and values["stages.cameras"] != list(lists.cameras):
@@ -188,7 +192,7 @@ def _folders(contents: Contents) -> list[str]:
             )
     if masks.is_dir() and not info.classes:
         raise UserError(f"{contents.json}: names no classes, but there is {masks}; list their names under classes")
-    folders = ["depth"] if info.depth else []
+    folders = depth_folders(contents.root) if info.depth else []
     folders += ["masks"] if masks.is_dir() else []
     return folders + [f"rgb/{camera}" for camera in info.cameras]
 

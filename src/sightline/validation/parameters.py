@@ -183,7 +183,7 @@ class _Check:
         """Why no stage can use a folder of images, or None."""
         kind, _, camera = folder.partition("/")
         info, json = self.contents.info, self.contents.json
-        if folder == "depth":
+        if kind == "depth" and re.fullmatch(r"depth(/[^/]+)?", folder):
             fault = None if info.depth else f"{json} describes no depth"
         elif folder == "masks":
             fault = None if info.classes else f"{json} names no classes"
@@ -191,7 +191,7 @@ class _Check:
             known = camera in info.cameras
             fault = None if known else f"{camera} is not a camera of {json}, which has: {self.contents.cameras}"
         else:
-            fault = "folders of images are depth, masks and rgb/<camera>"
+            fault = "folders of images are depth, depth/<camera>, masks and rgb/<camera>"
         if not fault and re.search(r"\s", folder):
             fault = "a space in a name parts the words of the commands in dvc.yaml; rename the camera"
         return fault or self._absence(self.contents.root / folder)

@@ -1,11 +1,13 @@
 """Is a recording sound? Checks its table and its folders of images, and writes indices of the sound frames.
 
 The table becomes the frame index with the split, ``<out_dir>/frames.parquet``. Each folder of images becomes an index
-of the frames whose image is sound, ``<out_dir>/depth.parquet``, ``<out_dir>/rgb/<camera>.parquet``: a stage that reads
-the folder reads only these. All problems of all folders are reported at once. Sound frames that are unlike the training
-frames are counted; with a saved reference, a warning names those unlike it (`sightline.validation.summary`).
+of the frames whose image is sound, ``<out_dir>/depth.parquet`` (of several cameras ``depth/<camera>.parquet``),
+``<out_dir>/rgb/<camera>.parquet``: a stage that reads the folder reads only these. All problems of all folders are
+reported at once. Sound frames that are unlike the training frames are counted; with a saved reference, a warning names
+those unlike it (`sightline.validation.summary`).
 """
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,8 +26,8 @@ from sightline.recording.depth import decode
 from sightline.recording.frames import first_few, read_frames, read_index, write_index
 from sightline.recording.images import read_depth, read_mask, read_rgb, warn_of_changes
 from sightline.recording.layout import IGNORE, RecordingInfo, read_recording_info
-from sightline.recording.names import list_frames
-from sightline.recording.split import PARTS, DataParams, SplitParams, split_episodes
+from sightline.recording.names import SUFFIXES, list_frames
+from sightline.recording.split import PARTS, DataParams, SplitParams, complete_split, split_episodes
 from sightline.validation.summary import (
     TRAIN,
     Reference,
@@ -72,8 +74,8 @@ def validate_recording(
     The result does not depend on ``processes``.
 
     Args:
-        only: ``frames`` for the table; or ``depth``, ``masks``, ``rgb/<camera>`` for one folder, which is checked
-            against the frame index that lies in ``out_dir``; None for the table and all folders.
+        only: ``frames`` for the table; or ``depth``, ``depth/<camera>``, ``masks``, ``rgb/<camera>`` for one folder,
+            which is checked against the frame index that lies in ``out_dir``; None for the table and all folders.
         processes: number of processes that read images; None takes one per core.
         guard: with it, frames unlike its reference, or unlike train, are counted (``outside_range``), with a warning
             for each modality.
@@ -157,28 +159,42 @@ def _guard_drift(
 
 
 def image_folders(recording: Path, info: RecordingInfo) -> list[str]:
-    """The folders of images to check: those that ``recording.json`` names, and ``masks`` where there is one."""
+    """The folders of images to check: those that ``recording.json`` describes, and ``masks`` where there is one."""
     folders = [f"rgb/{camera}" for camera in info.cameras]
-    folders += ["depth"] if info.depth else []
+    folders += depth_folders(recording) if info.depth else []
     folders += ["masks"] if (recording / "masks").is_dir() else []
-    there = [path.relative_to(recording).as_posix() for path in (*recording.glob("depth"), *recording.glob("rgb/*"))]
+    there = [*depth_folders(recording), *(f"rgb/{path.name}" for path in recording.glob("rgb/*"))]
     unnamed = sorted(name for name in there if name not in folders and (recording / name).is_dir())
     if unnamed:
         warnings.warn(f"{recording}: recording.json does not describe {', '.join(unnamed)}: not checked", stacklevel=2)
     return folders
 
 
+def depth_folders(recording: Path) -> list[str]:
+    """``depth/<camera>`` of each depth camera where there are such folders, else ``depth``."""
+    there = sorted((recording / "depth").glob("*"))
+    cameras = [path for path in there if path.is_dir() and path.suffix.lower() not in SUFFIXES]
+    has_images = any(path.suffix.lower() in SUFFIXES for path in there)
+    return (["depth"] if has_images or not cameras else []) + [f"depth/{path.name}" for path in cameras]
+
+
 def check_frames(path: Path, info: RecordingInfo, params: SplitParams) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Check ``frames.parquet`` and split it by episode -> its rows with the column ``split``, metrics.
+
+    A column ``split`` of the table wins over the seed (`sightline.recording.split.complete_split`).
 
     Raises:
         UserError: see `sightline.recording.frames.read_frames`; fewer episodes than parts of the split.
     """
     frames = read_frames(path, info)
     try:
-        frames["split"] = frames["episode"].map(split_episodes(frames["episode"].unique(), params))
+        if "split" in frames:
+            split = complete_split(dict(zip(frames["episode"], frames["split"], strict=True)), params)
+        else:
+            split = split_episodes(frames["episode"].unique(), params)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    frames["split"] = frames["episode"].map(split)
     metrics: dict[str, Any] = {"episodes": frames["episode"].nunique(), "frames": len(frames)}
     for part in PARTS:
         rows = frames[frames["split"] == part]
@@ -339,6 +355,8 @@ def _kind(folder: str, info: RecordingInfo) -> str:
     folders = [f"rgb/{camera}" for camera in info.cameras]
     folders += ["depth"] if info.depth else []
     folders += ["masks"] if info.classes else []
+    if info.depth and re.fullmatch(r"depth/[^/]+", folder):
+        return "depth"
     if folder not in folders:
         raise UserError(
             f"{folder}: recording.json describes only {', '.join(folders) or 'the table'}; name one of them"
