@@ -71,8 +71,8 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("lists", "line"),
     [
-        ({"images": ("labels",)}, "stages.images: labels, but folders of images are depth, depth/<camera>, masks and rgb/<camera>; "
-         "remove it from the list"),
+        ({"images": ("labels",)}, "stages.images: labels, but folders of images are depth, depth/<camera>, masks and "
+         "rgb/<camera>; remove it from the list"),
         ({"depth": ("depth",)}, "stages.depth needs depth, which is not in stages.images; add it there"),
         ({"depth": ("masks",)}, "stages.depth: [masks], but masks are not depth; set it to []"),
         ({"cameras": ("left",)}, "stages.cameras needs rgb/left, which is not in stages.images; add it there"),
