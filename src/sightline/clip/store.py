@@ -10,7 +10,7 @@ import numpy as np
 
 from sightline.clip.params import Compression
 from sightline.core.files import write_json
-from sightline.core.hdf5 import create_contiguous, open_rows
+from sightline.core.hdf5 import create_contiguous, open_for_writing, open_rows
 from sightline.grids.file import GridFile, content_key, load_codecs
 from sightline.grids.store import SHARD_LIST
 
@@ -105,7 +105,7 @@ def write_store(path: Path, of_rows: Rows, blocks: Iterable[np.ndarray], layout:
     }
     plain = layout.compression == "none"
     create_contiguous(path, {"grids": (whole, dtype)} if plain else {}, filled, layout.attributes)
-    with h5py.File(path, "r+", libver=("earliest", "v110")) as file:
+    with open_for_writing(path, "r+") as file:
         if not plain:
             grids = file.create_dataset("grids", whole, dtype, chunks=(1, *layout.shape), **_filter(layout.compression))
             for start, block in _placed(blocks):
