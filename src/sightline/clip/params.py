@@ -1,6 +1,7 @@
 """Sections ``clip`` and ``verify_clip_grids``: which model, which of its tokens, how they are stored and checked."""
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -9,10 +10,11 @@ from sightline.training.precision import Precision
 
 Tokens = Literal["raw", "ln_post", "projected"]
 Pool = Literal["after_norm", "before_norm"]
+Key = Literal["grids", "features"]
 Compression = Literal["none", "gzip", "blosc2"]
 SHORTHANDS = {
     "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
-    "tokens": "clip.tokens", "dtype": "clip.dtype", "keyed": "clip.keyed=true", "no_keyed": "clip.keyed=false",
+    "tokens": "clip.tokens", "dtype": "clip.dtype", "keyed": "clip.keyed=[grids]", "no_keyed": "clip.keyed=[]",
 }  # fmt: skip
 RANDOM = "random"  # the value of ``pretrained`` that asks for untrained weights
 
@@ -32,7 +34,9 @@ class ClipParams(Section):
     dtype: Literal["float16", "float32"] = Field("float16", description="float16 rounds by 0.02 %, in half the space")
     precision: Precision = "auto"
     batch_size: int = Field(64, ge=1, description="images encoded at a time on a GPU, and read at a time")
-    keyed: bool = Field(True, description="also one key per image, <image_id>_grids, for captioning codes; 0.6 % more")
+    keyed: tuple[Key, ...] = Field(
+        ("grids",), description="keys per image, <image_id>_grids or _features, for captioning codes; 0.6 % more each"
+    )
     shard_frames: int = Field(10_000, ge=1, description="images in a shard at most; new episodes push only the last")
     compression: Compression = Field(
         "none", description="none; gzip saves 13 % and is read 20 times slower; blosc2 15 %, 10 times slower"
@@ -42,6 +46,14 @@ class ClipParams(Section):
     @classmethod
     def _as_open_clip_writes_it(cls, name: str) -> str:
         return name.replace("/", "-")  # OpenAI writes ViT-B/16
+
+    @field_validator("keyed", mode="before")
+    @classmethod
+    def _is_a_list(cls, keys: Any) -> Any:
+        if not isinstance(keys, list | tuple) or len({*map(str, keys)}) < len(keys):
+            got = json.dumps(keys, default=str)
+            raise ValueError(f"a list such as [grids], [grids, features], or [] for none; got {got}")
+        return tuple(keys)
 
 
 class VerifyParams(Section):
