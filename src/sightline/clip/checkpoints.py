@@ -11,6 +11,7 @@ Hugging Face's `CLIPModel` and `CLIPVisionModel` (``vision_model...``); ``module
 
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from sightline.core.weights_file import check_finite
 
 _OPENAI = {"input_resolution", "context_length", "vocab_size"}  # tensors beside the weights in OpenAI's archives
 _BROKEN = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError)
+_UNREADABLE = "not a readable file of weights; name one of safetensors or torch, or copy it again"
 _HUGGING_FACE = {  # their names -> open_clip's, but for attention's three matrices, which open_clip stacks
     r"vision_model\.embeddings\.class_embedding": "class_embedding",
     r"vision_model\.embeddings\.patch_embedding\.": "conv1.",
@@ -111,16 +113,17 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, *_BROKEN) as error:
             raise UserError(f"{path}: not readable safetensors ({_reason(error)}); copy it again") from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what is not read, we tell
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" not in str(error) and "Unsupported class" not in str(error):
-            raise UserError(f"{path}: not a file of weights; name one of safetensors or torch") from None
+        if "unsupported global" not in str(error).lower():
+            raise UserError(f"{path}: {_UNREADABLE}") from None
         raise UserError(
             f"{path}: holds a program, not only tensors, and is not run; where you trust it, save its state_dict as "
             "safetensors"
         ) from None
-    except _BROKEN as error:
-        raise UserError(f"{path}: not a file of weights ({_reason(error)}); copy it again") from None
+    except _BROKEN:
+        raise UserError(f"{path}: {_UNREADABLE}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     entries = loaded.items() if isinstance(loaded, dict) else ()

@@ -16,7 +16,7 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 Triple = tuple[float, float, float]
 RESIZING, INTERPOLATION = ("shortest", "squash", "longest"), ("bicubic", "bilinear")
 _NO_MATTER = ("image_size", "patch_dropout", "output_tokens")  # of an image tower's configuration, for its tokens
-_HEAD_WIDTH, _EPSILON = 64, 1e-5  # open_clip's, where a model's configuration has no others
+_WIDTH, _HEAD_WIDTH, _EPSILON = 768, 64, 1e-5  # open_clip's, where a model's configuration has no others
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def _of_hugging_face(weights: Path, model: str, vision: dict[str, Any]) -> Pretr
         if kind == "clip":
             older = config.get("vision_config_dict")  # wins, as in transformers
             tower = _part(path, config, "vision_config") | (older if isinstance(older, dict) else {})
-        heads, expected = tower.get("num_attention_heads", 12), vision["width"] // vision.get("head_width", _HEAD_WIDTH)
+        heads = tower.get("num_attention_heads", 12)
+        expected = vision.get("width", _WIDTH) // vision.get("head_width", _HEAD_WIDTH)
         if heads != expected:  # fits the weights of any number of heads
             raise UserError(f"clip.model: {model} has {expected} heads, {path} describes {heads}; name another model")
         activation, epsilon = tower.get("hidden_act", "quick_gelu"), tower.get("layer_norm_eps", _EPSILON)
@@ -144,7 +145,7 @@ def _triple(path: Path, key: str, value: Any) -> Triple | None:
     if value is None:
         return None
     of_rgb = isinstance(value, list) and len(value) == 3 and all(isinstance(one, int | float) for one in value)
-    if not of_rgb or not all(0 <= one <= 1 for one in value):
+    if not of_rgb or not all(0 <= one <= 1 for one in value) or ("std" in key and not all(value)):
         raise UserError(f"{path}: {key}: {value} are not three numbers for RGB in [0, 1]; mend it")
     return float(value[0]), float(value[1]), float(value[2])
 

@@ -39,7 +39,8 @@ class ReferenceTower:
         quick_gelu = next(bool(one) for one in activations if one is not None)
         self._tower: _OpenClip | _HuggingFace
         if checkpoint is not None and checkpoint.is_hugging_face:
-            heads = said.get("heads") or config["vision_cfg"]["width"] // config["vision_cfg"].get("head_width", 64)
+            vision = config["vision_cfg"]
+            heads = said.get("heads") or vision.get("width", 768) // vision.get("head_width", 64)
             self._tower = _HuggingFace(checkpoint, quick_gelu, heads, params.image_size)
         else:
             self._tower = _OpenClip(params, checkpoint, quick_gelu, params.image_size or said.get("size"))

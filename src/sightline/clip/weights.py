@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sightline.clip.checkpoints import Checkpoint, read_checkpoint
 from sightline.clip.params import RANDOM, ClipParams
@@ -143,11 +143,20 @@ def _from_file(params: ClipParams, config: dict[str, Any]) -> ImageTower:
         positions = {"visual.positional_embedding": state["positional_embedding"]}
         resize_pos_embed(positions, clip)
         state["positional_embedding"] = positions["visual.positional_embedding"]
-    try:
-        clip.visual.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: not weights of {model} ({_reason(error)})") from None
+    _check_fit(path, model, clip.visual.state_dict(), state)
+    clip.visual.load_state_dict(state)
     return _tower(clip.visual, file_sha256(path), settled, rows)
+
+
+def _check_fit(path: Path, model: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Raise `UserError` naming the first of the weights that the model has and the file has not, or the other way."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        sizes = [list(state[name].shape) if name in state else "none" for state in (ours, theirs)]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"{path}: not weights of {model}: {name} is {sizes[1]} there, {sizes[0]} in the model; set clip.model "
+                "to the model that they were saved from"
+            )
 
 
 def _tell_of_changes(params: ClipParams, said: Pretraining) -> None:
@@ -184,7 +193,7 @@ def _ask_for_missing(checkpoint: Checkpoint, settled: Pretraining) -> None:
         )
 
 
-def _rows(path: Path, state: dict[str, torch.Tensor]) -> int:
+def _rows(path: Path, state: dict[str, Tensor]) -> int:
     """Patches along a side of the images that the weights were trained on, from their positions."""
     positions = state.get("positional_embedding", torch.empty(0))
     rows = math.isqrt(max(0, len(positions) - 1))
