@@ -179,6 +179,7 @@ def test_files_that_are_no_weights_are_refused_and_nothing_in_them_is_run(tmp_pa
     packed_archive(tmp_path / "packed.pt")
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "empty.pt").touch()
+    (tmp_path / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     save_file({"a": torch.zeros(3)}, tmp_path / "cut.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-4])
     openai_archive(tmp_path / "short.pt", tiny_clip())
@@ -197,6 +198,7 @@ def test_files_that_are_no_weights_are_refused_and_nothing_in_them_is_run(tmp_pa
         "number.pt": r"holds no image tower of CLIP, such as visual.\* or vision_model.\*$",
         "program.pt": "holds no image tower of CLIP, such as .*; its first tensor is weight$",
         "text.safetensors": "not a readable file of weights; name one of safetensors or torch",
+        "pointer.pt": "a git-LFS pointer, not the weights; run `git lfs pull` where it comes from",
         "empty.pt": "not a readable file of weights; name one of safetensors or torch",
         "cut.safetensors": "not readable safetensors .*; copy it again",
         "short.pt": "not a readable file of weights; name one of safetensors or torch",

@@ -106,8 +106,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     with open(path, "rb") as file:
-        head = file.read(9)
-    if head[8:] == b"{":  # a header of JSON, after its length
+        head = file.read(24)
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a git-LFS pointer, not the weights; run `git lfs pull` where it comes from")
+    if head[8:9] == b"{":  # a header of JSON, after its length
         try:
             return load_file(path)
         except (SafetensorError, *_BROKEN) as error:
