@@ -38,7 +38,7 @@ def _extraction(bench: Bench) -> list[Row]:
     paths, encoder = sorted(folder.iterdir()), GridEncoder(params, device)
     held = bench.size(many // 4, many)
     images = torch.stack([prepare(path, encoder.preparation) for path in paths[:held]])
-    tower = load_image_tower(params.model, params.pretrained, params.image_size)
+    tower = load_image_tower(params)
     tower.visual.output_tokens = True
     visual, transform = tower.visual.to(device), open_clip.image_transform(tower.image_size, False)
 

@@ -91,7 +91,7 @@ def _random_grids(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def _write(path: Path, ids: np.ndarray, blocks: list[np.ndarray]) -> None:
     rows = Rows(ids, [str(i) for i in ids], [b"0" * 32] * len(ids), [])
-    write_store(path, rows, iter(blocks), StoreLayout(SHAPE, ATTRIBUTES, True, "none"))
+    write_store(path, rows, iter(blocks), StoreLayout(SHAPE, ATTRIBUTES, ["grids"], "none"))
 
 
 def _forget(path: Path) -> None:

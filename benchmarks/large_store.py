@@ -31,7 +31,8 @@ def write_grids(path: Path, images: int, shard: int, episode: int, sparse: bool 
     def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
         blocks = (np.random.default_rng(i).normal(size=(1, *SHAPE)).astype(np.float16) for i in ids.tolist())
         rows = Rows(ids, [str(i) for i in ids], [b"0" * 32] * len(ids), skipped)
-        write_store(path, rows, () if sparse else blocks, StoreLayout(SHAPE, ATTRIBUTES, not sparse, "none"))
+        layout = StoreLayout(SHAPE, ATTRIBUTES, [] if sparse else ["grids"], "none")
+        write_store(path, rows, () if sparse else blocks, layout)
 
     ids = np.arange(images)
     if path.suffix == ".hdf5":

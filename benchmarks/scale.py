@@ -70,7 +70,7 @@ def costs_table(rate: dict[str, float]) -> str:
     def hours(seconds: float) -> str:
         return f"{seconds / HOUR:.3g} h"
 
-    clip = flop_of(load_image_tower("ViT-B-16", "random").visual, 3, 224, 224) / GPU_FLOP_PER_S
+    clip = flop_of(load_image_tower(ClipParams()).visual, 3, 224, 224) / GPU_FLOP_PER_S
     embed = flop_of(Encoder(NetworkConfig()).eval(), 1, 128, 128) / GPU_FLOP_PER_S
     lines = [f"| {IMAGES:,} images | {' | '.join(f'{n} GPUs' for n in GPUS)} | from |", "|---|---|---|---|"]
     for name, each, source in (

@@ -96,7 +96,7 @@ def write_grids(path: Path, image_ids: Iterable[int], grids_NPC: np.ndarray, mos
 
     ids = np.array(image_ids, np.int64)
     made = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 2, "dtype": str(grids_NPC.dtype)}
-    layout = StoreLayout(grids_NPC.shape[1:], made, True, "none")
+    layout = StoreLayout(grids_NPC.shape[1:], made, ["grids"], "none")
 
     def write(path: Path, part: np.ndarray, skipped: list[int]) -> None:
         rows = [ids.tolist().index(i) for i in part]

@@ -10,6 +10,7 @@ from open_clip.transformer import QuickGELU
 from sightline.clip import verification
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import ClipParams, VerifyParams
+from sightline.clip.reference import ReferenceTower
 from sightline.clip.verification import verify_grids
 from sightline.clip.weights import load_image_tower
 from sightline.core.errors import UserError
@@ -49,6 +50,17 @@ def without_positions(tower):
     tower.visual.positional_embedding.data[1:] = 0
 
 
+def reference_with(positions):
+    """The reference's tower, its positions times a factor."""
+
+    def spoilt(*arguments):
+        tower = ReferenceTower(*arguments)
+        tower.positions.data[1:] *= positions
+        return tower
+
+    return spoilt
+
+
 def with_another_activation(tower):
     for block in tower.visual.transformer.resblocks:
         block.mlp.gelu = QuickGELU()
@@ -75,18 +87,13 @@ def test_an_extraction_by_another_model_than_the_name_says_is_found(photos, tmp_
     monkeypatch.setattr("sightline.clip.tokens.load_image_tower", spoilt)  # the extraction and its repetition
     extract_grids([photos], tmp_path / "g.hdf5", params())
     if spoil is without_positions:  # the same fault in the reference, as if the weights never had any
-        monkeypatch.setattr(verification, "load_image_tower", spoilt)
+        monkeypatch.setattr(verification, "ReferenceTower", reference_with(0))
     with pytest.raises(UserError, match=message):
         verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())
 
 
 def test_a_model_that_ignores_positions_is_found(photos, tmp_path, monkeypatch):
-    def blind(*arguments):
-        tower = load_image_tower(*arguments)
-        tower.visual.positional_embedding.data[1:] *= 1e-7  # not all alike, yet of no effect
-        return tower
-
-    monkeypatch.setattr(verification, "load_image_tower", blind)
+    monkeypatch.setattr(verification, "ReferenceTower", reference_with(1e-7))  # not all alike, yet of no effect
     extract_grids([photos], tmp_path / "g.hdf5", params())
     with pytest.raises(UserError, match="shuffling the patches of an image changes its tokens by"):
         verify_grids(tmp_path / "g.hdf5", [photos], params(), VerifyParams())

@@ -1,5 +1,6 @@
 """A folder of shards reads as one store; what is added behind leaves shards as they are; a wrong shard is refused."""
 
+import gc
 import json
 import os
 import pickle
@@ -133,6 +134,7 @@ def test_a_store_of_many_shards_holds_few_files_open(tmp_path, monkeypatch, mapp
     monkeypatch.setattr(grid_store, "_MOST_OPEN", 3)
     grids = random_grids(40)
     write_grids(tmp_path / "s", range(40), grids, most=2)
+    gc.collect()  # what earlier tests left open
     before = len(os.listdir("/dev/fd"))
     with GridStore(tmp_path / "s") as store:
         for ids in (np.arange(40), np.random.default_rng(0).permutation(40)):

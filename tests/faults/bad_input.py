@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+import torch
 from dvc.repo import Repo
 from PIL import Image
 from world import COMMANDS, ROOT, Said, contents, copy_world, make_world, own, robomimic, run_command
@@ -273,6 +274,16 @@ def arrays(name: str, **changes: np.ndarray) -> Spoil:
     return lambda world: np.savez(world / name, **(slices | {"group": np.arange(12) // 2} | changes))
 
 
+def torch_file(**tensors: torch.Tensor) -> Spoil:
+    return lambda world: torch.save(tensors, world / "weights.pt")
+
+
+def clip_weights() -> Spoil:
+    """The beginning of an image tower of CLIP for 32 pixels, whose file does not say how it was trained."""
+    shapes = {"conv1.weight": (384, 3, 16, 16), "class_embedding": (384,), "positional_embedding": (5, 384)}
+    return torch_file(**{f"visual.{name}": torch.zeros(shape) for name, shape in shapes.items()})
+
+
 def both(*spoils: Spoil) -> Spoil:
     def spoil(world: Path) -> None:
         for one in spoils:
@@ -309,6 +320,11 @@ ON_ARRAYS = "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
 SUMMARY = "reference/summary.json"
 LEFT_VIDEO = "lerobot/videos/chunk-000/observation.images.left/episode_000000.mp4"
+WITH_WEIGHTS = with_set("clip_grids", "clip.pretrained=weights.pt")
+TRAINED = (
+    '{"model_cfg": {"vision_cfg": {"image_size": 32, "layers": 12, "width": 384, "patch_size": 16}}, '
+    '"preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}'
+)
 CASES = [
     # --- parameters and a recording
     Case("check", INFO, "missing", missing(INFO)),
@@ -489,6 +505,17 @@ CASES = [
     Case("clip_grids", "clip.pretrained", "neither file nor tag", nothing,
          with_set("clip_grids", "clip.pretrained=weights.pt")),
     Case("clip_grids", "output", "a folder", nothing, "rec/rgb/global rec/depth"),
+    Case("clip_grids", "clip.keyed", "not a list", nothing, with_set("clip_grids", "clip.keyed=true")),
+    Case("clip_grids", "clip.mean", "of 0 to 255", nothing, with_set("clip_grids", "clip.mean=[123.7,116.3,103.5]")),
+    Case("clip_grids", "weights.pt", "tells nothing of its training", clip_weights(), WITH_WEIGHTS),
+    Case("clip_grids", "weights.pt", "of another kind of model", torch_file(fc=torch.zeros(2)), WITH_WEIGHTS),
+    Case("clip_grids", "weights.pt", "a module, not its weights",
+         lambda w: torch.save(torch.nn.Linear(1, 1), w / "weights.pt"), WITH_WEIGHTS),
+    Case("clip_grids", "weights.pt", "cut short", both(clip_weights(), cut("weights.pt")), WITH_WEIGHTS),
+    Case("clip_grids", "weights.pt", "of other layers",
+         both(clip_weights(), replaced("open_clip_config.json", TRAINED)), WITH_WEIGHTS),
+    Case("clip_grids", "open_clip_config.json", "of a model with other patches",
+         both(clip_weights(), replaced("open_clip_config.json", TRAINED.replace("16}", "32}"))), WITH_WEIGHTS),
     Case("verify_clip_grids", "clip.hdf5", "another kind of HDF5", swapped("clip.hdf5", "depth.hdf5")),
     Case("verify_clip_grids", "clip.hdf5", "other values", filled("clip.hdf5", "grids", 1.0)),
     Case("verify_clip_grids", "rec/rgb/global/000002.png", "changed since", swapped("rec/rgb/global/000002.png",

@@ -1,6 +1,7 @@
 """Sections ``clip`` and ``verify_clip_grids``: which model, which of its tokens, how they are stored and checked."""
 
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -9,10 +10,13 @@ from sightline.training.precision import Precision
 
 Tokens = Literal["raw", "ln_post", "projected"]
 Pool = Literal["after_norm", "before_norm"]
+Resize = Literal["weights", "shortest", "squash"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Key = Literal["grids", "features"]
 Compression = Literal["none", "gzip", "blosc2"]
 SHORTHANDS = {
     "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
-    "tokens": "clip.tokens", "dtype": "clip.dtype", "keyed": "clip.keyed=true", "no_keyed": "clip.keyed=false",
+    "tokens": "clip.tokens", "dtype": "clip.dtype", "keyed": "clip.keyed=[grids]", "no_keyed": "clip.keyed=[]",
 }  # fmt: skip
 RANDOM = "random"  # the value of ``pretrained`` that asks for untrained weights
 
@@ -22,9 +26,17 @@ class ClipParams(Section):
 
     model: str = Field("ViT-B-16", description="an open_clip model: a vision transformer with a class token")
     pretrained: str = Field(RANDOM, description="an open_clip tag, a file of weights, or random: untrained, for demos")
-    image_size: int | None = Field(None, ge=1, description="side of the input, pixels; null: the model's; 112: 7x7")
-    resize: Literal["weights", "squash"] = Field(
-        "weights", description="weights: as they were trained, mostly a central crop; squash: all of the image"
+    quick_gelu: bool | None = Field(None, description="activation QuickGELU in place of GELU; null: as the weights say")
+    mean: tuple[Share, Share, Share] | None = Field(None, description="of RGB in [0, 1]; null: as the weights say")
+    std: tuple[Share, Share, Share] | None = Field(None, description="of RGB in [0, 1]; null: as the weights say")
+    image_size: int | None = Field(
+        None, ge=1, description="side of the input, pixels, to which positions are interpolated; null: the weights'"
+    )
+    resize: Resize = Field(
+        "weights", description="weights: as they say; shortest: a central crop; squash: all of the image"
+    )
+    interpolation: Literal["bicubic", "bilinear"] | None = Field(
+        None, description="of images that are resized; null: as the weights say"
     )
     tokens: Tokens = Field("ln_post", description="raw: last block's; ln_post: normalised; projected: to text space")
     pool: Pool = Field("after_norm", description="average patches after the last norm, or before it")
@@ -32,7 +44,9 @@ class ClipParams(Section):
     dtype: Literal["float16", "float32"] = Field("float16", description="float16 rounds by 0.02 %, in half the space")
     precision: Precision = "auto"
     batch_size: int = Field(64, ge=1, description="images encoded at a time on a GPU, and read at a time")
-    keyed: bool = Field(True, description="also one key per image, <image_id>_grids, for captioning codes; 0.6 % more")
+    keyed: tuple[Key, ...] = Field(
+        ("grids",), description="keys per image, <image_id>_grids or _features, for captioning codes; 0.6 % more each"
+    )
     shard_frames: int = Field(10_000, ge=1, description="images in a shard at most; new episodes push only the last")
     compression: Compression = Field(
         "none", description="none; gzip saves 13 % and is read 20 times slower; blosc2 15 %, 10 times slower"
@@ -42,6 +56,21 @@ class ClipParams(Section):
     @classmethod
     def _as_open_clip_writes_it(cls, name: str) -> str:
         return name.replace("/", "-")  # OpenAI writes ViT-B/16
+
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if std and not all(std):
+            raise ValueError("0 divides nothing; three numbers above 0")
+        return std
+
+    @field_validator("keyed", mode="before")
+    @classmethod
+    def _is_a_list(cls, keys: Any) -> Any:
+        if not isinstance(keys, list | tuple) or len({*map(str, keys)}) < len(keys):
+            got = json.dumps(keys, default=str)
+            raise ValueError(f"a list such as [grids], [grids, features], or [] for none; got {got}")
+        return tuple(keys)
 
 
 class VerifyParams(Section):

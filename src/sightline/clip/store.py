@@ -10,7 +10,7 @@ import numpy as np
 
 from sightline.clip.params import Compression
 from sightline.core.files import write_json
-from sightline.core.hdf5 import create_contiguous, open_rows
+from sightline.core.hdf5 import create_contiguous, open_for_writing, open_rows
 from sightline.grids.file import GridFile, content_key, load_codecs
 from sightline.grids.store import SHARD_LIST
 
@@ -21,7 +21,7 @@ class StoreLayout:
 
     shape: tuple[int, int]  # of a grid, (P, C)
     attributes: Mapping[str, Any]  # see `sightline.grids.file`; ``dtype`` is that of the grids
-    keyed: bool  # with one more key for each image
+    keyed: Sequence[str]  # words of the further keys for each image, <image_id>_<word>
     compression: Compression
 
 
@@ -105,14 +105,14 @@ def write_store(path: Path, of_rows: Rows, blocks: Iterable[np.ndarray], layout:
     }
     plain = layout.compression == "none"
     create_contiguous(path, {"grids": (whole, dtype)} if plain else {}, filled, layout.attributes)
-    with h5py.File(path, "r+", libver=("earliest", "v110")) as file:
+    with open_for_writing(path, "r+") as file:
         if not plain:
             grids = file.create_dataset("grids", whole, dtype, chunks=(1, *layout.shape), **_filter(layout.compression))
             for start, block in _placed(blocks):
                 for i, one in enumerate(block, start):
                     grids.write_direct(np.ascontiguousarray(one), dest_sel=np.s_[i])
-        if layout.keyed:
-            _add_keys(file, image_ids, layout.shape)
+        for word in layout.keyed:
+            _add_keys(file, image_ids, layout.shape, word)
     if plain:
         rows = open_rows(path, "grids", "r+")
         for start, block in _placed(blocks):
@@ -136,7 +136,7 @@ def _filter(compression: Compression) -> dict[str, Any]:
     return dict(hdf5plugin.Blosc2(cname="zstd", clevel=5, filters=hdf5plugin.Blosc2.SHUFFLE))
 
 
-def _add_keys(file: h5py.File, image_ids: np.ndarray, shape: tuple[int, int]) -> None:
+def _add_keys(file: h5py.File, image_ids: np.ndarray, shape: tuple[int, int], word: str) -> None:
     """Add a virtual data set for each image, a view of its row of ``grids``: no second copy of the numbers."""
     grids = file["grids"].id
     kind, one, rows = grids.get_type(), h5py.h5s.create_simple(shape), grids.get_space()
@@ -145,4 +145,4 @@ def _add_keys(file: h5py.File, image_ids: np.ndarray, shape: tuple[int, int]) ->
         creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         creation.set_obj_track_times(False)  # equal content, equal bytes
         creation.set_virtual(one, b".", b"grids", rows)
-        h5py.h5d.create(file.id, f"{image_id}_grids".encode(), kind, one, creation)
+        h5py.h5d.create(file.id, f"{image_id}_{word}".encode(), kind, one, creation)

@@ -30,7 +30,7 @@ class GridEncoder:
 
     def __init__(self, params: ClipParams, device: torch.device) -> None:
         self.params, self.device = params, device
-        self.tower = tower = load_image_tower(params.model, params.pretrained, params.image_size)
+        self.tower = tower = load_image_tower(params)
         if tower.rows % params.grid:
             fitting = [str(n) for n in range(tower.rows, 0, -1) if tower.rows % n == 0]
             raise UserError(
@@ -82,6 +82,7 @@ class GridEncoder:
             "grid": params.grid,
             "model_grid": tower.rows,
             "image_size": tower.image_size,
+            "positions": tower.positions,
             "preprocessing": json.dumps(self.preparation.as_dict() | {"mean": tower.mean, "std": tower.std}),
             "dtype": params.dtype,
             "precision": "bf16" if self.bf16 else "fp32",
@@ -121,7 +122,6 @@ def average_patches(x_BNC: Tensor, grid: int) -> Tensor:
 
 
 def _preparation(tower: ImageTower, params: ClipParams) -> Preparation:
-    mode = "squash" if params.resize == "squash" else tower.resize_mode
-    if mode not in ("shortest", "squash"):
+    if tower.resize_mode not in ("shortest", "squash"):
         raise UserError(f"clip.resize: {params.model} was trained on padded images, which is not offered; take squash")
-    return Preparation(tower.image_size, mode, tower.interpolation)
+    return Preparation(tower.image_size, tower.resize_mode, tower.interpolation)

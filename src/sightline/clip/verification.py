@@ -2,8 +2,8 @@
 
 Computing a grid twice with the same code proves little: missing position embeddings, a wrong norm or shifted ids give
 the same error both times. So the reference reads images with Pillow and open_clip's transform, and takes tokens from
-open_clip's own forward pass in float32. The model is tested, too: its class token must give ``encode_image``, and an
-image with shuffled patches must give other tokens.
+the own forward pass of a model in float32 that is built apart, see `sightline.clip.reference`. The model is tested,
+too: its class token must give ``encode_image``, and an image with shuffled patches must give other tokens.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ import numpy as np
 import open_clip
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from sightline.clip.params import ClipParams, VerifyParams
 from sightline.clip.photographs import list_photographs, prepare
+from sightline.clip.reference import ReferenceTower
 from sightline.clip.tokens import GridEncoder
-from sightline.clip.weights import ImageTower, load_image_tower
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
 from sightline.grids.store import GridStore
@@ -68,7 +68,7 @@ def verify_grids(
         sample = [images[i] for i in ids]
         _check_hashes(store, ids, sample)
         # their grids by open_clip's own path
-        reference = _Reference(load_image_tower(params.model, params.pretrained, params.image_size), params)
+        reference = _Reference(params)
         figures["model"] = reference.probe(sample[:_PROBED])
         stored = store.read(ids).astype(np.float32)
         expected = np.stack([reference.grid(image) for image in tqdm(sample, desc="open_clip's own", unit="img")])
@@ -91,21 +91,15 @@ def _computed(encoder: GridEncoder, sample: list[Path], title: str) -> np.ndarra
 
 
 class _Reference:
-    """Grids as open_clip itself computes them, in float32, from images as Pillow reads them."""
+    """Grids as the model's own forward pass gives them, in float32, from images as Pillow reads them."""
 
-    def __init__(self, tower: ImageTower, params: ClipParams) -> None:
-        self.params, self.tower, self.device = params, tower, process_device()
-        self.visual = tower.visual.to(self.device)
-        self.visual.output_tokens = True  # makes its forward pass return the tokens after the last norm, too
-        self._raw: Tensor = torch.empty(0)
-        self.visual.transformer.register_forward_hook(self._keep)
-        mode = "squash" if params.resize == "squash" else tower.resize_mode
+    def __init__(self, params: ClipParams) -> None:
+        self.params, self.device = params, process_device()
+        self.tower = tower = ReferenceTower(params, self.device)
         self.transform = open_clip.image_transform(
-            tower.image_size, False, tower.mean, tower.std, resize_mode=mode, interpolation=tower.interpolation
-        )
-
-    def _keep(self, _: nn.Module, __: object, raw: Tensor) -> None:
-        self._raw = raw
+            tower.image_size, False, tower.mean, tower.std,
+            resize_mode=tower.resize_mode, interpolation=tower.interpolation,
+        )  # fmt: skip
 
     def image(self, path: Path) -> Tensor:
         return self.transform(Image.fromarray(read_rgb(path))).to(self.device)
@@ -113,15 +107,13 @@ class _Reference:
     @torch.inference_mode()
     def grid(self, path: Path) -> np.ndarray:
         """float32 [P, C]."""
-        _, tokens = self.visual(self.image(path)[None])
-        params, raw = self.params, self._raw[:, 1:]
-        if params.tokens == "raw":
-            grid = self._pool(raw)
-        elif params.pool == "after_norm":
-            grid = self._pool(tokens)
+        params, image = self.params, self.image(path)[None]
+        if params.tokens != "raw" and params.pool == "after_norm":
+            grid = self._pool(self.tower.encode_image(image)[1])
         else:
-            grid = self.visual.ln_post(self._pool(raw))
-        return (grid @ self.visual.proj if params.tokens == "projected" else grid)[0].cpu().numpy()
+            grid = self._pool(self.tower.raw(image)[:, 1:])
+            grid = grid if params.tokens == "raw" else self.tower.norm(grid)
+        return (self.tower.project(grid) if params.tokens == "projected" else grid)[0].cpu().numpy()
 
     def _pool(self, tokens: Tensor) -> Tensor:
         rows, side = self.tower.rows, self.tower.rows // self.params.grid
@@ -131,21 +123,21 @@ class _Reference:
     @torch.inference_mode()
     def probe(self, paths: list[Path]) -> dict[str, float]:
         """Check the model for faults that our code and open_clip's would share -> figures."""
-        positions = self.visual.positional_embedding[1:]
-        spread = float(positions.std(0).mean())
+        tower = self.tower
+        spread = float(tower.positions[1:].std(0).mean())
         if not spread > 0:
             raise UserError(f"{self.params.model}: its position embeddings are all alike: the weights were not loaded")
         images = torch.stack([self.image(path) for path in paths])
-        pooled, tokens = self.visual(images)
-        class_token = self.visual.ln_post(self._raw[:, 0]) @ self.visual.proj
+        pooled, tokens = tower.encode_image(images)
+        class_token = tower.project(tower.norm(tower.raw(images)[:, 0]))
         apart = float((class_token - pooled).norm() / pooled.norm())
         if not apart <= _CLASS_TOKEN:
             raise UserError(
                 f"{self.params.model}: its class token differs from encode_image by {apart:.2g} of its norm (limit "
                 f"{_CLASS_TOKEN}): its patch tokens are not what we expect"
             )
-        order = torch.randperm(self.tower.rows**2, generator=torch.Generator().manual_seed(0))
-        _, moved = self.visual(_shuffle(images, order, self.tower.image_size // self.tower.rows))
+        order = torch.randperm(tower.rows**2, generator=torch.Generator().manual_seed(0))
+        _, moved = tower.encode_image(_shuffle(images, order, tower.patch))
         changed = float((moved - tokens[:, order]).norm() / tokens.norm())
         if not changed >= _SHUFFLED:
             raise UserError(

@@ -14,6 +14,7 @@ _REFUSALS = {
     errno.EPERM: "not permitted; change the permissions, or take another path",
     errno.EMFILE: "too many open files; raise the limit, e.g. `ulimit -n 4096`",
     errno.ENFILE: "too many open files on this machine; close other programs",
+    errno.ENOLCK: "the file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE, or write elsewhere",
     errno.ENAMETOOLONG: "the name is too long; take a shorter one",
 }
 _WORDS = (  # how libraries say the same without an error number

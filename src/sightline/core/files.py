@@ -1,5 +1,6 @@
 """Outputs that appear whole or not at all, hashes of inputs, and the scratch folder."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -42,28 +43,66 @@ def atomic_output(target: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has no locks, e.g. NFS without lockd
 _CLAIMS: dict[Path, Any] = {}  # folder -> its locked file
 
 
 def claim(folder: Path) -> Path:
     """Keep other processes from working in a scratch folder until `discard`, or the end of this process.
 
+    Where the file system has no locks, a file in the folder names the process instead.
+
     Raises:
         UserError: another process has claimed it.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "a")  # noqa: SIM115
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = _locked(folder)
+            if file is None:
+                return folder
             if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / "lock")):
                 _CLAIMS[folder] = file
                 return folder
-        except BlockingIOError:
-            file.close()
-            raise UserError(f"{folder}: another process is doing the same work; wait for it, or stop it") from None
         except FileNotFoundError:  # another process has just discarded the folder
-            file.close()
+            continue
+
+
+def _locked(folder: Path) -> Any:
+    """The locked file of ``folder``, open; None where locks are refused and the folder was claimed by name."""
+    file = open(folder / "lock", "a")  # noqa: SIM115
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{folder}: another process is doing the same work; wait for it, or stop it") from None
+    except OSError as error:
+        file.close()
+        if error.errno not in NO_LOCKS:
+            raise
+        _claim_by_name(folder / "owner")
+        return None
+
+
+def _claim_by_name(owner: Path) -> None:
+    """Write host and process to the file ``owner``, unless it names a process that may still be at work."""
+    host, process = socket.gethostname(), os.getpid()
+    while True:
+        try:
+            with open(owner, "x", encoding="utf-8") as file:
+                file.write(f"{process} {host}")
+            return
+        except FileExistsError:
+            other, _, where = owner.read_text(encoding="utf-8").partition(" ")
+        if (other, where) == (str(process), host):
+            return
+        if where != host or _is_running(other):
+            raise UserError(
+                f"{owner.parent}: another process is doing the same work ({other or 'it has just begun'}, on "
+                f"{where or 'some machine'}); wait for it, or delete {owner.name} in it if that process has ended"
+            )
+        owner.unlink(missing_ok=True)  # a killed process of this machine left it
 
 
 def discard(folder: Path) -> None:
@@ -85,8 +124,13 @@ def _remove_leftovers(target: Path) -> None:
     name = re.compile(re.escape(f".{target.name}.{socket.gethostname()}.") + r"(\d+)\.(old\.)?tmp")
     for path in target.parent.iterdir():
         match = name.fullmatch(path.name)
-        if match and not Path(f"/proc/{match[1]}").exists() and Path("/proc/self").exists():
+        if match and not _is_running(match[1]):
             _remove(path)
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process of this machine runs; where the system does not tell, it may."""
+    return Path(f"/proc/{process}").exists() or not Path("/proc/self").exists()
 
 
 def _remove(path: Path) -> None:

@@ -5,12 +5,13 @@ allocated space) and close it; rows are then written through memory maps at the 
 HDF5 at every moment, an interrupted run can continue, and equal content gives equal bytes.
 """
 
+import errno
 import itertools
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -19,6 +20,7 @@ from sightline.core.errors import UserError
 
 _SMALL = 2**26  # bytes that a data set may declare in any file
 _DEFLATE = 1100  # gzip makes data smaller by at most 1032 times
+_HELD = (errno.EAGAIN, errno.EACCES)  # another process has the lock; other errors: there are no locks
 _UNEXPECTED = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
@@ -124,7 +126,7 @@ def create_contiguous(
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     creation.set_obj_track_times(False)  # equal content, equal bytes
-    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
+    with open_for_writing(path, "w") as file:
         for name, (shape, dtype) in empty.items():
             kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
             h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), creation)
@@ -164,12 +166,50 @@ def _placed(file: DataFile, name: str) -> tuple[int, h5py.Dataset]:
 
 
 def open_hdf5(path: Path) -> DataFile:
-    """Open an HDF5 file for reading. Raises `UserError` where it is missing or is not an HDF5 file."""
+    """Open an HDF5 file for reading, without a lock where the file system has none.
+
+    Raises:
+        UserError: it is missing, open for writing in another process, or not an HDF5 file.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return DataFile(path, "r")
+        return _opened(DataFile, path, "r")
+    except UserError:
+        raise
     except (OSError, RuntimeError) as error:
         if "unable to lock file" in str(error):
             raise UserError(f"{path}: open for writing in another process; close it there first") from None
         raise UserError(f"{path}: not a readable HDF5 file ({error})") from None
+
+
+def open_for_writing(path: Path, mode: Literal["w", "r+"]) -> h5py.File:
+    """Create or open an HDF5 file that no other process knows: under a temporary name, or in a claimed folder.
+
+    So it needs no lock, and is written without one where the file system has none.
+
+    Raises:
+        UserError: locks are asked for where there are none.
+    """
+    return _opened(h5py.File, path, mode, libver=("earliest", "v110"))
+
+
+File = TypeVar("File", bound=h5py.File)
+
+
+def _opened(kind: type[File], path: Path, mode: str, **options: Any) -> File:
+    try:
+        return kind(path, mode, **options)
+    except OSError as error:
+        if not _has_no_locks(error) and "locking flag values don't match" not in str(error):  # open here without a lock
+            raise
+    try:
+        return kind(path, mode, locking=False, **options)
+    except OSError as error:
+        if _has_no_locks(error):  # the variable wins over what a program asks for
+            raise UserError(f"{path}: its file system has no locks; set HDF5_USE_FILE_LOCKING=FALSE") from None
+        raise
+
+
+def _has_no_locks(error: OSError) -> bool:
+    return "unable to lock file" in str(error) and error.errno not in _HELD

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import h5py
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, claim, discard, fingerprint, scratch_folder
+from sightline.core.hdf5 import open_for_writing
 from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, normalize_counts, read_raw, resize_image
@@ -123,7 +123,7 @@ def normalize_depth(
     digests = {row: key for report in reports for row, key in zip(report["rows"], report["digests"], strict=True)}
     duplicates = repeated_across_parts(digests, frames.split)
     frames.split[duplicates] = GUARD
-    with h5py.File(partial, "r+") as file:
+    with open_for_writing(partial, "r+") as file:
         file["split"][...] = frames.split.astype("S5")
     with atomic_output(output) as temporary:
         if failures:

@@ -5,11 +5,12 @@
     image_names   UTF-8 [N]                      file name of each image without its suffix, or its text id
     content_hash  S32 [N]                        BLAKE2b of each image file, hexadecimal
     skipped_ids   int64 [M]                      images left out because they cannot be read
-    <image_id>_grids  [P, C]                     optional: the rows of ``grids`` again, as views, for captioning codes
+    <image_id>_<word> [P, C]                     optional: the rows of ``grids`` again, as views, for captioning codes
+                                                 that ask for <image_id>_grids or <image_id>_features
 
 The root attributes say what made the grids: ``model``, ``pretrained``, ``weights_sha256``, ``random_weights``,
-``quick_gelu``, ``tokens``, ``pool``, ``grid``, ``model_grid``, ``image_size``, ``preprocessing`` (JSON), ``dtype``,
-``precision``, ``device``, ``versions`` (JSON).
+``quick_gelu``, ``tokens``, ``pool``, ``grid``, ``model_grid``, ``image_size``, ``positions`` (random, as trained, or
+interpolated from which grid), ``preprocessing`` (JSON), ``dtype``, ``precision``, ``device``, ``versions`` (JSON).
 
 A whole store is such a file, or a folder of them; `sightline.grids.store` reads both.
 """
