@@ -6,15 +6,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from encoders import encoder_files, images
+from encoders import encoder_files, images, save_autoencoder
 
 from sightline.core.errors import UserError
 from sightline.core.tensors import check_range
-from sightline.depth import create_semantic_encoder
+from sightline.depth import ModelEvaluator, create_semantic_encoder
 from sightline.fusion import FusionPolicy, ImageJointEncoder, ResNet18Encoder
 from sightline.fusion.policy import PolicyConfig
 from sightline.fusion.views import Views
-from sightline.segmentation import SegmentationConfig, SegmentationModel
+from sightline.segmentation import SegmentationConfig, SegmentationModel, virtual_adversarial_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -209,6 +209,24 @@ def test_the_depth_encoder_refuses_images_that_are_not_normalised(tmp_path_facto
     refused(message, lambda x: encoder.encode_numpy(x, normalize=False), (images() * factor).numpy())
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            images() * 4000,
+            r"images must be floating point in \[-1, 1\], not -.*; sightline.depth.preprocessing.preprocess",
+        ),
+        (images().short(), r"images must be floating point in \[-1, 1\], not torch\.int16; sightline\.depth"),
+        (images()[..., :64], r"expected images \[B, 1, 128, 128\], got \[2, 1, 128, 64\]; sightline\.depth"),
+        (images().movedim(1, -1), r"expected images \[B, 1, 128, 128\], got \[2, 128, 128, 1\]; sightline\.depth"),
+        (images().numpy(), r"expected images \[B, 1, 128, 128\], got ndarray; sightline\.depth"),
+    ],
+)
+def test_the_evaluator_refuses_images_that_are_not_normalised(tmp_path, x, message):
+    save_autoencoder(tmp_path / "autoencoder.safetensors")
+    refused(message, ModelEvaluator(tmp_path / "autoencoder.safetensors", "cpu").encode_image, x)
+
+
 WRONG_PICTURES = [*WRONG_VIEWS[:7], WRONG_VIEWS[-1]]
 
 
@@ -218,9 +236,17 @@ def test_a_segmentation_model_refuses_other_images_in_one_line(wrong, message):
     model = SegmentationModel(config).eval()
     for call in (model, model.probabilities):
         refused(f"^images {message}", call, wrong)
-    if not isinstance(wrong, torch.Tensor) or not wrong.is_floating_point():
+    refused(f"^images {message}", model.train(), wrong)
+    if not isinstance(wrong, torch.Tensor) or not wrong.is_floating_point() or wrong.shape[1] != 3:
         refused(f"^images {message}", model.encode, wrong)
-        refused(f"^images {message}", model.train(), wrong)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_adversarial_change_of_an_image_may_leave_its_range(training):
+    config = SegmentationConfig(image_size=(16, 16), classes=("a", "b"), channels=(4, 4, 4, 4, 4, 4))
+    model = SegmentationModel(config).train(training)
+    assert virtual_adversarial_loss(model, pixels(2, 3, 16, 16) / 255, xi=500.0, eps=500.0).isfinite()
+    refused("images must be floating point", virtual_adversarial_loss, model, pixels(2, 3, 16, 16).float())
 
 
 # --- when numbers are looked at

@@ -4,10 +4,31 @@ Layout and type are checked at every call. The numbers are not in a training on 
 for all computations: there, a model that learns from another range is refused at the first look outside training.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.core.errors import UserError
+
+_looks = ContextVar("looks", default=True)
+
+
+@contextmanager
+def without_looking() -> Iterator[None]:
+    """Numbers are not looked at: for images that are changed beyond their range on purpose."""
+    token = _looks.set(False)
+    try:
+        yield
+    finally:
+        _looks.reset(token)
+
+
+def may_look(module: nn.Module, images: Tensor) -> bool:
+    """Whether to look at the numbers that ``module`` gets: on a GPU, only outside training."""
+    return not module.training or images.device.type == "cpu"
 
 
 def check_layout(name: str, images: Tensor, channels: int, axes: int = 2) -> None:
@@ -48,7 +69,7 @@ def check_range(name: str, x: Tensor, look: bool, low: float, high: float, expec
     Never looks while a program is compiled, traced or captured, in which a branch on numbers has no place.
     """
     is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if not look or is_recorded or x.device.type == "meta" or x.numel() == 0:
+    if is_recorded or not (look and _looks.get()) or x.device.type == "meta" or x.numel() == 0:
         return
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return

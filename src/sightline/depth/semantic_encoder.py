@@ -92,7 +92,7 @@ class SemanticEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """The same as `encode`."""
-        self._check_images(images, look=not self.training or self.head.weight.device.type == "cpu")
+        self._check_images(images, not self.training)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             return super().forward(images.to(self.head.weight.device, self.head.weight.dtype))
 
@@ -111,7 +111,7 @@ class SemanticEncoder(Encoder):
         Raises:
             UserError: another shape, whole numbers, numbers beyond -1.5..1.5, or ``batch_size`` below 1.
         """
-        self._check_images(images, look=True)
+        self._check_images(images, True)
         _check_batch_size(batch_size)
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -292,8 +292,9 @@ class SemanticEncoder(Encoder):
             self.freeze_layers(frozen)
         self.preprocessing, self.weights_file = weights.header.preprocessing, path.name
 
-    def _check_images(self, images: Tensor, look: bool) -> None:
+    def _check_images(self, images: Tensor, look_on_gpu: bool) -> None:
         self._check_layout(images)
+        look = look_on_gpu or images.device.type == "cpu"
         advice = "encode_numpy takes raw counts, and normalises them as in training"
         check_range("images", images, look, -1.5, 1.5, "[-1, 1]", advice)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from sightline.core.errors import UserError
-from sightline.core.tensors import check_joints, check_layout, check_pixels, check_range
+from sightline.core.tensors import check_joints, check_layout, check_pixels, check_range, may_look
 from sightline.core.weights_file import check_finite, unwrapped_name
 
 Design = Literal["nine", "three", "shared", "images_only", "joints_only"]
@@ -85,7 +85,7 @@ class ResNet18Encoder(nn.Module):
         check_layout("images", images, self.in_channels)
         if not images.is_floating_point():
             raise UserError(f"images must be normalised floating point, not {images.dtype}; {_NORMALISE}")
-        check_range("images", images, _may_look(self, images), -_LARGEST, _LARGEST, "about -2..3", _NORMALISE)
+        check_range("images", images, may_look(self, images), -_LARGEST, _LARGEST, "about -2..3", _NORMALISE)
         return self.fc(self.resnet(images).flatten(1))
 
 
@@ -161,7 +161,7 @@ class ImageJointEncoder(nn.Module):
         if self.design != "joints_only":
             for name, view in (("left_img", left_img), ("right_img", right_img), ("global_img", global_img)):
                 check_layout(name, view, 3)
-                check_pixels(name, view, _may_look(self, view))
+                check_pixels(name, view, may_look(self, view))
             parts.append(self._encode([self._normalised(view) for view in (left_img, right_img, global_img)]))
         if self.design != "images_only":
             check_joints("joint", joint, self.joint_dim)
@@ -246,11 +246,6 @@ def _widened(conv1: nn.Conv2d, in_channels: int, init: Conv1Init) -> nn.Conv2d:
         weight = weight * torch.where(owner, 1.0, _OTHERS)[..., None, None]
     wide.weight.data.copy_(weight)
     return wide
-
-
-def _may_look(module: nn.Module, images: Tensor) -> bool:
-    """Whether to look at the numbers: on a GPU, only outside training."""
-    return not module.training or images.device.type == "cpu"
 
 
 def _load(resnet: nn.Module, source: str | Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.core.errors import UserError
+from sightline.core.tensors import without_looking
 from sightline.recording.layout import IGNORE
 from sightline.segmentation.arguments import full_precision
 
@@ -100,11 +101,12 @@ def virtual_adversarial_loss(
                 target = model(x, **inputs).softmax(dim=1)
         target = full_precision(target.detach())
         direction = _unit(torch.rand(x.shape, generator=generator).sub(0.5).to(x))
-        for _ in range(iterations):
-            direction.requires_grad_()
-            distance = soft_dice_distance(_probabilities(model(x.detach() + xi * direction, **inputs)), target)
-            direction = _unit(torch.autograd.grad(distance, direction)[0])
-        return soft_dice_distance(_probabilities(model(x + eps * direction, **inputs)), target)
+        with without_looking():  # pixels may leave the range of an image
+            for _ in range(iterations):
+                direction.requires_grad_()
+                distance = soft_dice_distance(_probabilities(model(x.detach() + xi * direction, **inputs)), target)
+                direction = _unit(torch.autograd.grad(distance, direction)[0])
+            return soft_dice_distance(_probabilities(model(x + eps * direction, **inputs)), target)
 
 
 def _probabilities(logits: Tensor) -> Tensor:
