@@ -5,10 +5,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sightline.core.errors import UserError
+from sightline.core.tensors import check_range
 from sightline.depth.network import Autoencoder
 from sightline.depth.preprocessing import IMAGE_SIZE
 from sightline.depth.weights import load_weights
 from sightline.training.processes import process_device
+
+_ADVICE = "sightline.depth.preprocessing.preprocess makes them of raw counts [N, C, H, W]"
 
 
 class ModelEvaluator:
@@ -32,10 +36,18 @@ class ModelEvaluator:
 
     @torch.no_grad()
     def encode_image(self, image_B1HW: Tensor) -> Tensor:
-        """Normalised, hole-filled depth [B, 1, 128, 128] in [-1, 1] -> latent [B, D]."""
+        """Normalised, hole-filled depth [B, 1, 128, 128] in [-1, 1] -> latent [B, D].
+
+        Raises:
+            UserError: another layout or size, whole numbers, or numbers beyond -1.5..1.5.
+        """
         expected = (self.header.network.input_channels, IMAGE_SIZE, IMAGE_SIZE)
-        if image_B1HW.ndim != 4 or image_B1HW.shape[1:] != expected:
-            raise ValueError(f"expected images [B, {', '.join(map(str, expected))}], got {list(image_B1HW.shape)}")
+        if not isinstance(image_B1HW, Tensor) or image_B1HW.ndim != 4 or image_B1HW.shape[1:] != expected:
+            got = list(image_B1HW.shape) if isinstance(image_B1HW, Tensor) else type(image_B1HW).__name__
+            raise UserError(f"expected images [B, {', '.join(map(str, expected))}], got {got}; {_ADVICE}")
+        if not image_B1HW.is_floating_point():
+            raise UserError(f"images must be floating point in [-1, 1], not {image_B1HW.dtype}; {_ADVICE}")
+        check_range("images", image_B1HW, True, -1.5, 1.5, "[-1, 1]", _ADVICE)
         images = image_B1HW.to(self.device, torch.float32, memory_format=torch.channels_last)
         return self.network.encoder(images).to(image_B1HW.device)
 
@@ -44,7 +56,7 @@ class ModelEvaluator:
         """Latent [B, D] -> normalised depth [B, 1, 128, 128] in [-1, 1]."""
         expected = self.header.network.latent_dim
         if latent_BD.ndim != 2 or latent_BD.shape[1] != expected:
-            raise ValueError(f"expected latents [B, {expected}], got {list(latent_BD.shape)}")
+            raise UserError(f"expected latents [B, {expected}], got {list(latent_BD.shape)}")
         return self.network.decoder(latent_BD.to(self.device, torch.float32)).contiguous().to(latent_BD.device)
 
     def reconstruct(self, image_B1HW: Tensor) -> Tensor:

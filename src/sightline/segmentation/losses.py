@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.core.errors import UserError
+from sightline.core.tensors import without_looking
 from sightline.recording.layout import IGNORE
 from sightline.segmentation.arguments import full_precision
 
@@ -81,7 +83,7 @@ def virtual_adversarial_loss(
     statistics do not move; gradients of the weights come from the returned loss alone.
 
     Args:
-        model: ``model(x, **inputs)`` gives logits [B, C, ...].
+        model: ``model(x, **inputs)`` gives logits [B, C, ...] of at least two classes.
         x: images [B, channels, ...], floating point.
         xi: length, per image, of the change in which the direction is looked for; units of ``x``.
         eps: length, per image, of the change that is measured.
@@ -89,6 +91,9 @@ def virtual_adversarial_loss(
         target: probabilities [B, C, ...] of ``x`` itself, where the caller has them; no gradient flows into them.
         generator: of the noise, on the CPU; None takes torch's own.
         **inputs: further arguments of the model.
+
+    Raises:
+        ValueError: the model gives one channel, whose softmax is 1 everywhere.
     """
     with _still_statistics(model):
         if target is None:
@@ -96,14 +101,20 @@ def virtual_adversarial_loss(
                 target = model(x, **inputs).softmax(dim=1)
         target = full_precision(target.detach())
         direction = _unit(torch.rand(x.shape, generator=generator).sub(0.5).to(x))
-        for _ in range(iterations):
-            direction.requires_grad_()
-            distance = soft_dice_distance(_probabilities(model(x.detach() + xi * direction, **inputs)), target)
-            direction = _unit(torch.autograd.grad(distance, direction)[0])
-        return soft_dice_distance(_probabilities(model(x + eps * direction, **inputs)), target)
+        with without_looking():  # pixels may leave the range of an image
+            for _ in range(iterations):
+                direction.requires_grad_()
+                distance = soft_dice_distance(_probabilities(model(x.detach() + xi * direction, **inputs)), target)
+                direction = _unit(torch.autograd.grad(distance, direction)[0])
+            return soft_dice_distance(_probabilities(model(x + eps * direction, **inputs)), target)
 
 
 def _probabilities(logits: Tensor) -> Tensor:
+    if logits.ndim < 2 or logits.shape[1] < 2:
+        raise UserError(
+            f"model must give logits [B, C, ...] of at least 2 classes, not {list(logits.shape)}; of one channel z "
+            "give two, 0 and z: torch.cat([torch.zeros_like(z), z], dim=1)"
+        )
     return full_precision(logits).softmax(dim=1)
 
 
