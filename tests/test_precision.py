@@ -19,7 +19,7 @@ from sightline.depth.store import DepthStore
 from sightline.depth.weights import extract_encoder
 from sightline.recording.split import SplitParams
 from sightline.training.card import About, write_card, write_measured_card
-from sightline.training.precision import computed_in, recorded_precision
+from sightline.training.precision import computed_in
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -46,13 +46,11 @@ def tiles(monkeypatch):
 def test_on_a_cpu_the_names_are_those_of_the_parameter():
     assert computed_in("fp32", CPU) == "fp32"
     assert computed_in("bf16", CPU) == "bf16"
-    assert recorded_precision("fp32", CPU) == recorded_precision("bf16", CPU) == {}
 
 
 def test_switches_of_a_cpu_count_where_it_has_the_instructions(tiles, monkeypatch):
     assert computed_in("fp32", CPU) == "bf32"
     assert computed_in("bf16", CPU) == "bf16"
-    assert recorded_precision("fp32", CPU) == {"precision": "bf32"}
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert computed_in("fp32", CPU) == "fp32"
@@ -64,10 +62,7 @@ def test_switches_of_a_cpu_count_where_it_has_the_instructions(tiles, monkeypatc
 
 def test_a_gpu_rounds_convolutions_unless_told_otherwise(hopper, monkeypatch):
     assert computed_in("fp32", GPU) == "tf32"
-    assert recorded_precision("fp32", GPU) == {"precision": "tf32"}
-    assert recorded_precision("bf16", GPU) == {"precision": "bf16"}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    assert recorded_precision("fp32", GPU) == {"precision": "fp32"}
 
 
 SWITCHES = """

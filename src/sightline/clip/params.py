@@ -80,4 +80,4 @@ class VerifyParams(Section):
     seed: int = Field(0, ge=0, description="which images")
     min_cosine: float = Field(0.999, ge=0, le=1, description="least cosine of a stored token and open_clip's own")
     max_relative: float = Field(0.003, gt=0, description="largest relative distance from open_clip's, for fp32 grids")
-    max_relative_bf16: float = Field(0.03, gt=0, description="the same for grids that were computed in bf16")
+    max_relative_bf16: float = Field(0.03, gt=0, description="the same for grids in bf16, or rounded as TF32")

@@ -11,7 +11,7 @@ from sightline.clip.params import ClipParams, Pool, Tokens
 from sightline.clip.photographs import Preparation
 from sightline.clip.weights import ImageTower, load_image_tower
 from sightline.core.errors import UserError
-from sightline.training.precision import use_bf16
+from sightline.training.precision import computed_in, use_bf16
 
 CPU_BATCH = 4  # more is not faster on a CPU
 _PACKAGES = ("open_clip_torch", "pillow", "torch", "torchvision")  # whose version may change the numbers
@@ -85,7 +85,7 @@ class GridEncoder:
             "positions": tower.positions,
             "preprocessing": json.dumps(self.preparation.as_dict() | {"mean": tower.mean, "std": tower.std}),
             "dtype": params.dtype,
-            "precision": "bf16" if self.bf16 else "fp32",
+            "precision": computed_in(params.precision, self.device),
             "device": self.device.type,
             "versions": json.dumps({name: version(name) for name in _PACKAGES}),
         }

@@ -78,10 +78,12 @@ def verify_grids(
     again = _computed(encoder, sample, "computed again")
     figures["live"] = compare("the same computed again", stored, again, precisions)
     figures["reference"] = compare("open_clip's own", stored, expected, precisions)
-    if "bf16" in precisions:  # whose rounding would hide a wrong activation
+    if precisions != {"fp32"}:  # whose rounding would hide a wrong activation
         exact = GridEncoder(params.model_copy(update={"precision": "fp32"}), device)
         probed = _computed(exact, sample[:_PROBED], "computed in fp32")
-        figures["fp32"] = compare("open_clip's own, in fp32", probed, expected[:_PROBED], {"fp32"})
+        figures["fp32"] = compare(
+            "open_clip's own, in fp32", probed, expected[:_PROBED], {exact.attributes()["precision"]}
+        )
     return figures
 
 
@@ -207,7 +209,7 @@ def _differences(
     norms = np.linalg.norm(stored.astype(np.float64), axis=-1) * np.linalg.norm(expected.astype(np.float64), axis=-1)
     cosine = float((products / np.maximum(norms, 1e-30)).min())
     relative = float(np.linalg.norm(apart) / np.linalg.norm(expected))
-    most = limits.max_relative_bf16 if "bf16" in precisions else limits.max_relative
+    most = limits.max_relative if precisions == {"fp32"} else limits.max_relative_bf16
     for name, value, limit, fine in (
         ("cosine", cosine, limits.min_cosine, cosine >= limits.min_cosine),
         ("relative difference", relative, most, relative <= most),

@@ -37,7 +37,7 @@ from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import in_order
-from sightline.training.precision import recorded_precision
+from sightline.training.precision import computed_in
 from sightline.training.processes import process_device, rank, world_size
 
 OWN_BANK = ("ss_net", "semiseg")  # methods that have a memory bank unless it is switched off
@@ -289,7 +289,7 @@ def train_segmentation(
     # Write the weights of the best epoch, and what it measured.
     model.load_state_dict(result.best_weights_of("average" if params.ema else "model"))
     save_model(weights, model)
-    recorded = recorded_precision(params.precision, process_device())
+    recorded = {"precision": computed_in(params.precision, process_device())}
     write_card(
         weights, about_segmentation(config), config.model_dump(mode="json"), frames.split, frames.group, recorded
     )

@@ -51,7 +51,7 @@ def write_card(
         configuration: what its header says.
         split: part of each frame, str [N].
         groups: episode, patient or block of each frame [N].
-        recorded: from `sightline.training.precision.recorded_precision`.
+        recorded: further entries: ``precision``, from `sightline.training.precision.computed_in`.
     """
     with safe_open(model, framework="np") as file:
         slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118  (it is no dictionary)

@@ -48,14 +48,5 @@ def computed_in(precision: Precision, device: torch.device) -> Arithmetic:
     return "fp32"
 
 
-def recorded_precision(precision: Precision, device: torch.device) -> dict[str, str]:
-    """What the card and the details of a training record: ``precision``, see `computed_in`.
-
-    On a CPU only where a switch of torch changes it, so that a pipeline's files stay the same bytes.
-    """
-    name = computed_in(precision, device)
-    return {"precision": name} if device.type != "cpu" or name not in ("fp32", "bf16") else {}
-
-
 def _switches(matmul: Any, convolutions: Any) -> set[str]:
     return {matmul.fp32_precision, convolutions.conv.fp32_precision}
