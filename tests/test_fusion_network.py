@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from sightline.core.errors import UserError
@@ -107,13 +108,74 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     torch.save(nn.Linear(1, 1), tmp_path / "pickle.pt")
     (tmp_path / "text.safetensors").write_text("hello")
     for name, message in {
-        "other.pt": "not the state dict of torchvision's ResNet18",
+        "other.pt": "not the state dict of torchvision's ResNet18: lacks 100 of its weights, such as bn1.bias and "
+        "holds 1 that it has not, such as a; rename them",
         "pickle.pt": "holds more than tensors",
         "text.safetensors": "weights cannot be had",
     }.items():
         with pytest.raises(UserError, match=f"{name}: {message}") as error:
             ResNet18Encoder(pretrained=tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def saved(path, content):
+    (save_file if path.suffix == ".safetensors" else torch.save)(content, path)
+    return path
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+FORMS = {
+    "without_fc.pth": lambda state: {name: t for name, t in state.items() if not name.startswith("fc.")},
+    "without_fc.safetensors": lambda state: {name: t for name, t in state.items() if not name.startswith("fc.")},
+    "fc_of_ten_classes.pth": lambda state: state | {"fc.weight": torch.ones(10, 512), "fc.bias": torch.ones(10)},
+    "state_dict.pth": lambda state: {"epoch": 90, "arch": "resnet18", "state_dict": state},
+    "model_state_dict.pth": lambda state: {"model_state_dict": state, "loss": 0.5},
+    "module.pth": lambda state: {"state_dict": prefixed(state, "module.")},
+    "compiled.safetensors": lambda state: prefixed(state, "_orig_mod."),
+    "compiled_in_parallel.pth": lambda state: prefixed(state, "module._orig_mod."),
+    "before_counters.pth": lambda state: {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")},
+    "half.pth": lambda state: {n: t.half() if t.is_floating_point() else t for n, t in state.items()},
+}
+
+
+@pytest.mark.parametrize("norm", ["bn", "frozen_bn"])
+@pytest.mark.parametrize("name", FORMS)
+def test_weights_files_as_training_codes_write_them_load(weights, tmp_path, name, norm):
+    state = torch.load(weights[0], weights_only=True)
+    expected = ResNet18Encoder(pretrained=weights[0], in_channels=3, norm=norm).resnet.state_dict()
+    path = saved(tmp_path / name, FORMS[name](state))
+    loaded = ResNet18Encoder(pretrained=path, in_channels=3, norm=norm).resnet.state_dict()
+    assert loaded.keys() == expected.keys()
+    for key, tensor in loaded.items():
+        wanted = expected[key].half().float() if name == "half.pth" and tensor.is_floating_point() else expected[key]
+        assert torch.equal(tensor, wanted), key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k != "layer1.0.bn1.weight"},
+         "ResNet18: lacks 1 of its weights, such as layer1.0.bn1.weight;"),
+        (lambda s: torchvision.models.resnet34().state_dict(),
+         r"ResNet18: holds \d+ that it has not, such as layer1.2.bn1.bias;"),
+        (lambda s: prefixed(s, "encoder_q."),
+         "lacks 100 of its weights, such as bn1.bias and holds 102 that it has not, such as encoder_q.bn1.bias"),
+        (lambda s: s | {"module.conv1.weight": s["conv1.weight"]}, "holds conv1.weight twice, with a prefix and"),
+        (lambda s: s | {"conv1.weight": torch.zeros(64, 9, 7, 7)},
+         r"conv1.weight is torch.float32 \[64, 9, 7, 7\], but \[64, 3, 7, 7\] in torchvision's ResNet18"),
+        (lambda s: s | {"conv1.weight": s["conv1.weight"].char()}, "conv1.weight is torch.int8 .*take weights of that"),
+        (lambda s: s | {"bn1.weight": torch.full((64,), torch.nan)}, "bn1.weight holds NaN or infinity"),
+        (lambda s: s["conv1.weight"], "not the state dict of torchvision's ResNet18: lacks 100 of its weights"),
+    ],
+)  # fmt: skip
+def test_other_weights_are_refused_by_name(weights, tmp_path, change, message):
+    path = saved(tmp_path / "other.pth", change(torch.load(weights[0], weights_only=True)))
+    with pytest.raises(UserError, match=rf"other\.pth: .*{message}") as error:
+        ResNet18Encoder(pretrained=path)
+    assert "\n" not in str(error.value)
 
 
 def test_further_inputs_may_be_missing_for_all_or_some():

@@ -1,5 +1,6 @@
 """Packing views, and training on them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -87,6 +88,21 @@ def test_the_file_of_views_holds_every_frame_once(data, tmp_path):
     before = data.read_bytes()
     pack(tmp_path / "recording")
     assert data.read_bytes() == before
+
+
+def test_card_and_details_name_an_arithmetic_that_the_parameter_does_not(data, tmp_path, monkeypatch):
+    """As where a switch of torch rounds float32."""
+    card, details = tmp_path / "m.card.json", tmp_path / "m/details.json"
+    train(data, design="joints_only")
+    plain = [json.loads(path.read_text()) for path in (card, details)]
+    assert all("precision" not in content for content in plain)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        train(data, design="joints_only")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert [json.loads(path.read_text())["precision"] for path in (card, details)] == ["bf32", "bf32"]
 
 
 def test_interrupted_packing_continues(data, tmp_path, monkeypatch):

@@ -115,7 +115,8 @@ def test_selectors_are_made_with_the_module_and_ready_for_an_optimizer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
+        ({"num_classes": 0}, "num_classes must be at least 2, not 0"),
+        ({"num_classes": 1}, "num_classes must be at least 2, not 1: .* a network with one sigmoid channel has 2"),
         ({"feature_dim": -1}, "feature_dim must be at least 1, not -1"),
         ({"elements_per_class": 0}, "elements_per_class must be at least 1, not 0"),
         ({"elements_per_update": 9}, "elements_per_update must be at most elements_per_class 4, not 9"),
@@ -155,6 +156,7 @@ ROWS, LOGITS, LABELS = draw(8)
         ((ROWS[0], LOGITS, LABELS), r"features must be .*, not \[5\]"),
         ((ROWS.long(), LOGITS, LABELS), r"features must be a floating point tensor, not torch\.int64"),
         ((ROWS.numpy(), LOGITS, LABELS), "features must be a floating point tensor, not ndarray"),
+        ((ROWS, LOGITS[:, :1], LABELS), r"predictions must be \[N, 3\] .*, not \[8, 1\]"),
         ((ROWS, LOGITS[:, :2], LABELS), r"predictions must be \[N, 3\] .*, not \[8, 2\]"),
         ((ROWS, LOGITS[:7], LABELS), r"predictions must be of the features' rows \[8\], not of \[7\]"),
         ((ROWS, LOGITS, LABELS[:7]), r"labels must be of the features' rows \[8\], not of \[7\]"),

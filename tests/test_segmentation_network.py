@@ -205,6 +205,14 @@ def test_virtual_adversarial_loss_by_hand(iterations):
     torch.testing.assert_close(with_target, loss)
 
 
+@pytest.mark.parametrize("target", [None, torch.rand(2, 1, 8, 8)])
+def test_a_model_of_one_channel_is_refused(target):
+    """Its softmax is 1 everywhere, and the loss would be 0."""
+    with pytest.raises(UserError, match=r"at least 2 classes, not \[2, 1, 8, 8\]; of one channel z give two") as error:
+        virtual_adversarial_loss(nn.Conv2d(3, 1, 1), torch.rand(2, 3, 8, 8), target=target)
+    assert "\n" not in str(error.value)
+
+
 def test_the_distance_of_a_map_from_itself_is_zero():
     p = torch.rand(2, 3, 4, 4, dtype=torch.float64).softmax(1)
     assert float(soft_dice_distance(p, p)) == pytest.approx(0, abs=1e-9)

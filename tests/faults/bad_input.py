@@ -452,6 +452,11 @@ CASES = [
     Case("train_fusion", "views.hdf5", "cut short", cut("views.hdf5")),
     Case("train_fusion", "views.hdf5", "fewer joints than frames",
          stored("views.hdf5", "joints", np.ones((3, 2), "f4"))),
+    Case("train_fusion", "views.hdf5", "views of uint16",
+         stored("views.hdf5", "images", np.ones((16, 3, 3, 32, 32), "u2"))),
+    Case("train_fusion", "fusion.pretrained", "weights of another network", nothing,
+         "views.hdf5 out/fusion.safetensors --design nine --metrics-dir out/metrics "
+         "--set fusion.pretrained=encoder.safetensors"),
     Case("train_fusion", "fusion.chunk", "longer than an episode", nothing,
          with_set("train_fusion", "fusion.chunk=9")),
     Case("train_fusion", "fusion.weights", "td without cvae", nothing, with_set("train_fusion", "fusion.weights=td")),

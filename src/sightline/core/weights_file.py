@@ -59,6 +59,11 @@ def read_model_file(
     return header, weights
 
 
+def unwrapped_name(name: str) -> str:
+    """The name of a weight without what `DataParallel` and `torch.compile` put into it."""
+    return ".".join(part for part in str(name).split(".") if part not in {"module", "_orig_mod"})
+
+
 def check_finite(path: Path, weights: dict[str, Tensor]) -> None:
     """Raise `UserError` naming the first of the weights that holds NaN or infinity."""
     unsound = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]

@@ -4,8 +4,8 @@
     frame_id    int64   [N]      ascending
     time_ns     int64   [N]      optional: time stamps of images that are named by them, nanoseconds
 
-Root attributes: ``encoder_sha256``, ``data_sha256``, ``precision``, ``preprocessing`` (JSON), ``network`` (JSON),
-``torch_version``.
+Root attributes: ``encoder_sha256``, ``data_sha256``, ``precision`` (fp32, tf32, bf32 or bf16: what it was computed in,
+see `sightline.training.precision.computed_in`), ``preprocessing`` (JSON), ``network`` (JSON), ``torch_version``.
 """
 
 import json
@@ -25,7 +25,7 @@ from sightline.core.hdf5 import create_contiguous, open_rows
 from sightline.core.params import Section
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import load_weights
-from sightline.training.precision import Precision, use_bf16
+from sightline.training.precision import Precision, computed_in, use_bf16
 from sightline.training.probing import effective_rank_of
 from sightline.training.processes import gather, process_device, rank, world_size
 
@@ -54,8 +54,8 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
         raise UserError(
             f"{data}: images of {store.channels} channel(s), but {encoder} takes {header.network.input_channels}"
         )
-    bf16, dim = use_bf16(params.precision), header.network.latent_dim
-    device, precision = process_device(), "bf16" if bf16 else "fp32"
+    bf16, dim, device = use_bf16(params.precision), header.network.latent_dim, process_device()
+    precision = computed_in(params.precision, device)
     network = weights.build(encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder_sha256 = file_sha256(encoder)
     cache = ArrayCache(

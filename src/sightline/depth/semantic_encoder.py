@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sightline.core.errors import UserError, first_fault
+from sightline.core.tensors import check_range
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, as_counts, check_values, preprocess
 from sightline.depth.weights import Header, Weights, check_shape, load_weights, save_encoder
@@ -85,13 +86,13 @@ class SemanticEncoder(Encoder):
             [B, latent_dim], on the encoder's device.
 
         Raises:
-            UserError: another shape, or whole numbers.
+            UserError: another shape, whole numbers, or, except in a training on a GPU, numbers beyond -1.5..1.5.
         """
         return self(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """The same as `encode`."""
-        self._check_images(images)
+        self._check_images(images, look=not self.training or self.head.weight.device.type == "cpu")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             return super().forward(images.to(self.head.weight.device, self.head.weight.dtype))
 
@@ -108,9 +109,9 @@ class SemanticEncoder(Encoder):
             [N, latent_dim], on the encoder's device.
 
         Raises:
-            UserError: another shape, whole numbers, or ``batch_size`` below 1.
+            UserError: another shape, whole numbers, numbers beyond -1.5..1.5, or ``batch_size`` below 1.
         """
-        self._check_images(images)
+        self._check_images(images, look=True)
         _check_batch_size(batch_size)
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -291,7 +292,12 @@ class SemanticEncoder(Encoder):
             self.freeze_layers(frozen)
         self.preprocessing, self.weights_file = weights.header.preprocessing, path.name
 
-    def _check_images(self, images: Tensor) -> None:
+    def _check_images(self, images: Tensor, look: bool) -> None:
+        self._check_layout(images)
+        advice = "encode_numpy takes raw counts, and normalises them as in training"
+        check_range("images", images, look, -1.5, 1.5, "[-1, 1]", advice)
+
+    def _check_layout(self, images: Tensor) -> None:
         expected = (self.config.input_channels, IMAGE_SIZE, IMAGE_SIZE)
         if not isinstance(images, Tensor):
             raise UserError(f"encode expects a tensor, got {type(images).__name__}; encode_numpy takes arrays")

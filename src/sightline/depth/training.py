@@ -25,6 +25,7 @@ from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit
 from sightline.training.order import Draw, EpochBatches, in_order, share_of
+from sightline.training.precision import recorded_precision
 from sightline.training.processes import process_device, rank, world_size
 
 
@@ -237,7 +238,8 @@ def train_autoencoder(
     network.load_state_dict(result.best_weights_of("network"))
     header = Header(kind="autoencoder", network=network.config, preprocessing=store.preprocessing)
     save_weights(weights, network, header)
-    write_card(weights, about_autoencoder(header), header.model_dump(mode="json"), store.split, store.episode)
+    recorded = recorded_precision(params.precision, process_device())
+    write_card(weights, about_autoencoder(header), header.model_dump(mode="json"), store.split, store.episode, recorded)
     best, mm = result.best, store.preprocessing.mm_per_unit if store.channels == 1 else None
     if best["epoch"] < params.patch_epochs < params.epochs:
         warnings.warn(
@@ -252,7 +254,7 @@ def train_autoencoder(
         "val": errors,
         "val_mean_image": _errors(*_mean_image_errors(store, train_rows, val_rows), mm),
     }
-    result.report(metrics_dir, {f"val_{rmse}": errors[rmse]}, figures)
+    result.report(metrics_dir, {f"val_{rmse}": errors[rmse]}, figures | recorded)
 
 
 def _errors(mse: float, l1: float, mm_per_unit: float | None) -> dict[str, float]:

@@ -270,7 +270,7 @@ def _read_torch(path: Path) -> Weights:
 
 def _plain_name(name: str) -> str:
     """The name of a weight without what `DataParallel`, `torch.compile` and modules around the network put into it."""
-    plain = ".".join(part for part in str(name).split(".") if part not in {"module", "_orig_mod"})
+    plain = weights_file.unwrapped_name(name)
     while plain.startswith(("network.", "model.")):
         plain = plain.partition(".")[2]
     return plain

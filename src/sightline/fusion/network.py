@@ -10,7 +10,7 @@ The designs, by what encodes the views (ResNet-18: He et al., "Deep Residual Lea
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -20,12 +20,17 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from sightline.core.errors import UserError
+from sightline.core.tensors import check_joints, check_layout, check_pixels, check_range
+from sightline.core.weights_file import check_finite, unwrapped_name
 
 Design = Literal["nine", "three", "shared", "images_only", "joints_only"]
 Conv1Init = Literal["independent", "copy", "copy_mean", "block"]
 Norm = Literal["bn", "frozen_bn", "gn"]
 VIEWS = 3  # left, right, global
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LARGEST = 10.0  # no normalised image has such a number: the range of views is 0..1, with some room
+_NORMALISE = "divide 0..255 by 255, subtract IMAGENET_MEAN and divide by IMAGENET_STD"
+_STATE_KEYS = ("state_dict", "model_state_dict")  # under which training codes save it
 _OTHERS = 0.1  # weight of the cameras that a filter does not belong to, with the block initialisation
 
 
@@ -35,7 +40,8 @@ class ResNet18Encoder(nn.Module):
     Args:
         output_dim: numbers in the feature.
         pretrained: a torchvision tag ("IMAGENET1K_V1", downloaded where it is not cached), a file with the state dict
-            (safetensors, or a torch file that holds nothing but tensors), or None for random weights.
+            (safetensors, or a torch file that holds nothing but tensors; under ``state_dict`` or not, with the prefixes
+            that wrappers leave or not, with any ``fc`` or none), or None for random weights.
         in_channels: 3 for each camera.
         conv1_init: how the first convolution's filters for 3 channels become those for all: ``copy`` to each camera
             (the network then starts on the sum of the views), ``copy_mean`` the same times 3 / in_channels, ``block``
@@ -66,11 +72,20 @@ class ResNet18Encoder(nn.Module):
             _load(resnet, pretrained)
         if in_channels != 3:
             resnet.conv1 = _widened(resnet.conv1, in_channels, conv1_init)
+        self.in_channels = in_channels
         self.resnet = nn.Sequential(*list(resnet.children())[:-1])
         self.fc = nn.Linear(512, output_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, in_channels, H, W] -> [B, output_dim]."""
+        """Images [B, in_channels, H, W], normalised as ImageNet's, -> [B, output_dim].
+
+        Raises:
+            UserError: another layout, whole numbers, or numbers that are not normalised, see `sightline.core.tensors`.
+        """
+        check_layout("images", images, self.in_channels)
+        if not images.is_floating_point():
+            raise UserError(f"images must be normalised floating point, not {images.dtype}; {_NORMALISE}")
+        check_range("images", images, _may_look(self, images), -_LARGEST, _LARGEST, "about -2..3", _NORMALISE)
         return self.fc(self.resnet(images).flatten(1))
 
 
@@ -106,6 +121,7 @@ class ImageJointEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.design: Design = design
+        self.joint_dim = joint_dim
         width, stacked = image_feature_dim, design in ("nine", "images_only")
         per_view = width if stacked else width // 2
         if design != "joints_only":
@@ -132,22 +148,31 @@ class ImageJointEncoder(nn.Module):
         extras: dict[str, Tensor] | None = None,
         hidden: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Views [B, 3, H, W], in [0, 1] or uint8, and joints [B, joint_dim] -> [B, fusion_dim].
+        """Views [B, 3, H, W], in [0, 1] or uint8, and joints [B, joint_dim] of any real type -> [B, fusion_dim].
 
         ``extras`` may lack any of the further inputs. ``hidden``, bool [B] by name, hides one from some samples. A
         learned vector replaces what is missing or hidden.
+
+        Raises:
+            UserError: views or joints, where the design takes them, of another layout, type or range, see
+                `sightline.core.tensors`.
         """
         parts = []
         if self.design != "joints_only":
+            for name, view in (("left_img", left_img), ("right_img", right_img), ("global_img", global_img)):
+                check_layout(name, view, 3)
+                check_pixels(name, view, _may_look(self, view))
             parts.append(self._encode([self._normalised(view) for view in (left_img, right_img, global_img)]))
         if self.design != "images_only":
-            parts.append(self.joint_fc(joint))
+            check_joints("joint", joint, self.joint_dim)
+            parts.append(self.joint_fc(joint.to(self.mean.dtype)))
         for name, module in self.extras.items():
             parts.append(module((extras or {}).get(name), (hidden or {}).get(name), len(joint)))
         return self.fusion_fc(torch.cat(parts, dim=1))
 
     def _normalised(self, view: Tensor) -> Tensor:
-        values = view.float() / 255 if view.dtype == torch.uint8 else view
+        values = view.to(self.mean.dtype)  # before the division, which half precision rounds
+        values = values / 255 if view.dtype == torch.uint8 else values
         return (values - self.mean) / self.std
 
     def _encode(self, views: list[Tensor]) -> Tensor:
@@ -223,6 +248,11 @@ def _widened(conv1: nn.Conv2d, in_channels: int, init: Conv1Init) -> nn.Conv2d:
     return wide
 
 
+def _may_look(module: nn.Module, images: Tensor) -> bool:
+    """Whether to look at the numbers: on a GPU, only outside training."""
+    return not module.training or images.device.type == "cpu"
+
+
 def _load(resnet: nn.Module, source: str | Path) -> None:
     path = Path(source)
     try:
@@ -240,7 +270,45 @@ def _load(resnet: nn.Module, source: str | Path) -> None:
         raise UserError(f"{source}: weights cannot be had ({reason}); name a file, or leave pretrained out") from None
     except Exception as error:  # what unpickling refuses to run
         raise UserError(f"{source}: holds more than tensors ({type(error).__name__}), and is not loaded") from None
-    try:
-        resnet.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError):
-        raise UserError(f"{source}: not the state dict of torchvision's ResNet18") from None
+    weights = _weights_in(source, state)
+    check_finite(path, weights)
+    expected = {name: tensor for name, tensor in resnet.state_dict().items() if not name.startswith("fc.")}
+    _check_names(source, set(expected), set(weights))
+    for name, tensor in weights.items():
+        wanted = expected.get(name, tensor)
+        if tensor.shape != wanted.shape or tensor.is_floating_point() != wanted.is_floating_point():
+            raise UserError(
+                f"{source}: {name} is {tensor.dtype} {list(tensor.shape)}, but {list(wanted.shape)} in torchvision's "
+                "ResNet18; take weights of that network, for three channels"
+            )
+    resnet.load_state_dict(weights, strict=False)  # without fc, and in old files without num_batches_tracked
+
+
+def _weights_in(source: str | Path, content: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict, which may lie under a key, by the names that they have without wrappers; no fc."""
+    content = content if isinstance(content, dict) else {}
+    state = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), dict)), content)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = unwrapped_name(name)
+        if isinstance(tensor, Tensor) and not plain.startswith("fc."):
+            if plain in weights:
+                raise UserError(f"{source}: holds {plain} twice, with a prefix and without; keep one set of weights")
+            weights[plain] = tensor
+    return weights
+
+
+def _check_names(source: str | Path, expected: set[str], names: set[str]) -> None:
+    """Raise `UserError` where a weight of the network is missing, or there is one that it has not."""
+    missing, more = (
+        sorted(name for name in left if not name.endswith("num_batches_tracked"))
+        for left in (expected - names, names - expected)
+    )
+    if not (missing or more):
+        return
+    lacks = f"lacks {len(missing)} of its weights, such as {missing[0]}" if missing else ""
+    holds = f"holds {len(more)} that it has not, such as {more[0]}" if more else ""
+    reason = " and ".join(filter(None, (lacks, holds)))
+    raise UserError(
+        f"{source}: not the state dict of torchvision's ResNet18: {reason}; rename them, or take another file"
+    )

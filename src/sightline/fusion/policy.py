@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.core.errors import UserError
 from sightline.core.params import Section
+from sightline.core.tensors import check_joints
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
 from sightline.fusion.heads import ChunkHead, CvaeHead, Loss, Objective
 from sightline.fusion.linear import LinearChunks
@@ -122,12 +123,22 @@ class FusionPolicy(nn.Module):
 
     def base(self, joints: Tensor) -> Tensor:
         """What is predicted from joints [B, J] before the network adds to it, [B, H, A], data units."""
+        joints = self._in_own_type(joints)
         chunk = torch.einsum("bj,hja->bha", self.normalise_joints(joints), self.base_weight) + self.base_bias
         return chunk + joints[:, None] if self.base_holds else chunk
 
     def normalise_joints(self, joints: Tensor) -> Tensor:
-        """Joints in data units [B, J] -> in standard deviations; a constant joint is 0, whatever it is."""
+        """Joints in data units [B, J] -> in standard deviations; a constant joint is 0, whatever it is.
+
+        Raises:
+            UserError: not real numbers [B, J].
+        """
+        joints = self._in_own_type(joints)
         return torch.where(self.joints_moves, (joints - self.joints_mean) / self.joints_scale, 0.0)
+
+    def _in_own_type(self, joints: Tensor) -> Tensor:
+        check_joints("joints", joints, len(self.config.joint_names))
+        return joints.to(self.joints_mean.dtype)
 
     def normalise_actions(self, actions: Tensor, joints: Tensor) -> Tensor:
         """Actions [B, H, A], of joints [B, J], in data units -> what the head learns to predict."""
@@ -144,12 +155,39 @@ class FusionPolicy(nn.Module):
         extras: dict[str, Tensor] | None = None,
         hidden: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Feature [B, fusion_dim] of views [B, 3, 3, S, S] (camera, colour), uint8 or in [0, 1]; see the encoder."""
+        """Feature [B, fusion_dim] of views [B, 3, 3, S, S] (camera, colour), uint8 or in [0, 1]; see the encoder.
+
+        Raises:
+            UserError: views of another layout or size than in training, or what the encoder refuses.
+        """
+        if self.config.design != "joints_only":
+            self._check_views(views)
         return self.encoder(views[:, 0], views[:, 1], views[:, 2], joints_normalised, extras, hidden)
 
     def forward(self, views: Tensor, joints: Tensor, extras: dict[str, Tensor] | None = None) -> Tensor:
-        """Predicted actions [B, H, A] in data units, from views and joints [B, J] in data units."""
+        """Predicted actions [B, H, A] in data units, from views (see `feature`) and joints [B, J] in data units.
+
+        Joints of any real type are taken in the policy's own.
+        """
         return self.restore_actions(self.head(self.feature(views, self.normalise_joints(joints), extras)), joints)
+
+    def _check_views(self, views: Tensor) -> None:
+        size, cameras = self.config.image_size, len(self.config.cameras)
+        expected = (cameras, 3, size, size)
+        if not isinstance(views, Tensor):
+            raise UserError(
+                f"views must be a tensor, not {type(views).__name__}; torch.from_numpy makes one of an array"
+            )
+        if views.ndim == 5 and tuple(views.shape[1:]) == expected:
+            return
+        hint = ""
+        if views.ndim == 5 and tuple(views.shape[1:]) == (cameras, size, size, 3):
+            hint = "; the channels are last: bring them forward with views.permute(0, 1, 4, 2, 3)"
+        elif tuple(views.shape) == expected:
+            hint = "; add the batch axis with views.unsqueeze(0)"
+        elif views.ndim == 5 and tuple(views.shape[1:3]) == expected[:2]:
+            hint = f"; resize each view to the {size} pixels of the training"
+        raise UserError(f"views must be [B, {', '.join(map(str, expected))}], not {list(views.shape)}{hint}")
 
 
 def save_policy(path: Path, policy: FusionPolicy) -> None:

@@ -29,6 +29,7 @@ from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import EpochBatches, in_order, share_of
+from sightline.training.precision import recorded_precision
 from sightline.training.processes import process_device, rank, world_size
 
 WARM_UP = 0.1  # share of the steps over which beta rises
@@ -246,10 +247,11 @@ def train_fusion(
     # Write the weights of the best epoch, and what it measured.
     policy.load_state_dict(result.best_weights_of("average" if params.ema else "policy"))
     save_policy(weights, policy)
-    write_card(weights, about_policy(config), config.model_dump(mode="json"), views.split, views.episode)
+    recorded = recorded_precision(params.precision, process_device())
+    write_card(weights, about_policy(config), config.model_dump(mode="json"), views.split, views.episode, recorded)
     errors = rounded({name: result.best[f"val_{name}"] for name in ("loss", "nmse")})
     figures = {"parameters": sum(p.numel() for p in policy.encoder.parameters()), "val": errors}
-    result.report(metrics_dir, {"val_nmse": errors["nmse"]}, figures)
+    result.report(metrics_dir, {"val_nmse": errors["nmse"]}, figures | recorded)
 
 
 def _with_signal(params: FusionParams, views: Views) -> FusionParams:

@@ -72,7 +72,10 @@ class Views:
 
     @classmethod
     def open(cls, path: Path) -> "Views":
-        """Open for reading. Raises `UserError` where ``path`` is not a file that `pack_views` wrote."""
+        """Open for reading. Raises `UserError` where ``path`` is not a file that `pack_views` wrote.
+
+        Joints, actions and rewards of another precision become float32; images must be uint8.
+        """
         with open_hdf5(path) as file:
             if not set(_NAMES) <= set(file):
                 raise UserError(f"{path}: not a file of views; write one with stages/pack_views.py")
@@ -87,7 +90,11 @@ class Views:
         require(path, {"images": (rows, "u", 5), **columns})
         images = np.asarray(rows)
         if images.dtype != np.uint8 or images.shape[1:3] != (len(cameras), 3):
-            raise UserError(f"{path}: views of {list(images.shape[1:])}; write it again with stages/pack_views.py")
+            raise UserError(
+                f"{path}: views are {images.dtype} {list(images.shape[1:])}, not uint8 [{len(cameras)}, 3, S, S]; "
+                "write it again with stages/pack_views.py"
+            )
+        arrays |= {name: arrays[name].astype(np.float32, copy=False) for name in ("joints", "actions", "reward")}
         return cls(path, images, **arrays, cameras=cameras, joint_names=joints, has_reward=has_reward)
 
     def rows(self, part: str) -> np.ndarray:

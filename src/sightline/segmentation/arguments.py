@@ -21,9 +21,63 @@ def classes_of_rows(name: str, labels: Tensor, features: Tensor, num_classes: in
     return torch.where(ignored_N, num_classes, labels_N)
 
 
+def logits_of_rows(predictions: Tensor, num_classes: int, are_weighed: bool) -> Tensor:
+    """Predictions checked and flattened to logits without gradient: [N, C].
+
+    Args:
+        predictions: logits [N, C] or [B, C, ...]; or, of two classes, the probability of class 1 in one channel.
+        are_weighed: whether the caller asks how probable a class is. Probabilities of several channels, which have the
+            same largest class as their logits, are then refused.
+    """
+    is_one = num_classes == 2 and isinstance(predictions, Tensor) and predictions.ndim > 1 and predictions.shape[1] == 1
+    rows_NC = flatten("predictions", predictions, 1 if is_one else num_classes).detach()
+    if is_one:
+        probability_N1 = full_precision(rows_NC)
+        wrong_N = ((probability_N1 < 0) | (probability_N1 > 1))[:, 0]
+        if wrong_N.any():
+            raise UserError(
+                "predictions with one channel must be probabilities of class 1, from 0 to 1, not "
+                f"{float(probability_N1[wrong_N][0]):g}; apply torch.sigmoid to logits first"
+            )
+        return torch.cat([1 - probability_N1, probability_N1], dim=1).log()
+    if are_weighed and len(rows_NC):
+        sums_N = rows_NC.sum(dim=1, dtype=_full_type(rows_NC))
+        if ((rows_NC.amin(dim=1) >= 0) & ((sums_N - 1).abs() < 1e-2)).all():
+            raise UserError(
+                "predictions must be logits to compare with confidence_threshold, but every row is at least 0 and sums "
+                "to 1, as probabilities do; leave the softmax out"
+            )
+    return rows_NC
+
+
+def finite_rows(rows_ND: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Rows that hold no NaN and no infinity in ``dtype``, bool [N]; None where all are so. Waits for a GPU once."""
+    if sums_are_finite(rows_ND, dtype):
+        return None
+    return _narrowed(rows_ND, dtype).isfinite().all(dim=1)
+
+
+def sums_are_finite(rows_ND: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether the sum of each row is finite, bool []: then all numbers are, for a twentieth of a look at each on a CPU.
+
+    The opposite does not hold: a sum may overflow.
+    """
+    narrowed_ND = _narrowed(rows_ND, dtype)
+    return narrowed_ND.sum(dim=1, dtype=_full_type(narrowed_ND)).isfinite().all()
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``, where its range is smaller."""
+    return x.to(dtype) if torch.finfo(dtype).max < torch.finfo(x.dtype).max else x
+
+
+def _full_type(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def full_precision(x: Tensor) -> Tensor:
     """In float32, or float64 where it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(_full_type(x))
 
 
 def flatten(name: str, x: Tensor, channels: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.core.errors import UserError
 from sightline.recording.layout import IGNORE
 from sightline.segmentation.arguments import full_precision
 
@@ -81,7 +82,7 @@ def virtual_adversarial_loss(
     statistics do not move; gradients of the weights come from the returned loss alone.
 
     Args:
-        model: ``model(x, **inputs)`` gives logits [B, C, ...].
+        model: ``model(x, **inputs)`` gives logits [B, C, ...] of at least two classes.
         x: images [B, channels, ...], floating point.
         xi: length, per image, of the change in which the direction is looked for; units of ``x``.
         eps: length, per image, of the change that is measured.
@@ -89,6 +90,9 @@ def virtual_adversarial_loss(
         target: probabilities [B, C, ...] of ``x`` itself, where the caller has them; no gradient flows into them.
         generator: of the noise, on the CPU; None takes torch's own.
         **inputs: further arguments of the model.
+
+    Raises:
+        ValueError: the model gives one channel, whose softmax is 1 everywhere.
     """
     with _still_statistics(model):
         if target is None:
@@ -104,6 +108,11 @@ def virtual_adversarial_loss(
 
 
 def _probabilities(logits: Tensor) -> Tensor:
+    if logits.ndim < 2 or logits.shape[1] < 2:
+        raise UserError(
+            f"model must give logits [B, C, ...] of at least 2 classes, not {list(logits.shape)}; of one channel z "
+            "give two, 0 and z: torch.cat([torch.zeros_like(z), z], dim=1)"
+        )
     return full_precision(logits).softmax(dim=1)
 
 

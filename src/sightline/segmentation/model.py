@@ -11,6 +11,7 @@ from monai.inferers import sliding_window_inference
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from sightline.core.tensors import check_layout, check_pixels
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
 from sightline.segmentation.augmentation import Inputs, Window
 from sightline.segmentation.network import Norm, Output, SegmentationNetwork
@@ -85,13 +86,19 @@ class SegmentationModel(nn.Module):
             extras: further inputs, by name: ``depth`` [B, 2, H, W] (see `SegmentationFrames.depth`) and ``clip``
                 [B, P, C]; any may be missing.
             hidden: bool [B] by name: the images from which a further input is hidden.
+
+        Raises:
+            UserError: images of another layout or type, or, outside training, of another range, see
+                `sightline.core.tensors`.
         """
+        self._check(images, look=not self.training)  # in training, `virtual_adversarial_loss` leaves the range
         return self.decode(self.encode(images, extras, hidden), images.shape[2:]).logits
 
     def encode(
         self, images: Tensor, extras: dict[str, Tensor] | None = None, hidden: dict[str, Tensor] | None = None
     ) -> list[Tensor]:
         """The same images -> maps of the encoder, finest first; see `SegmentationNetwork.encode`."""
+        self._check(images, look=False)  # a teacher is in evaluation mode in every step of a training
         extras, hidden = extras or {}, hidden or {}
         values = images.float() / 255 if images.dtype == torch.uint8 else images
         values = (values - self.mean) / self.std
@@ -110,6 +117,10 @@ class SegmentationModel(nn.Module):
         """Maps of `encode` -> logits of ``size`` [B, C, ...], and features [B, F, ...] at the feature stride."""
         return self.network.decode(levels, size)
 
+    def _check(self, images: Tensor, look: bool) -> None:
+        check_layout("images", images, self.config.image_channels, self.config.spatial_dims)
+        check_pixels("images", images, look)
+
     @torch.no_grad()
     def probabilities(self, images: Tensor, extras: Inputs | None = None, windows: bool = True) -> Tensor:
         """The same images -> probabilities of the classes [B, C, H, W].
@@ -120,7 +131,11 @@ class SegmentationModel(nn.Module):
 
         Args:
             windows: False predicts from the whole image alone.
+
+        Raises:
+            UserError: as `forward`.
         """
+        self._check(images, look=True)
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         of_whole = self(images, extras).float().softmax(dim=1)
         size, whole = self.config.window, (images.shape[2], images.shape[3])

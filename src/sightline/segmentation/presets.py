@@ -19,7 +19,7 @@ class PrototypeOptions:
     """What a `ContrastivePrototypeManager` stores, and how it compares.
 
     Args:
-        num_classes: C; class 0 is the background.
+        num_classes: C, at least 2; class 0 is the background.
         feature_dim: D, numbers in a row that is stored and compared.
         elements_per_class: K, the most rows stored of each class. A class with a single stored row has no contrastive
             loss.
@@ -77,7 +77,12 @@ class PrototypeOptions:
     eps: float = 1e-12
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "feature_dim", "elements_per_class", "elements_per_update", "input_dim"):
+        if self.num_classes < 2:
+            raise UserError(
+                f"num_classes must be at least 2, not {self.num_classes}: class 0 is the background; "
+                "a network with one sigmoid channel has 2"
+            )
+        for name in ("feature_dim", "elements_per_class", "elements_per_update", "input_dim"):
             if (count := getattr(self, name)) is not None and count < 1:
                 raise UserError(f"{name} must be at least 1, not {count}")
         for field in fields(self):

@@ -20,9 +20,12 @@ from sightline.segmentation.arguments import (
     check_floating,
     check_same,
     classes_of_rows,
+    finite_rows,
     flatten,
     full_precision,
     layout,
+    logits_of_rows,
+    sums_are_finite,
 )
 from sightline.segmentation.contrastive import (
     attraction,
@@ -56,6 +59,9 @@ class ContrastivePrototypeManager(nn.Module):
     The bank is two buffers: ``memory`` [C, K, D], rows of a class first and zeros after them, and ``memory_count`` [C].
     It moves with the module, is part of its state dict, has no gradient, and keeps the module's precision. Losses are
     computed in float32 or, for float64 features, in float64, also under autocast.
+
+    A row with NaN or infinity counts as one without a class: it is neither stored nor compared, moves no statistics and
+    gets a gradient of 0. The bank judges rows in its own precision, in which 1e5 is infinite if that is float16.
 
     The selectors work in the mode (train or eval) that the module is in: in train mode, ranking rows and computing the
     loss both move the running statistics of their batch normalisation, as in SS-Net.
@@ -134,14 +140,17 @@ class ContrastivePrototypeManager(nn.Module):
     def select_elements(self, features: Tensor, class_id: int) -> Tensor:
         """The rows that an update would store, without gradient: [N, D] -> [<= elements_per_update, D].
 
-        All rows, in their order, where they fit. Else those that ``selection_order`` puts first by the score of the
-        class's feature selector, or, without selectors, evenly spaced ones.
+        All finite rows, in their order, where they fit. Else those that ``selection_order`` puts first by the score of
+        the class's feature selector, or, without selectors, evenly spaced ones.
 
         Raises:
             ValueError: another shape or type, or no such class.
         """
         self._check_class("class_id", class_id)
         self._check_rows("features", features)
+        return self._select(self._finite({class_id: features})[class_id], class_id)
+
+    def _select(self, features: Tensor, class_id: int) -> Tensor:
         count, most = len(features), self.options.rows_per_update
         if count <= most:
             return features.detach()  # the selector does not run, and its statistics do not move
@@ -157,7 +166,7 @@ class ContrastivePrototypeManager(nn.Module):
         """Store rows: class -> [n, D]; of more than fit, those of `select_elements`. Changes all or none.
 
         Rows are stored as they are, not scaled, in the bank's precision and on its device. A class that is absent, or
-        has no rows, keeps what it had.
+        has no finite rows, keeps what it had.
 
         Raises:
             ValueError: another shape or type, or no such class.
@@ -165,15 +174,24 @@ class ContrastivePrototypeManager(nn.Module):
         for class_id, features in features_dict.items():
             self._check_class("class in features_dict", class_id)
             self._check_rows(f"features_dict[{class_id}]", features)
-        for class_id, features in features_dict.items():
+        for class_id, features in self._finite(features_dict).items():
             if not len(features):
                 continue
-            new = self.select_elements(features, class_id).to(self.memory)
+            new = self._select(features, class_id).to(self.memory)
             older, count, most = self.memory[class_id], self.memory_count[class_id], self.options.elements_per_class
             if self.options.update == "replace":
                 older, count = torch.zeros_like(older), torch.zeros_like(count)
             self.memory[class_id] = torch.cat([new, older])[:most]
             self.memory_count[class_id] = (count + len(new)).clamp_max(most)
+
+    def _finite(self, features_dict: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
+        """Of each class, the rows that are finite in the bank's precision. Waits for a GPU once if all are."""
+        dtype = self.memory.dtype
+        sums = [sums_are_finite(rows, dtype).to(self.memory.device) for rows in features_dict.values()]
+        if not sums or torch.stack(sums).all():
+            return features_dict
+        masks = {class_id: finite_rows(rows, dtype) for class_id, rows in features_dict.items()}
+        return {c: rows if (mask := masks[c]) is None else rows[mask] for c, rows in features_dict.items()}
 
     # --- losses
 
@@ -197,6 +215,9 @@ class ContrastivePrototypeManager(nn.Module):
         rows_ND = flatten("features", features, self.feature_dim)
         ignored = self.options.ignore_index
         classes_N = classes_of_rows("class_labels", class_labels, features, self.num_classes, ignored)
+        finite_N = finite_rows(rows_ND, rows_ND.dtype)
+        if finite_N is not None:
+            rows_ND, classes_N = rows_ND[finite_N], classes_N[finite_N]
         with torch.autocast(features.device.type, enabled=False):
             members_CN = class_members(classes_N, self.num_classes)
             weighted_CD, _ = self._means(full_precision(rows_ND), classes_N, members_CN)
@@ -217,12 +238,14 @@ class ContrastivePrototypeManager(nn.Module):
         """Store what qualifies, then compute the losses of all rows: one step's part of one kind of images.
 
         The bank is written in eval mode too; for a validation loss, call `contrastive_class_to_class_learned_memory`.
-        Rows with infinite numbers or NaN, which a step in half precision may have, are never stored.
+        Rows with infinite numbers or NaN, which a step in half precision may have, change nothing.
 
         Args:
             features: floating point [N, D], or dense [B, D, ...] with any number of axes after D; with heads,
                 ``input_dim`` in place of D.
-            predictions: logits [N, C] or [B, C, ...] of the same rows; no gradient flows into them.
+            predictions: logits [N, C] or [B, C, ...] of the same rows; no gradient flows into them. Of two classes,
+                also one channel with the probability of class 1, [N, 1] or [B, 1, ...]: what a sigmoid gives, not its
+                logits. A row whose predictions hold NaN has no predicted class.
             labels: whole numbers 0..C-1, or ``ignore_index``: [N] or [B, ...]. None, of unlabelled images, takes the
                 predicted classes.
             is_labeled: False where labels are themselves predicted, for example by a teacher; they are used in the
@@ -238,12 +261,13 @@ class ContrastivePrototypeManager(nn.Module):
             weighting, on the features' device: contrastive_loss, intra_loss, inter_loss; and total_loss, the sum.
 
         Raises:
-            ValueError: another shape or type, labels out of range, or ``memory_features`` beside the manager's heads.
+            ValueError: another shape or type, labels out of range, one channel outside 0..1, probabilities where
+                ``confidence_threshold`` asks for logits, or ``memory_features`` beside the manager's heads.
         """
         options = self.options
         # check the arguments, and bring all to rows
         rows_ND = flatten("features", features, options.rows_dim)
-        logits_NC = flatten("predictions", predictions, self.num_classes).detach()
+        logits_NC = logits_of_rows(predictions, self.num_classes, options.confidence_threshold > 0)
         check_same("predictions", layout(predictions), features)
         stored_ND = rows_ND
         if memory_features is not None:
@@ -252,7 +276,7 @@ class ContrastivePrototypeManager(nn.Module):
             stored_ND = flatten("memory_features", memory_features, self.feature_dim)
             check_same("memory_features", layout(memory_features), features)
         # the class of each row: its label, or where there is none the predicted class
-        predicted_N = logits_NC.argmax(dim=1)
+        predicted_N = torch.where(logits_NC.amax(dim=1).isnan(), self.num_classes, logits_NC.argmax(dim=1))
         classes_N = predicted_N
         if labels is not None:
             classes_N = classes_of_rows("labels", labels, features, self.num_classes, options.ignore_index)
@@ -261,7 +285,10 @@ class ContrastivePrototypeManager(nn.Module):
             # write the bank first, as SS-Net does: the losses below already see this step's rows
             if options.memory_source == "all" or (is_labeled and labels is not None):
                 self._remember(stored_ND.detach(), logits_NC, predicted_N, classes_N)
-            # the three losses from the mean directions of the classes, and their weighted sum
+            # the three losses from the mean directions of the classes of finite rows, and their weighted sum
+            finite_N = finite_rows(rows_ND, rows_ND.dtype if self.projection is None else self.memory.dtype)
+            if finite_N is not None:
+                rows_ND, classes_N = rows_ND[finite_N], classes_N[finite_N]
             members_CN = class_members(classes_N, self.num_classes)
             weighted_CD, means_CD = self._means(self._embed(rows_ND), classes_N, members_CN)
             present_C = members_CN.any(dim=1)
@@ -310,7 +337,10 @@ class ContrastivePrototypeManager(nn.Module):
     def _remember(self, features_ND: Tensor, logits_NC: Tensor, predicted_N: Tensor, classes_N: Tensor) -> None:
         """Store the rows that are of a class, foreground, correct and confident, as the options ask."""
         options = self.options
-        qualifies_N = features_ND.sum(dim=1).isfinite()
+        qualifies_N = classes_N < self.num_classes
+        finite_N = finite_rows(features_ND, self.memory.dtype)
+        if finite_N is not None:
+            qualifies_N &= finite_N
         if not options.store_background:
             qualifies_N &= classes_N != 0
         if options.require_correct:

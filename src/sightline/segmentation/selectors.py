@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.segmentation.arguments import full_precision
 from sightline.segmentation.contrastive import class_members
 
 
@@ -19,10 +18,22 @@ def head(in_dim: int, out_dim: int) -> nn.Sequential:
 
 
 def scores(selector: nn.Module, rows_ND: Tensor) -> Tensor:
-    """Scores in 0..1, [N], in the precision of the rows."""
+    """Scores in 0..1, [N], in the precision of the rows, at least float32."""
+    return _before_sigmoid(selector, rows_ND).sigmoid()
+
+
+def weights_of(selector: nn.Module, rows_ND: Tensor) -> Tensor:
+    """Scores divided by their mean, [N].
+
+    By way of logarithms: scores of rows as long as half precision allows are all 0 in float32, and so is their sum.
+    """
+    return F.logsigmoid(_before_sigmoid(selector, rows_ND)).softmax(dim=0) * len(rows_ND)
+
+
+def _before_sigmoid(selector: nn.Module, rows_ND: Tensor) -> Tensor:
     with torch.autocast(rows_ND.device.type, enabled=False):
         weight = next(selector.parameters())
-        return selector(rows_ND.to(weight.dtype)).sigmoid().squeeze(1).to(full_precision(rows_ND).dtype)
+        return selector(rows_ND.to(weight.dtype)).squeeze(1).to(torch.promote_types(rows_ND.dtype, torch.float32))
 
 
 def in_eval_mode(module: nn.Module, rows: Tensor) -> Tensor:
@@ -56,9 +67,8 @@ def feature_weights(selectors: nn.ModuleList, features_ND: Tensor, classes_N: Te
     places, weights = [], []
     for class_id, rows in enumerate(rows_by_class(classes_N, len(selectors))):
         if takes_part[class_id]:
-            score = scores(selectors[class_id], features_ND[rows])
             places.append(rows)
-            weights.append(score * (len(rows) / score.sum()))
+            weights.append(weights_of(selectors[class_id], features_ND[rows]))
     return weights_N.index_put((torch.cat(places),), torch.cat(weights))
 
 
@@ -75,8 +85,8 @@ def weigh_memory(
             continue
         rows_kD = memory_CKD[class_id, :count]
         with torch.set_grad_enabled(torch.is_grad_enabled() and live):
-            score_k = scores(selectors[class_id], rows_kD)
+            weights_k = weights_of(selectors[class_id], rows_kD)
         if live:
-            rows_kD = rows_kD * (score_k * (count / score_k.sum()))[:, None]
+            rows_kD = rows_kD * weights_k[:, None]
             weighted[class_id] = F.pad(rows_kD, (0, 0, 0, memory_CKD.shape[1] - count))
     return torch.stack(weighted)

@@ -37,7 +37,8 @@ from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import in_order
-from sightline.training.processes import rank, world_size
+from sightline.training.precision import recorded_precision
+from sightline.training.processes import process_device, rank, world_size
 
 OWN_BANK = ("ss_net", "semiseg")  # methods that have a memory bank unless it is switched off
 OWN_WEIGHT = 0.1  # of that bank
@@ -288,7 +289,10 @@ def train_segmentation(
     # Write the weights of the best epoch, and what it measured.
     model.load_state_dict(result.best_weights_of("average" if params.ema else "model"))
     save_model(weights, model)
-    write_card(weights, about_segmentation(config), config.model_dump(mode="json"), frames.split, frames.group)
+    recorded = recorded_precision(params.precision, process_device())
+    write_card(
+        weights, about_segmentation(config), config.model_dump(mode="json"), frames.split, frames.group, recorded
+    )
     best = result.best
     figures = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -296,7 +300,7 @@ def train_segmentation(
         "unlabelled": {"frames": len(unlabelled)},
         "val": rounded({name.removeprefix("val_"): best[name] for name in best if name.startswith("val_")}),
     }
-    result.report(metrics_dir, {"val_dice": figures["val"]["dice"]}, figures)
+    result.report(metrics_dir, {"val_dice": figures["val"]["dice"]}, figures | recorded)
 
 
 def _check_classes(

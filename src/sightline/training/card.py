@@ -7,8 +7,10 @@ configuration. The evaluation reads that, adds what it measured, and writes ``<m
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,14 @@ class About:
     limits: tuple[str, ...]
 
 
-def write_card(model: Path, about: About, configuration: dict[str, Any], split: np.ndarray, groups: np.ndarray) -> None:
+def write_card(
+    model: Path,
+    about: About,
+    configuration: dict[str, Any],
+    split: np.ndarray,
+    groups: np.ndarray,
+    recorded: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write the card of a model that was just trained to ``<model>.card.json``.
 
     Args:
@@ -42,6 +51,7 @@ def write_card(model: Path, about: About, configuration: dict[str, Any], split: 
         configuration: what its header says.
         split: part of each frame, str [N].
         groups: episode, patient or block of each frame [N].
+        recorded: from `sightline.training.precision.recorded_precision`.
     """
     with safe_open(model, framework="np") as file:
         slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118  (it is no dictionary)
@@ -59,6 +69,7 @@ def write_card(model: Path, about: About, configuration: dict[str, Any], split: 
             for part in PARTS
             if counts[part]
         },
+        **recorded,
         "configuration": configuration,
     }
     write_json(model.with_suffix(SUFFIX), card)
@@ -96,6 +107,7 @@ def _markdown(card: dict[str, Any], compared: Table | None, evaluation: dict[str
     lines = [
         *(f"# {card['file']}", "", card["what"], "", f"`{card['use']}`", ""),
         f"- {card['parameters']:,} weights and statistics, {card['bytes']:,} bytes, SHA-256 `{card['sha256']}`",
+        *([f"- trained in {_plain(card['precision'])}"] if "precision" in card else ()),
         *(f"- in: {_plain(text)}" for text in card["inputs"]),
         *(f"- out: {_plain(text)}" for text in card["outputs"]),
         *(f"- data, split by whole groups: {data}", "", "## Measured", ""),

@@ -37,8 +37,8 @@ from sightline.core.figures import write_figures
 from sightline.core.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder, write_json
 from sightline.core.params import Section
 from sightline.training.by_hand import ByHand
-from sightline.training.precision import Precision, use_bf16
-from sightline.training.processes import rank, world_size
+from sightline.training.precision import Precision, computed_in, use_bf16
+from sightline.training.processes import process_device, rank, world_size
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
 DIVERGED = 1000  # a validation loss so many times that of the first epoch will not come back
@@ -188,7 +188,7 @@ def fit(
 ) -> FitResult:
     """Train ``module`` until ``params.epochs`` or early stopping, continuing an interrupted run of the same identity.
 
-    The number of processes belongs to it: with another one, a step takes other frames.
+    The number of processes belongs to it, with which a step takes other frames, and the arithmetic of this machine.
 
     Args:
         module: logs ``val_loss`` (and what else belongs in the curves) with ``on_epoch=True``.
@@ -204,7 +204,8 @@ def fit(
     if by_hand.checkpoint_every < 1:
         raise UserError(f"checkpoint_every must be at least 1, not {by_hand.checkpoint_every}")
     # A folder for the state of this very run: whatever changes the result changes its name.
-    key = fingerprint(stage, identity, _code_identity(module), world_size())
+    arithmetic = computed_in(params.precision, process_device())
+    key = fingerprint(stage, identity, _code_identity(module), world_size(), arithmetic)
     scratch = scratch_folder(stage, key)
     if rank() == 0:
         claim(scratch)

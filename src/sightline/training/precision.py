@@ -1,6 +1,7 @@
-"""Which arithmetic the hardware has."""
+"""Which arithmetic the hardware has, and which one a result was computed in."""
 
-from typing import Annotated, Literal
+import platform
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -8,6 +9,8 @@ from pydantic import Field
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"], Field(description="bf16, fp32, or auto: bf16 where the hardware has it")
 ]
+Arithmetic = Literal["fp32", "tf32", "bf32", "bf16"]
+_AMPERE = (8, 0)  # the first NVIDIA GPUs with TF32
 
 
 def use_bf16(precision: Precision) -> bool:
@@ -20,3 +23,39 @@ def use_bf16(precision: Precision) -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def computed_in(precision: Precision, device: torch.device) -> Arithmetic:
+    """What a network computes in on ``device``: for attributes, cards and the keys of caches.
+
+    ``bf16`` where `use_bf16` says so. Else ``fp32``, unless torch may round the factors of products in this process
+    (``allow_tf32``, ``fp32_precision``, ``set_float32_matmul_precision``) and the hardware can: ``tf32`` to 10 bits,
+    ``bf32`` to the 7 bits of bfloat16, as torch calls it. NVIDIA GPUs since Ampere do the former to convolutions unless
+    told otherwise. One of the two switches, of matrix products or of convolutions, is enough; whether a layer makes use
+    of it is not known here.
+    """
+    if use_bf16(precision):
+        return "bf16"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _AMPERE:
+        return "tf32" if "tf32" in _switches(torch.backends.cuda.matmul, torch.backends.cudnn) else "fp32"
+    if device.type == "cpu":
+        switches = _switches(torch.backends.mkldnn.matmul, torch.backends.mkldnn)  # type: ignore[attr-defined]
+        # by trial, instructions for bfloat16 without tiles (AVX512-BF16 alone) leave products in float32
+        if "bf16" in switches and (torch.cpu._is_amx_tile_supported() or platform.machine() == "aarch64"):
+            return "bf32"
+        if "tf32" in switches and torch.cpu._is_amx_fp16_supported():
+            return "tf32"
+    return "fp32"
+
+
+def recorded_precision(precision: Precision, device: torch.device) -> dict[str, str]:
+    """What the card and the details of a training record: ``precision``, see `computed_in`.
+
+    On a CPU only where a switch of torch changes it, so that a pipeline's files stay the same bytes.
+    """
+    name = computed_in(precision, device)
+    return {"precision": name} if device.type != "cpu" or name not in ("fp32", "bf16") else {}
+
+
+def _switches(matmul: Any, convolutions: Any) -> set[str]:
+    return {matmul.fp32_precision, convolutions.conv.fp32_precision}
