@@ -184,7 +184,8 @@ class _Check:
                         f"made: {', '.join(made) or 'none'}; remove it, or choose from them"
                     )
         for feature in of_masks if lists.masks else ():
-            if feature in made and feature.startswith("clip/") and feature != f"clip/{mask_camera}":
+            of_others = feature.startswith("clip/") and feature != f"clip/{mask_camera}"
+            if of_others and feature in made and mask_camera in self.contents.info.cameras:
                 yield (
                     f"stages.segmentation_with: {feature} is not of the images that the masks belong to, those of "
                     f"{mask_camera} (segmentation.camera); remove it, or take clip/{mask_camera}"
