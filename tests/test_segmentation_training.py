@@ -226,7 +226,7 @@ def test_two_classes_and_further_inputs(recording, tmp_path):
     grids = np.random.default_rng(0).normal(size=(34, 4, 6)).astype("f2")
     with h5py.File(tmp_path / "e.hdf5", "w") as file:
         file["embeddings"], file["frame_id"] = np.random.default_rng(1).normal(size=(40, 5)), np.arange(45, 5, -1)
-    clip = write_grids(tmp_path / "c", np.arange(8, 42), grids, most=10)
+    clip = write_grids(tmp_path / "c", np.arange(8, 42), grids, most=10, images=recording / "rgb/global")
     extras = {"depth": recording / "depth", "features": [clip, tmp_path / "e.hdf5"]}
     for path in (recording / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(path)) == 1).astype(np.uint8)).save(path)
@@ -240,6 +240,9 @@ def test_two_classes_and_further_inputs(recording, tmp_path):
     assert set(measured["dice_lost"]) == {"shuffled_clip", "shuffled_depth", "shuffled_embedding"}
     for method in ("ss_net", "semiseg", "bcp"):
         train(recording, method, params.model_copy(update={"method": method, "epochs": 1}), **extras)
+    other = write_grids(tmp_path / "other.hdf5", np.arange(8, 42), grids)
+    with pytest.raises(UserError, match=r"other.hdf5: its grid of frame \d+ is not of .*rgb/global/\d+.png; name the"):
+        train(recording, "x", params, features=[other])
     with pytest.raises(UserError, match=r"frames.parquet: not a readable HDF5"):
         train(recording, "x", params, features=[recording / "frames.parquet"])
 

@@ -28,11 +28,13 @@ class Feature:
     Args:
         values: [N, D] or [N, P, C].
         maker: hash of what decides the numbers beside the images (weights, settings); "" where the file has none.
+        content_hash: of grids: BLAKE2b of each image file, hexadecimal, S32 [N].
     """
 
     path: Path
     values: np.ndarray | GridRows
     maker: str
+    content_hash: np.ndarray | None = None
 
     @classmethod
     def open(cls, path: Path, frame_id: np.ndarray, needed: np.ndarray, source: str) -> "Feature":
@@ -72,7 +74,8 @@ class Feature:
         store = GridStore(path)
         _require_frames(path, store.image_ids, ids, source)
         made = json.dumps([store.attributes.get(name) for name in _OF_GRIDS], default=str)
-        return cls(path, GridRows(store, ids), hashlib.sha256(made.encode()).hexdigest())
+        hashes = store.content_hash[store.rows(ids)]
+        return cls(path, GridRows(store, ids), hashlib.sha256(made.encode()).hexdigest(), hashes)
 
     @property
     def shape(self) -> tuple[int, ...]:

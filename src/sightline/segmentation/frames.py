@@ -15,11 +15,12 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
+from sightline.core.cache import digest
 from sightline.core.errors import UserError
 from sightline.grids.features import Feature, open_features
 from sightline.recording.depth import decode, is_valid, normalize
 from sightline.recording.frames import read_index
-from sightline.recording.images import is_grey, read_depth, read_grey, read_mask, read_rgb
+from sightline.recording.images import is_grey, read_depth, read_file, read_grey, read_mask, read_rgb
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
 from sightline.recording.names import image_files, list_frames
 from sightline.recording.split import SplitParams, split_blocks
@@ -93,7 +94,7 @@ class SegmentationFrames:
 
         Raises:
             UserError: no such camera or index, no class names, depth that recording.json does not describe, features
-                that lack frames.
+                that lack frames, grids of other images.
         """
         info = read_recording_info(root / "recording.json")
         if params.camera not in info.cameras:
@@ -115,7 +116,7 @@ class SegmentationFrames:
             lambda row: read_mask(of_mask(row)), lambda row: str(of_mask(row)), str(root / "masks"), void=params.void,
             mask_values=params.mask_values, is_jpeg=lambda row: _is_jpeg(of_mask(row)),
             read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
-            features=open_features(features, ids, np.ones(len(ids), bool), str(root), NAMES),
+            features=_features_of(features, ids, of_image, root),
         )  # fmt: skip
 
     @classmethod
@@ -336,6 +337,24 @@ def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:
     """Row -> path of its image, as it should be called where there is none."""
     images = list_frames(folder)
     return lambda row: images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")
+
+
+def _features_of(
+    files: Sequence[Path], ids: np.ndarray, of_image: Callable[[int], Path], root: Path
+) -> dict[str, Feature]:
+    """Features of the frames ``ids``; grids must be of the images, as a network lays them over these."""
+    features = open_features(files, ids, np.ones(len(ids), bool), str(root), NAMES)
+    for feature in features.values():
+        if feature.content_hash is None:
+            continue
+        for row in (0, len(ids) // 2, len(ids) - 1):  # some tell another camera or recording
+            path = of_image(row)
+            if digest(read_file(path)).hex().encode() != feature.content_hash[row]:
+                raise UserError(
+                    f"{feature.path}: its grid of frame {ids[row]} is not of {path}; name the grids of that camera, or "
+                    "extract them again"
+                )
+    return features
 
 
 def _depth_reader(folder: Path, info: DepthInfo, ids: np.ndarray) -> Read:
