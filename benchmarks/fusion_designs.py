@@ -35,7 +35,7 @@ def run(
     weights, further = place / "fusion.safetensors", ()
     if truth:
         settings = settings | {"fusion.extra_dropout": 0}
-        further = ("--depth-embeddings", write_column(*truth, place / "truth.hdf5"))
+        further = ("--feature", write_column(*truth, place / "truth.hdf5"))
     if not weights.exists():
         named = ("--design", design, "--metrics-dir", place, *further)
         stage("train_fusion", views.resolve(), weights.resolve(), *named, settings=settings, params=params)

@@ -3,7 +3,7 @@
     python benchmarks/segmentation.py run RUNS --recording data/demo --index data/index \
         --methods supervised unimatch bcp --labelled 1 2 4 all --seeds 0 1 2 [--set segmentation.epochs=12 ...]
     python benchmarks/segmentation.py run RUNS ... --variant bcp_bank segmentation.method=bcp \
-        segmentation.contrastive.weight=0.1 --variant bcp_clip segmentation.method=bcp clip --clip-grids FILE
+        segmentation.contrastive.weight=0.1 --variant bcp_clip segmentation.method=bcp clip --feature FILE
     python benchmarks/segmentation.py table RUNS [--name NAME] [--write docs/results.md] [--picture FILE.png]
 
 Frames are a recording with its index, ``--images`` with ``--masks``, or ``--arrays``. ``--labelled`` counts groups
@@ -116,13 +116,13 @@ def run(args: Namespace, place: Path, name: str, labelled: str, seed: int, setti
 
 def frames_of(args: Namespace, params: Params, inputs: list[str], config: Any = None) -> SegmentationFrames:
     """The frames that the arguments name, as the parameters or a model's ``config`` say."""
-    for word, file in (("depth", args.depth), ("clip", args.clip_grids)):
+    for word, file in (("depth", args.depth), ("clip", args.feature)):
         if word in inputs and not file:
-            raise UserError(f"a variant has {word} as an input; give --{'clip-grids' if word == 'clip' else word}")
+            raise UserError(f"a variant has {word} as an input; give --{'feature' if word == 'clip' else word}")
     frames = open_frames(
         config or params.segmentation, params.data.split, recording=args.recording, index=args.index,
         images=args.images, masks=args.masks, arrays=args.arrays,
-        depth=args.depth if "depth" in inputs else None, grids=args.clip_grids if "clip" in inputs else None,
+        depth=args.depth if "depth" in inputs else None, features=[args.feature] if "clip" in inputs else [],
     )  # fmt: skip
     return replace(
         frames, read_image=remembering(frames.read_image, "image"), read_mask=remembering(frames.read_mask, "mask")
@@ -230,7 +230,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("run", help="train and evaluate what is not done")
     make.add_argument("runs", type=Path)
-    for name in ("recording", "index", "images", "masks", "arrays", "depth", "clip-grids"):
+    for name in ("recording", "index", "images", "masks", "arrays", "depth", "feature"):
         make.add_argument(f"--{name}", type=Path, help="as of stages/train_segmentation.py")
     make.add_argument("--methods", nargs="+", metavar="METHOD", help="values of segmentation.method")
     make.add_argument("--variant", nargs="+", action="append", metavar="WORD", help="a name, and what it sets")

@@ -6,6 +6,7 @@ from pathlib import Path
 from sightline.core.cli import run_stage
 from sightline.core.params import Section
 from sightline.fusion.evaluation import EvaluateFusionParams, evaluate_fusion
+from sightline.grids.features import add_features
 from sightline.training.card import read_card, write_measured_card
 
 
@@ -15,9 +16,7 @@ class Params(Section):
 
 def main(args: Namespace, params: Params) -> None:
     card = read_card(args.weights) if args.card else None
-    extras = {"depth": args.depth_embeddings, "clip": args.clip_grids}
-    files = {name: path for name, path in extras.items() if path}
-    figures = evaluate_fusion(args.weights, args.views, args.output, params.evaluate_fusion, files)
+    figures = evaluate_fusion(args.weights, args.views, args.output, params.evaluate_fusion, args.feature)
     if card:
         write_measured_card(args.card, card, figures)
     print(f"{'model':16}{figures['nmse']:8.4f} NMSE, R2 {figures['r2']:.3f}")
@@ -29,8 +28,7 @@ parser = ArgumentParser(description=__doc__)
 parser.add_argument("weights", type=Path, help="safetensors file written by stages/train_fusion.py")
 parser.add_argument("views", type=Path, help="HDF5 file written by stages/pack_views.py")
 parser.add_argument("output", type=Path, help="folder for figures, error_by_step.csv and actions.png")
-parser.add_argument("--depth-embeddings", type=Path, help="the further input that the model was trained with")
-parser.add_argument("--clip-grids", type=Path, help="the further input that the model was trained with")
+add_features(parser)
 parser.add_argument("--card", type=Path, help="Markdown file to write: the card of the model with these figures")
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from sightline.core.cli import run_stage
 from sightline.core.params import Section, Seed
 from sightline.fusion.network import Design
 from sightline.fusion.training import FusionParams, train_fusion
+from sightline.grids.features import add_features
 from sightline.training.by_hand import ByHand
 from sightline.training.processes import join_srun
 
@@ -19,10 +20,9 @@ class Params(Section):
 
 def main(args: Namespace, params: Params) -> None:
     join_srun()
-    extras = {"depth": args.depth_embeddings, "clip": args.clip_grids}
     train_fusion(
         args.views, args.weights, args.metrics_dir, params.fusion, params.seed, design=args.design,
-        extras={name: path for name, path in extras.items() if path}, by_hand=ByHand.of(args),
+        features=args.feature, by_hand=ByHand.of(args),
     )  # fmt: skip
 
 
@@ -31,8 +31,7 @@ parser.add_argument("views", type=Path, help="HDF5 file written by stages/pack_v
 parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--design", choices=get_args(Design), default="nine", help="what encodes the views (nine)")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
-parser.add_argument("--depth-embeddings", type=Path, help="file written by stages/embed.py, as a further input")
-parser.add_argument("--clip-grids", type=Path, help="written by stages/clip_grids.py, as a further input")
+add_features(parser)
 ByHand.add_options(parser)
 
 if __name__ == "__main__":

@@ -90,9 +90,15 @@ def photo_folder(folder: Path, ids: Iterable[int], size: tuple[int, int] = (60, 
     return folder
 
 
-def write_grids(path: Path, image_ids: Iterable[int], grids_NPC: np.ndarray, most: int = 3) -> Path:
-    """Write grids to a file where its name ends in .hdf5, else to a folder of shards of ``most`` images."""
+def write_grids(
+    path: Path, image_ids: Iterable[int], grids_NPC: np.ndarray, most: int = 3, images: Path | None = None
+) -> Path:
+    """Write grids to a file where its name ends in .hdf5, else to a folder of shards of ``most`` images.
+
+    Hashes are those of the files in ``images``, where it is given and has them.
+    """
     from sightline.clip.store import Rows, StoreLayout, shard_ranges, write_shards, write_store
+    from sightline.core.cache import digest
 
     ids = np.array(image_ids, np.int64)
     made = {"model": "ViT-B-16", "tokens": "ln_post", "grid": 2, "dtype": str(grids_NPC.dtype)}
@@ -100,7 +106,11 @@ def write_grids(path: Path, image_ids: Iterable[int], grids_NPC: np.ndarray, mos
 
     def write(path: Path, part: np.ndarray, skipped: list[int]) -> None:
         rows = [ids.tolist().index(i) for i in part]
-        hashes = [f"{i:032x}".encode() for i in part]
+        files = {i: images / f"{i:06d}.png" for i in part} if images else {}
+        hashes = [
+            digest(files[i].read_bytes()).hex().encode() if i in files and files[i].is_file() else f"{i:032x}".encode()
+            for i in part
+        ]
         names = [f"photo_{i}" for i in part]
         write_store(path, Rows(part, names, hashes, skipped), [grids_NPC[rows]], layout)
 

@@ -53,13 +53,14 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
     said = add_recording(MINE, "top", VIEWS, processes=1)
     lists = {
         "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"], "cameras": ["left"],
-        "masks": ["masks"], "demonstrations": ["actions"], "designs": ["nine", "joints_only"],
+        "masks": ["masks"], "demonstrations": ["actions"], "designs": ["nine", "joints_only"], "segmentation_with": [],
+        "fusion_with": {"designs": ["joints_only"], "features": ["embeddings/depth.hdf5"]},
     }  # fmt: skip
     expected = parse_yaml(default_params(), "")
     expected["data"]["root"], expected["stages"] = "data/mine", lists
     expected["segmentation"]["camera"], expected["views"]["cameras"] = "top", list(VIEWS)
     assert params() == expected
-    check_parameters(MINE, StageLists(**{name: tuple(values) for name, values in lists.items()}), "top", VIEWS)
+    check_parameters(MINE, StageLists.model_validate_json(json.dumps(lists)), "top", VIEWS)
     pieces = ["recording.json", "frames.parquet", "depth", "masks", *(f"rgb/{camera}" for camera in VIEWS)]
     assert set(state()) == {"params.yaml", *(f"data/mine/{piece}.dvc" for piece in pieces)}
     assert said.splitlines() == [
@@ -74,6 +75,8 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
         "  segmentation.camera: top",
         "  stages.demonstrations: [actions]",
         "  views.cameras: [left, right, top]",
+        "  stages.segmentation_with: []",
+        "  stages.fusion_with.features: [embeddings/depth.hdf5]",
         "Next:",
         "  git add params.yaml data/mine",
         '  git commit -m "Use data/mine"',
@@ -100,9 +103,8 @@ def test_without_cameras(project):
     recording_folder(MINE, [], masks=False, actions=None)
     said = add_recording(MINE, processes=1)
     assert "  stages.demonstrations: []  (the fusion model needs actions and 3 cameras)" in said
-    assert params()["stages"] | {"designs": []} == {
-        "images": ["depth"], "depth": ["depth"], "cameras": [], "masks": [], "demonstrations": [], "designs": [],
-    }  # fmt: skip
+    stages, names = params()["stages"], ("images", "depth", "cameras", "masks", "demonstrations")
+    assert [stages[name] for name in names] == [["depth"], ["depth"], [], [], []]
 
 
 def test_it_is_run_again_when_episodes_were_added(project):
@@ -281,8 +283,8 @@ def test_of_several_depth_cameras_one_is_trained_on_until_more_are_asked_for(pro
     assert params()["stages"]["images"][:2] == ["depth/high", "depth/wrist"]
     assert "(an autoencoder for each; there are depth/high, depth/wrist)" in said
     assert {f"data/mine/depth/{camera}.dvc" for camera in ("high", "wrist")} <= set(state())
-    lists = {name: tuple(values) for name, values in params()["stages"].items()}
-    assert check_parameters(MINE, StageLists(**lists), "top", VIEWS)["stages.depth"] == ["depth/high"]
-    absent = StageLists(**lists | {"depth": ("depth/left",)})
+    lists = StageLists.model_validate_json(json.dumps(params()["stages"]))
+    assert check_parameters(MINE, lists, "top", VIEWS)["stages.depth"] == ["depth/high"]
+    absent = lists.model_copy(update={"depth": ("depth/left",)})
     with pytest.raises(UserError, match=r"stages.depth: \[depth/left\], but there is no folder .*; set it to \[\]"):
         check_parameters(MINE, absent, "top", VIEWS)

@@ -63,7 +63,16 @@ def test_an_evaluation_adds_its_figures_and_the_limits_that_follow_from_them(mod
     assert text.count("hardly uses") == 1  # of the views
     assert "| nmse | 0.5 | 1 | 0.4 |" in text
     assert "a\\|b" in text
+    assert card["use"].endswith(f"act {model} RECORDING actions.parquet --feature PATH")
     assert "depth float32 \\[B, 64\\]" in text
+
+
+def test_a_card_of_a_segmentation_names_its_further_inputs(model):
+    extras = {"depth": (2, 8, 8), "clip": (4, 6)}
+    config = SegmentationConfig(classes=("background", "ball"), image_size=(8, 8), extras=extras)
+    card = card_of(model, about_segmentation(config), config.model_dump(mode="json"))
+    assert card["use"].endswith("--recording RECORDING --index INDEX --depth FOLDER --feature PATH")
+    assert card["inputs"][1:] == ["depth float32 [B, 2, 8, 8]", "clip float32 [B, 4, 6]"]
 
 
 def test_a_card_of_a_segmentation_names_its_classes(model):

@@ -18,7 +18,10 @@ from sightline.recording.layout import StageLists
 from sightline.validation.parameters import DESIGNS, MaskCamera, ViewCameras, check_parameters
 
 VIEWS = ("left", "right", "top")
-NONE = {"images": (), "depth": (), "cameras": (), "masks": (), "demonstrations": ()}
+NONE = {
+    "images": (), "depth": (), "cameras": (), "masks": (), "demonstrations": (), "segmentation_with": (),
+    "fusion_with": {"designs": (), "features": ()},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -38,13 +41,21 @@ ALL = ("depth", "masks", "rgb/left", "rgb/right", "rgb/top")
 
 
 def test_what_fits_is_summed_up_by_what_the_stages_need(place):
-    lists = StageLists(images=ALL, cameras=("left",), designs=("nine",))
+    of_fusion = {"designs": ("joints_only",), "features": ("clip/left", "embeddings/depth.hdf5")}
+    of_masks = ("embeddings/depth.hdf5",)
+    lists = StageLists(
+        images=ALL, cameras=("left",), designs=("nine",), segmentation_with=of_masks, fusion_with=of_fusion
+    )
     assert check_parameters(place, lists, "top", VIEWS) == {
         "stages.images": list(ALL), "stages.depth": ["depth"], "stages.cameras": ["left"], "stages.masks": ["masks"],
         "stages.demonstrations": ["actions"], "stages.designs": ["nine"],
+        "stages.segmentation_with": ["embeddings/depth.hdf5"], "stages.fusion_with.designs": ["joints_only"],
+        "stages.fusion_with.features": ["clip/left", "embeddings/depth.hdf5"],
         "segmentation.camera": ["top"], "views.cameras": list(VIEWS),
     }  # fmt: skip
-    assert set(check_parameters(place, StageLists(**NONE), "nobody", ())) == {f"stages.{name}" for name in NONE}
+    names = ("images", "depth", "cameras", "masks", "demonstrations")
+    assert set(check_parameters(place, StageLists(**NONE), "nobody", ())) == {f"stages.{name}" for name in names}
+    check_parameters(place, StageLists(**(NONE | {"segmentation_with": ("clip/no",)})), "nobody", ())  # makes no stage
 
 
 def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
@@ -97,6 +108,18 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
          "double, not a list of numbers in each row"),
         ({"demonstrations": ("actions",), "images": ALL, "designs": ("nin",)}, "stages.designs: nin is not a fusion "
          "model; choose from nine, three, shared, images_only, joints_only"),
+        ({"demonstrations": ("actions",), "images": ALL, "cameras": ("left",), "fusion_with": {"features": (
+            "clip/left", "clip/top")}}, "stages.fusion_with.features: no stage makes clip/top; with stages.depth and "
+         "stages.cameras as they are, these are made: clip/left; remove it, or choose from them"),
+        ({"demonstrations": ("actions",), "images": ALL, "fusion_with": {"designs": ("nin",), "features": ()}},
+         "stages.fusion_with.designs: nin is not a fusion model; choose from nine, three, shared, images_only, "
+         "joints_only"),
+        ({"masks": ("masks",), "images": ALL, "segmentation_with": ("embeddings/depth.hdf5",)},
+         "stages.segmentation_with: no stage makes embeddings/depth.hdf5; with stages.depth and stages.cameras as they "
+         "are, these are made: none; remove it, or choose from them"),
+        ({"masks": ("masks",), "images": ALL, "cameras": ("left", "top"), "segmentation_with": ("clip/left",)},
+         "stages.segmentation_with: clip/left is not of the images that the masks belong to, those of top "
+         "(segmentation.camera); remove it, or take clip/top"),
     ],
 )  # fmt: skip
 def test_each_key_is_named_with_what_to_do(place, lists, line):
@@ -158,7 +181,8 @@ def test_what_it_repeats_is_what_the_branches_say():
 
 def test_the_script_reads_its_keys_of_the_sections_and_writes_what_the_stages_use(place, stage, tmp_path):
     (tmp_path / "params.yaml").write_text(
-        "stages: {images: [masks, rgb/left], depth: [], cameras: [], masks: [masks], demonstrations: []}\n"
+        "stages: {images: [masks, rgb/left], depth: [], cameras: [], masks: [masks], demonstrations: [], "
+        "segmentation_with: []}\n"
         "segmentation: {camera: left, lr: 7}\nviews: {image_size: 3}\n"
     )
     done = stage("check", "rec", "--metrics-dir", "metrics/check")

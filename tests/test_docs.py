@@ -53,7 +53,7 @@ def test_the_parameters_and_their_page_are_what_the_classes_say():
         ("  patience: 100             #", "  patience: 100             # at most", False),
         ("  void:  ", "  voids: ", False),
         ("  # depth: folders with depth images, depth or depth/<camera>; []: none\n", "", False),
-        ("  designs:\n", "  more: 1\n  designs:\n", False),
+        ("\n  designs:\n", "\n  more: 1\n  designs:\n", False),
     ],
 )
 def test_own_values_are_no_fault_but_other_keys_and_words_are(old, new, is_right):

@@ -91,16 +91,35 @@ def test_further_inputs_are_learnt_from(data, tmp_path):
             views.frame_id,
         )
     grids = np.random.default_rng(1).normal(size=(50, 4, 6)).astype("f2")
-    extras = {"depth": tmp_path / "d.hdf5", "clip": write_grids(tmp_path / "c", np.arange(8, 58), grids, most=20)}
-    weights = train(data, design="joints_only", extras=extras)
-    assert load_policy(weights).config.extras == {"depth": (8,), "clip": (4, 6)}
-    one_file = extras | {"clip": write_grids(tmp_path / "c.hdf5", np.arange(8, 58), grids)}
-    assert train(data, "f", "joints_only", extras=one_file).read_bytes() == weights.read_bytes()
-    evaluate_fusion(weights, data, tmp_path / "e", EvaluateFusionParams(), extras)
+    depth, clip = tmp_path / "d.hdf5", write_grids(tmp_path / "c", np.arange(8, 58), grids, most=20)
+    weights = train(data, design="joints_only", features=[depth, clip])
+    assert load_policy(weights).config.extras == {"clip": (4, 6), "depth": (8,)}
+    one_file = write_grids(tmp_path / "c.hdf5", np.arange(8, 58), grids)
+    assert train(data, "f", "joints_only", features=[one_file, depth]).read_bytes() == weights.read_bytes()
+    figures = evaluate_fusion(weights, data, tmp_path / "e", EvaluateFusionParams(), [clip, depth])
+    assert set(figures["use"]) == {"shuffled_joints", "shuffled_clip", "shuffled_depth"}
+    with pytest.raises(UserError, match=r"was trained with depth embeddings as a further input; add --feature PATH"):
+        evaluate_fusion(weights, data, tmp_path / "x", EvaluateFusionParams(), [clip])
+    assert not (tmp_path / "x").exists()
     with h5py.File(tmp_path / "d.hdf5", "w") as file:
         file["embeddings"], file["frame_id"] = np.ones((47, 8), "f4"), views.frame_id[1:]
-    with pytest.raises(UserError, match=r"d.hdf5: lacks 1 frames of .*views.hdf5 \(first 10\)"):
-        train(data, extras=extras)
+    with pytest.raises(UserError, match=r"d.hdf5: lacks 1 of 48 frames of .*views.hdf5 \(first 10\); make it from"):
+        train(data, features=[depth])
+
+
+def test_what_a_further_input_is_worth_is_measured(tmp_path):
+    """Where it alone tells the actions, other frames' values cost much; where it is noise, little."""
+    data = pack(write_recording(tmp_path / "recording"))
+    views, worth = Views.open(data), {}
+    params = SMALL.model_copy(update={"epochs": 20, "target": "absolute"})
+    for name, values in (("told", views.actions), ("noise", np.random.default_rng(0).normal(size=(48, 3)))):
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            file["embeddings"], file["frame_id"] = values.astype("f4"), views.frame_id
+        features = [tmp_path / f"{name}.hdf5"]
+        weights = train(data, name, "joints_only", params=params, features=features)
+        figures = evaluate_fusion(weights, data, tmp_path / f"e{name}", EvaluateFusionParams(), features)
+        worth[name] = figures["use"]["shuffled_depth"]
+    assert worth["told"] > 0.05 > worth["noise"]
 
 
 def test_constant_rewards_are_no_signal_and_it_is_said(tmp_path):

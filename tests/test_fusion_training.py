@@ -90,12 +90,11 @@ def test_the_file_of_views_holds_every_frame_once(data, tmp_path):
     assert data.read_bytes() == before
 
 
-def test_card_and_details_name_an_arithmetic_that_the_parameter_does_not(data, tmp_path, monkeypatch):
+def test_card_and_details_name_the_arithmetic(data, tmp_path, monkeypatch):
     """As where a switch of torch rounds float32."""
     card, details = tmp_path / "m.card.json", tmp_path / "m/details.json"
     train(data, design="joints_only")
-    plain = [json.loads(path.read_text()) for path in (card, details)]
-    assert all("precision" not in content for content in plain)
+    assert [json.loads(path.read_text())["precision"] for path in (card, details)] == ["fp32", "fp32"]
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     torch.set_float32_matmul_precision("medium")
     try:

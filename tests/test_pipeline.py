@@ -30,7 +30,12 @@ SMALL = {
 FUSION = {"pack_views@actions"} | {
     f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("nine", "joints_only")
 }
-SEGMENTATION = {f"{stage}_segmentation@masks" for stage in ("train", "evaluate")}
+SEGMENTATION = {f"{stage}_segmentation{rest}" for stage in ("train", "evaluate")
+                for rest in ("@masks", "_with@masks-clip/global")}  # fmt: skip
+OF_EMBEDDINGS, OF_GRIDS = (
+    {f"{stage}_fusion_with@actions-joints_only-{feature}" for stage in ("train", "evaluate")}
+    for feature in ("embeddings/depth.hdf5", "clip/global")
+)
 VALIDATED = {f"validate_images@{name}" for name in (
     "depth", "masks", "rgb/left_wrist", "rgb/right_wrist", "rgb/global")}  # fmt: skip
 DEPTH_CHAIN = ["embed@depth", "evaluate@depth", "extract_encoder@depth", "train_autoencoder@depth"]
@@ -109,7 +114,7 @@ def test_a_second_repro_runs_nothing_and_leaves_git_clean(clone):
 @pytest.mark.slow
 def test_an_experiment_runs_what_follows_from_the_change_and_is_applied_to_the_workspace(clone):
     ran = clone.ran("exp", "run", "-S", "train.lr=3e-4")
-    assert sorted(ran) == sorted(DEPTH_CHAIN)
+    assert sorted(ran) == sorted([*DEPTH_CHAIN, *OF_EMBEDDINGS])
     assert "lr: 0.0003" in (clone.root / "params.yaml").read_text()
     assert clone.run("git", "diff", "--numstat", "params.yaml").stdout.split()[:2] == ["1", "1"]
     clone.run("dvc", "exp", "run", "-S", "train.lr=1e-4")
@@ -129,7 +134,26 @@ def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     cameras = ("left_wrist", "right_wrist", "global")
     checked = {f"validate_images@rgb/{camera}" for camera in cameras}
     followed = {f"{stage}@global" for stage in ("clip_grids", "verify_clip_grids")}
-    assert set(ran[1:]) == {*checked, *followed, *FUSION, *SEGMENTATION}
+    assert set(ran[1:]) == {*checked, *followed, *FUSION, *SEGMENTATION, *OF_EMBEDDINGS, *OF_GRIDS}
+    clone.run("git", "checkout", "-q", ".")
+    clone.run("dvc", "checkout")
+
+
+@pytest.mark.slow
+def test_other_grids_run_only_what_reads_them(clone):
+    """The plain trainings, and those with embeddings, do not run again; nor does a feature that is left out."""
+    ran = clone.ran("exp", "run", "-S", "clip.tokens=raw")
+    grids = {"clip_grids@global", "verify_clip_grids@global"}
+    read = {name for name in SEGMENTATION if "_with@" in name}
+    assert set(ran) == {*grids, *OF_GRIDS, *read}
+    folder = clone.root / "metrics/evaluate_fusion_with/actions/joints_only/clip/global"
+    assert "shuffled_clip" in json.loads((folder / "evaluation_results.json").read_text())["use"]
+    clone.run("git", "checkout", "-q", ".")
+    clone.run("dvc", "checkout")
+    added = "stages.fusion_with.designs=[joints_only,shared]"
+    ran = clone.ran("exp", "run", "-S", added, "-S", "stages.fusion_with.features=[clip/global]")
+    new = {f"{stage}_fusion_with@actions-shared-clip/global" for stage in ("train", "evaluate")}
+    assert set(ran) == {"check", *new}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
 
@@ -184,7 +208,7 @@ def test_a_recording_without_depth_runs_only_what_it_can(clone):
 
 def test_the_report_shows_every_stage_and_says_what_is_not_here(clone):
     page = "metrics/report.html"
-    assert f"{page}: 19 parts" in clone.run("python", "-m", "sightline.report").stdout
+    assert f"{page}: 25 parts" in clone.run("python", "-m", "sightline.report").stdout
     first = (clone.root / page).read_text()
     shutil.rmtree(clone.root / "metrics/evaluate/depth")
     said = clone.run("python", "-m", "sightline.report").stdout

@@ -102,7 +102,7 @@ def test_a_recording_gives_its_depth_images(tmp_path, encoder, recording):
 
 def test_a_raw_recording_gives_the_actions_of_its_packed_views(tmp_path, policy, recording):
     with pytest.warns(UserWarning, match="lack an image"):
-        assert act(policy, recording, tmp_path / "raw.parquet", {}) == 3
+        assert act(policy, recording, tmp_path / "raw.parquet") == 3
     table = pq.read_table(tmp_path / "raw.parquet")
     assert table["frame_id"].to_pylist() == [0, 1, 2]
     assert table.schema.metadata[b"frames_between_steps"] == b"2"
@@ -113,7 +113,7 @@ def test_a_raw_recording_gives_the_actions_of_its_packed_views(tmp_path, policy,
     packed = tmp_path / "views.hdf5"
     with pytest.warns(UserWarning, match="lack an image"):
         pack_views(recording, tmp_path / "index", packed, ViewParams(cameras=CAMERAS, image_size=16), "joints", 1)
-    act(policy, packed, tmp_path / "packed.parquet", {})
+    act(policy, packed, tmp_path / "packed.parquet")
     assert pq.read_table(tmp_path / "packed.parquet").equals(table)
     views = Views.open(packed)
     with torch.inference_mode():
@@ -128,7 +128,7 @@ def test_joints_of_another_robot_are_refused(tmp_path, policy, recording):
         pytest.warns(UserWarning, match="lack an image"),
         pytest.raises(UserError, match=r"joints: \('a', 'c'\), but .* \('a', 'b'\)"),
     ):
-        act(policy, recording, tmp_path / "out.parquet", {})
+        act(policy, recording, tmp_path / "out.parquet")
 
 
 def test_the_exported_encoder_gives_the_same_embeddings(tmp_path, encoder):

@@ -344,7 +344,7 @@ def test_a_wrong_source_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"text.npz: not an .npz file of plain arrays"):
         open_frames(PARAMS, SPLIT, arrays=tmp_path / "text.npz")
     with pytest.raises(UserError, match=r"frames.parquet: not a readable HDF5"):
-        open_frames(PARAMS, SPLIT, recording=root, index=index, grids=root / "frames.parquet")
+        open_frames(PARAMS, SPLIT, recording=root, index=index, features=[root / "frames.parquet"])
     info = json.loads((root / "recording.json").read_text())
     (root / "recording.json").write_text(json.dumps(info | {"classes": []}))
     with pytest.raises(UserError, match=r"recording.json: names no classes; name them there, or in"):

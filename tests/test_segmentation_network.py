@@ -66,8 +66,9 @@ def test_a_model_of_whole_images_or_of_larger_parts_is_asked_for_the_whole(windo
 
 
 def test_windows_cut_further_inputs_too():
-    model = model_of(window=(16, 16), extras={"depth": (2, 32, 32), "clip": (9, 5)}).eval()
+    model = model_of(window=(16, 16), extras={"depth": (2, 32, 32), "clip": (9, 5), "embedding": (7,)}).eval()
     images, extras = torch.rand(1, 3, 32, 32), {"depth": torch.rand(1, 2, 32, 32), "clip": torch.rand(1, 9, 5)}
+    extras["embedding"] = torch.randn(1, 7)
     probabilities = model.probabilities(images, extras)
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, 32, 32))
     extras["depth"] = torch.rand(1, 2, 32, 32)
@@ -84,9 +85,9 @@ def test_volumes_are_segmented_and_learnt_from():
 
 
 def test_further_inputs_change_the_result_and_may_be_missing():
-    model = model_of(extras={"depth": (2, 32, 32), "clip": (9, 5)}).eval()
+    model = model_of(extras={"depth": (2, 32, 32), "clip": (9, 5), "embedding": (7,)}).eval()
     images = torch.rand(2, 3, 32, 32)
-    extras = {"depth": torch.rand(2, 2, 32, 32), "clip": torch.randn(2, 9, 5)}
+    extras = {"depth": torch.rand(2, 2, 32, 32), "clip": torch.randn(2, 9, 5), "embedding": torch.randn(2, 7)}
     full, without = model(images, extras), model(images)
     assert without.shape == full.shape
     for name in extras:
@@ -312,7 +313,8 @@ def test_rectangles_are_pasted():
     assert square_boxes(chances, (30, 60)).float().mean((1, 2, 3)).tolist() == pytest.approx([4 / 9] * 200, abs=0.03)
     box = torch.zeros(1, 1, 6, 6, dtype=torch.bool)
     box[..., :2] = True
-    ones = {"image": torch.ones(1, 3, 6, 6), "clip": torch.ones(1, 9, 2)}
+    ones = {"image": torch.ones(1, 3, 6, 6), "clip": torch.ones(1, 9, 2), "embedding": torch.ones(1, 2)}
     mixed = pasted({name: torch.zeros_like(values) for name, values in ones.items()}, ones, box)
     assert mixed["image"][0, 0].sum(0).tolist() == [6, 6, 0, 0, 0, 0]
     assert mixed["clip"][0, :, 0].tolist() == [1, 0, 0] * 3
+    torch.testing.assert_close(mixed["embedding"], torch.full((1, 2), 1 / 3))

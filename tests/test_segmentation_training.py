@@ -6,7 +6,9 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,6 +25,7 @@ from sightline.recording.split import SplitParams
 from sightline.segmentation import SegmentationFrames, SegmentationModel, load_model
 from sightline.segmentation.augmentation import Window
 from sightline.segmentation.batches import StepBatches
+from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation
 from sightline.segmentation.methods import SEMI_SUPERVISED, BcpParams, Unlabelled, _predicted, largest_parts
 from sightline.segmentation.training import ContrastiveParams, SegmentationParams, train_segmentation
 
@@ -41,11 +44,11 @@ def recording(tmp_path) -> Path:
     return write_recording(tmp_path / "r")
 
 
-def frames_of(root: Path, params: SegmentationParams = SMALL, **extras: Path) -> SegmentationFrames:
+def frames_of(root: Path, params: SegmentationParams = SMALL, **extras: Any) -> SegmentationFrames:
     return SegmentationFrames.from_recording(root, root.parent / "index", params, **extras)
 
 
-def train(root: Path, name: str = "m", params: SegmentationParams = SMALL, seed: int = 0, **extras: Path) -> Path:
+def train(root: Path, name: str = "m", params: SegmentationParams = SMALL, seed: int = 0, **extras: Any) -> Path:
     weights = root.parent / f"{name}.safetensors"
     train_segmentation(frames_of(root, params, **extras), weights, root.parent / name, params, seed)
     return weights
@@ -221,17 +224,27 @@ def test_labelled_batches_are_the_same_whatever_else_is_learnt_from():
 
 def test_two_classes_and_further_inputs(recording, tmp_path):
     grids = np.random.default_rng(0).normal(size=(34, 4, 6)).astype("f2")
-    extras = {"depth": recording / "depth", "grids": write_grids(tmp_path / "c", np.arange(8, 42), grids, most=10)}
+    with h5py.File(tmp_path / "e.hdf5", "w") as file:
+        file["embeddings"], file["frame_id"] = np.random.default_rng(1).normal(size=(40, 5)), np.arange(45, 5, -1)
+    clip = write_grids(tmp_path / "c", np.arange(8, 42), grids, most=10, images=recording / "rgb/global")
+    extras = {"depth": recording / "depth", "features": [clip, tmp_path / "e.hdf5"]}
     for path in (recording / "masks").iterdir():
         Image.fromarray((np.asarray(Image.open(path)) == 1).astype(np.uint8)).save(path)
     params = changed(method="unimatch", classes=("background", "disc"), contrastive=ContrastiveParams(weight=1.0))
-    model = load_model(train(recording, params=params, **extras))
+    weights = train(recording, params=params, **extras)
+    model = load_model(weights)
     assert model.config.classes == ("background", "disc")
-    assert model.config.extras == {"clip": (4, 6), "depth": (2, *SIZE)}
+    assert model.config.extras == {"clip": (4, 6), "depth": (2, *SIZE), "embedding": (5,)}
+    frames = frames_of(recording, params, **extras)
+    measured = evaluate_segmentation(weights, frames, tmp_path / "measured", EvaluateSegmentationParams())
+    assert set(measured["dice_lost"]) == {"shuffled_clip", "shuffled_depth", "shuffled_embedding"}
     for method in ("ss_net", "semiseg", "bcp"):
         train(recording, method, params.model_copy(update={"method": method, "epochs": 1}), **extras)
+    other = write_grids(tmp_path / "other.hdf5", np.arange(8, 42), grids)
+    with pytest.raises(UserError, match=r"other.hdf5: its grid of frame \d+ is not of .*rgb/global/\d+.png; name the"):
+        train(recording, "x", params, features=[other])
     with pytest.raises(UserError, match=r"frames.parquet: not a readable HDF5"):
-        train(recording, "x", params, grids=recording / "frames.parquet")
+        train(recording, "x", params, features=[recording / "frames.parquet"])
 
 
 def test_what_cannot_be_learnt_is_said_once_and_training_goes_on(recording):

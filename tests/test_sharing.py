@@ -29,14 +29,18 @@ from test_pipeline import Clone
 from sightline.core.params import parse_yaml
 
 SMALLER = {"stages.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "stages.designs": "[joints_only]",
-           "stages.masks": "[]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
+           "stages.masks": "[]", "stages.fusion_with.features": "[clip/global]",
+           "evaluate.baselines": "[mean_image]"}  # fmt: skip
 GRIDS, EMBEDDINGS = "data/clip/global/000000-000001.hdf5", "data/embeddings/depth.hdf5"
 SHARED = [
     GRIDS, "data/clip/global/shards.json", EMBEDDINGS,
     "metrics/clip_grids/global/details.json", "metrics/clip_grids/global/metrics.json",
     "metrics/embed/depth/details.json", "metrics/embed/depth/metrics.json",
 ]  # fmt: skip
-FUSION = ["train_fusion@actions-joints_only", "evaluate_fusion@actions-joints_only"]
+FUSION = [
+    f"{stage}_fusion{rest}" for rest in ("@actions-joints_only", "_with@actions-joints_only-clip/global")
+    for stage in ("train", "evaluate")
+]  # fmt: skip
 # every stage of the pipeline, in order, as DVC would run it, but with one import of its libraries for all of them
 RUN_STAGES = """
 import os, runpy, shlex, sys
@@ -149,8 +153,9 @@ def test_an_experiment_of_a_teammate_pulls_direct_inputs_only(member):
     assert [stage for stage in ran if stage in FUSION] == FUSION
     assert {*ran} <= {*FUSION}
     folders = {"/".join(name.split("/")[:2]) for name in member.data()}
-    made = {"models/fusion", "metrics/train_fusion", "metrics/evaluate_fusion"}
-    assert folders == {"data/fusion", *made}
+    made = {f"{folder}{rest}" for folder in ("models/fusion", "metrics/train_fusion", "metrics/evaluate_fusion")
+            for rest in ("", "_with")}  # fmt: skip
+    assert folders == {"data/fusion", "data/clip", *made}
 
 
 def _stored(owner: Owner, path: str, cache: Path) -> Path:
@@ -314,12 +319,13 @@ def test_a_team_shares_over_ssh(owner, member, ssh_server, tmp_path):
 @pytest.mark.slow
 def test_a_queue_is_worked_off_by_two_and_shown(member):
     member.run("dvc", "remote", "modify", "--local", "storage", "url", str(member.root.parent / "sightline-storage"))
-    member.run("dvc", "pull", "train_fusion", "pack_views", "validate")
+    member.run("dvc", "pull", "train_fusion", "train_fusion_with", "pack_views", "clip_grids", "validate")
     member.run("dvc", "exp", "run", "--allow-missing", "--queue", "-S", "evaluate_fusion.seed=1,2")
     member.run("dvc", "queue", "start", "-j", "2")
     _wait(lambda: member.run("dvc", "queue", "status").stdout.count("Success") == 2)
     table = member.run(sys.executable, "tools/leaderboard.py").stdout.splitlines()
-    shown = ["evaluate_fusion.seed", "depth", "rmse", "mm", "↓", "joints_only", "nmse", "↓"]
+    shown = ["evaluate_fusion.seed", "depth", "rmse", "mm", "↓", "joints_only", "nmse", "↓",
+             "joints_only/clip/global", "nmse", "↓"]  # fmt: skip
     assert table[0].split() == ["experiment", *shown]
     assert sorted(line.split()[1] for line in table[1:]) == ["0", "0", "1", "2"]
     assert max(map(len, table)) <= 120
@@ -374,6 +380,7 @@ def test_a_name_forced_into_the_lists_of_stages_is_refused(member):
 
 
 def test_the_check_of_a_shorter_list_fetches_no_images(member):
-    assert member.ran("exp", "run", "--pull", "--allow-missing", "-S", "stages.cameras=[]") == ["check"]
+    shorter = ("-S", "stages.cameras=[]", "-S", "stages.fusion_with.features=[]")
+    assert member.ran("exp", "run", "--pull", "--allow-missing", *shorter) == ["check"]
     fetched = ["data/demo/frames.parquet", "data/demo/recording.json", "metrics/check/details.json"]
     assert member.data() == fetched

@@ -17,9 +17,9 @@ from sightline.report.overview import leaves
 # heading (groups of the pattern filled in; which way is better) -> pattern of "metrics file:key"
 FIGURES = {
     r"{0} rmse mm ↓": r"metrics/evaluate/(.+)/metrics\.json:rmse_mm",
-    r"{0} nmse ↓": r"metrics/evaluate_fusion/\w+/(.+)/metrics\.json:nmse",
-    r"{0} dice ↑": r"metrics/evaluate_segmentation/(.+)/metrics\.json:dice",
-    r"{0} shuffled views": r"metrics/evaluate_fusion/\w+/(.+)/metrics\.json:shuffled_views",
+    r"{0} nmse ↓": r"metrics/evaluate_fusion(?:_with)?/\w+/(.+)/metrics\.json:nmse",
+    r"{0} dice ↑": r"metrics/evaluate_segmentation(?:_with)?/(.+)/metrics\.json:dice",
+    r"{0} shuffled views": r"metrics/evaluate_fusion(?:_with)?/\w+/(.+)/metrics\.json:shuffled_views",
 }
 WIDTH = 24  # of a value at most
 PARAM, FIGURE = 2, 3

@@ -10,6 +10,7 @@ What the model was trained with travels in its file; data of another kind are re
 import json
 import tempfile
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sightline.core.files import atomic_output, file_sha256
 from sightline.core.hdf5 import create_contiguous
 from sightline.core.params import Section
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, preprocess, read_raw
+from sightline.grids.features import add_features
 from sightline.recording.images import read_grey, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.recording.names import BY_NAME, Images, Naming, add_naming, list_frames, list_images, naming
@@ -79,7 +81,7 @@ def embed(encoder_file: Path, images: Path, output: Path, naming: Naming = BY_NA
     return len(ids)
 
 
-def act(policy_file: Path, data: Path, output: Path, extras: dict[str, Path]) -> int:
+def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = ()) -> int:
     """Predict a chunk of actions for every frame of a recording, or of a file of views -> how many.
 
     The table has the columns frame_id, episode, step and ``actions``, a list of steps, each a list of actions in data
@@ -87,21 +89,21 @@ def act(policy_file: Path, data: Path, output: Path, extras: dict[str, Path]) ->
 
     Args:
         data: folder of a recording (no actions needed), or a file written by ``stages/pack_views.py``.
-        extras: name -> file of a further input that the model was trained with.
+        features: files of the further inputs that the model was trained with.
 
     Raises:
-        UserError: not a fusion model, another suffix, cameras or joints other than in training, a missing input.
+        UserError: not a fusion model, another suffix, cameras, joints or further inputs other than in training.
     """
-    from sightline.fusion.chunks import read_extras
+    from sightline.fusion.chunks import read_features
     from sightline.fusion.policy import load_policy
     from sightline.fusion.views import Views
+    from sightline.grids.features import check_features
 
     _check_suffix(output, ".parquet")
     policy, device = load_policy(policy_file), process_device()
     config = policy.config
-    if set(extras) != set(config.extras):
-        wanted = ", ".join(config.extras) or "none"
-        raise UserError(f"{policy_file}: trained with further inputs {wanted}, given {', '.join(extras) or 'none'}")
+    if not features:  # said before a recording is read
+        check_features({}, config.extras, {}, policy_file)
     with tempfile.TemporaryDirectory() as folder:
         if data.is_dir():
             packed = Path(folder) / "views.hdf5"
@@ -116,13 +118,14 @@ def act(policy_file: Path, data: Path, output: Path, extras: dict[str, Path]) ->
         ):
             if here != trained:
                 raise UserError(f"{data}: {name}: {here}, but {policy_file} was trained with {trained}")
-        features, rows, batches = read_extras(extras, views), np.flatnonzero(views.sound), []
+        extras, rows, batches = read_features(features, views), np.flatnonzero(views.sound), []
+        check_features(extras, config.extras, config.makers, policy_file)
         policy.to(device)
         with torch.inference_mode():
             for start in tqdm(range(0, len(rows), BATCH), desc="act", unit="batch", mininterval=0.5):
                 some = rows[start : start + BATCH]
                 inputs = [torch.from_numpy(array[some]).to(device) for array in (views.images, views.joints)]
-                further = {k: torch.from_numpy(np.asarray(values[some])).to(device) for k, values in features.items()}
+                further = {k: torch.from_numpy(np.asarray(values[some])).to(device) for k, values in extras.items()}
                 batches.append(policy(*inputs, further).cpu().numpy())
         chunks = np.concatenate(batches)  # (N, H, A)
         steps = pa.FixedSizeListArray.from_arrays(pa.array(chunks.reshape(-1)), chunks.shape[2])
@@ -208,9 +211,7 @@ def main(args: Namespace, _: Params) -> None:
     if args.command == "embed":
         print(f"{args.output}: {embed(args.model, args.data, args.output, naming(args))} embeddings")
         return
-    extras = {"depth": args.depth_embeddings, "clip": args.clip_grids}
-    count = act(args.model, args.data, args.output, {name: path for name, path in extras.items() if path})
-    print(f"{args.output}: {count} chunks of actions")
+    print(f"{args.output}: {act(args.model, args.data, args.output, args.feature)} chunks of actions")
 
 
 parser = ArgumentParser(prog="python -m sightline.predict", description="Apply a trained model to data of your own.")
@@ -228,8 +229,7 @@ for name, what, script, data, output in (
     command.add_argument("data", type=Path, help=data)
     command.add_argument("output", type=Path, help=output)
 add_naming(commands.choices["embed"])
-for option in ("--depth-embeddings", "--clip-grids"):
-    commands.choices["act"].add_argument(option, type=Path, help="the further input that the model was trained with")
+add_features(commands.choices["act"])
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -9,7 +9,7 @@ def about_policy(config: PolicyConfig) -> About:
     cameras, size = config.cameras, config.image_size
     return About(
         what="Policy learnt from demonstrations: camera views and joints to a chunk of coming actions.",
-        use="python -m sightline.predict act MODEL RECORDING actions.parquet",
+        use="python -m sightline.predict act MODEL RECORDING actions.parquet" + " --feature PATH" * len(config.extras),
         inputs=(
             f"views uint8 [B, {len(cameras)}, 3, {size}, {size}], RGB, in this order: {', '.join(cameras)}",
             f"joints float32 [B, {len(config.joint_names)}] in the recording's units: {', '.join(config.joint_names)}",

@@ -1,6 +1,6 @@
 """What a training step sees: views, joints, and the chunk of actions that follows, within the episode."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sightline.core.errors import UserError
-from sightline.core.hdf5 import open_hdf5
 from sightline.fusion.advantage import Rewards
 from sightline.fusion.views import Views
-from sightline.grids.store import GridRows, GridStore
+from sightline.grids.features import Feature, open_features
 from sightline.training.order import Draw
+
+NAMES = ("depth", "clip")  # what models call vectors and grids
 
 
 def chunk_rows(episode_N: np.ndarray, steps: int, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +41,7 @@ class Chunks(Dataset[dict[str, Tensor]]):
         ``continues``, and ``next_views``, ``next_joints`` and ``next_<extra>`` of those rows
 
     Args:
-        extras: precomputed features of every frame, [N, ...], by name, from `read_extras`.
+        extras: precomputed features of every frame, by name, from `read_features`.
         rewards: what a critic learns from.
         resident: all views on a GPU, to read from in place of the file; from `resident_views`.
     """
@@ -50,7 +51,7 @@ class Chunks(Dataset[dict[str, Tensor]]):
         views: Views,
         steps: int,
         stride: int,
-        extras: Mapping[str, np.ndarray | GridRows],
+        extras: Mapping[str, Feature],
         rewards: Rewards | None = None,
         resident: Tensor | None = None,
     ) -> None:
@@ -94,36 +95,10 @@ def resident_views(views: Views, device: torch.device) -> Tensor | None:
     return torch.from_numpy(np.array(views.images)).to(device)
 
 
-def read_extras(files: dict[str, Path], views: Views) -> dict[str, np.ndarray | GridRows]:
-    """Precomputed features of every frame of ``views``: [N, D] of ``embeddings``, or CLIP grids [N, P, C].
-
-    Args:
-        files: name -> HDF5 file with ``embeddings`` and ``frame_id``, or a store of grids.
+def read_features(paths: Sequence[Path], views: Views) -> dict[str, Feature]:
+    """Precomputed features of every frame of ``views``, by name: ``depth`` embeddings, ``clip`` grids.
 
     Raises:
-        UserError: neither, or a frame that is missing.
+        UserError: files of another kind, two of a kind, or a frame that is missing.
     """
-    return {name: _read_extra(path, views) for name, path in files.items()}
-
-
-def _read_extra(path: Path, views: Views) -> np.ndarray | GridRows:
-    if path.is_dir():
-        return _read_grids(path, views)
-    with open_hdf5(path) as file:
-        if "grids" in file:
-            return _read_grids(path, views)
-        if not {"embeddings", "frame_id"} <= set(file):
-            raise UserError(f"{path}: holds neither depth embeddings nor CLIP grids")
-        ids, values = file["frame_id"][:], file.rows("embeddings")
-    missing = np.setdiff1d(views.frame_id[views.sound], ids)
-    if len(missing):
-        raise UserError(f"{path}: lacks {len(missing)} frames of {views.path} (first {missing[0]})")
-    order = np.argsort(ids)
-    rows = order[np.searchsorted(ids, views.frame_id, sorter=order).clip(max=len(ids) - 1)]
-    same = len(ids) == len(rows) and (rows == np.arange(len(rows))).all()
-    return np.asarray(values if same else values[rows])
-
-
-def _read_grids(path: Path, views: Views) -> GridRows:
-    first = views.frame_id[views.sound][0]  # stands for frames that are never drawn, which may have no grid
-    return GridRows(GridStore(path), np.where(views.sound, views.frame_id, first))
+    return open_features(paths, views.frame_id, views.sound, str(views.path), NAMES)

@@ -10,13 +10,13 @@ training, do not count. In ``evaluation_results.json``:
     baselines       ``mean`` of the training actions, ``hold`` the present joints (where there is an action for each),
                     ``linear``, ridge regression from the joints, ``previous_action``
     use             how much larger nmse becomes when the views come from other frames, one camera shows its mean image,
-                    left and right are swapped, or the joints come from other frames
+                    left and right are swapped, or the joints or a further input come from other frames
     feature         effective rank, share of numbers that are always 0, linear probes (R2) of actions and later joints
     cvae            KL divergence, active units, error of the posterior's mean against that at z = 0
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,11 +33,12 @@ from sightline.core.errors import UserError
 from sightline.core.figures import write_figures
 from sightline.core.files import atomic_output, rounded
 from sightline.core.params import Section
-from sightline.fusion.chunks import Chunks, read_extras
+from sightline.fusion.chunks import Chunks, read_features
 from sightline.fusion.heads import CvaeHead, kl_divergence
 from sightline.fusion.linear import fit_linear
 from sightline.fusion.policy import FusionPolicy, load_policy
 from sightline.fusion.views import Views
+from sightline.grids.features import check_features
 from sightline.training import probing
 from sightline.training.order import in_order
 from sightline.training.processes import process_device
@@ -52,22 +53,22 @@ class EvaluateFusionParams(Section):
     part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
     batch_size: int = Field(32, ge=1, description="frames at a time")
     probe_frames: int = Field(500, ge=2, description="training frames at most for the linear probes")
-    seed: int = Field(0, ge=0, description="which other frame lends its views or joints; the bootstrap")
+    seed: int = Field(0, ge=0, description="which other frame lends its inputs; the bootstrap")
 
 
 def evaluate_fusion(
-    weights: Path, data: Path, output: Path, params: EvaluateFusionParams, extras: dict[str, Path] | None = None
+    weights: Path, data: Path, output: Path, params: EvaluateFusionParams, features: Sequence[Path] = ()
 ) -> dict[str, Any]:
     """Write figures and the picture to the folder ``output``; return what ``evaluation_results.json`` holds.
 
     Args:
         weights: file of a fusion model.
         data: file of views with its split.
-        extras: name -> file of a further input that the model was trained with.
+        features: files of the further inputs that the model was trained with.
 
     Raises:
         UserError: files of another kind, other cameras, joints or actions than in training, no held-out frames,
-            held-out episodes that the model was trained on.
+            held-out episodes that the model was trained on, other further inputs than in training.
     """
     views = Views.open(data)
     policy = load_policy(weights, views.cameras)
@@ -78,7 +79,8 @@ def evaluate_fusion(
     seen = set(policy.config.train_episodes) & set(views.episode[rows].tolist())
     if seen:
         raise UserError(f"{weights}: was trained on episode {min(seen)} of part {params.part}; train it on this split")
-    further = read_extras({name: path for name, path in (extras or {}).items() if name in policy.config.extras}, views)
+    further = read_features(features, views)
+    check_features(further, policy.config.extras, policy.config.makers, weights)
     run = _Run(
         policy.to(process_device()), views, Chunks(views, policy.config.steps, policy.config.stride, further), params
     )
@@ -221,6 +223,11 @@ class _Run:
             changes["swapped_left_right"] = lambda b, _: b | {"views": b["views"][:, [1, 0, 2]]}
         if self.policy.config.design != "images_only":
             changes["shuffled_joints"] = lambda b, some: b | {"joints": torch.from_numpy(views.joints[other[some]])}
+
+        def of_others(batch: dict[str, Tensor], some: np.ndarray, name: str) -> dict[str, Tensor]:
+            return batch | {name: torch.from_numpy(np.asarray(self.chunks.extras[name][other[some]]))}
+
+        changes |= {f"shuffled_{name}": partial(of_others, name=name) for name in self.chunks.extras}
         return changes
 
     def feature_health(self, rows: np.ndarray) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class PolicyConfig(Section):
     conv1_init: Conv1Init = "independent"
     norm: Norm = "bn"
     extras: dict[str, tuple[int, ...]] = Field(default={})
+    makers: dict[str, str] = Field(default={})  # of the further inputs, see `sightline.grids.features.Feature`
     train_episodes: tuple[int, ...] = ()  # so that a later evaluation can refuse to test on them
     seed: int = 0
 

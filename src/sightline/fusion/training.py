@@ -3,6 +3,7 @@
 import copy
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from sightline.core.files import file_sha256, rounded
 from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, chunk_rewards, episode_rewards
 from sightline.fusion.augmentation import CHANCES, augment_views
 from sightline.fusion.card import about_policy
-from sightline.fusion.chunks import Chunks, read_extras, resident_views
+from sightline.fusion.chunks import Chunks, read_features, resident_views
 from sightline.fusion.heads import CvaeHead, Loss, Objective, elementwise
 from sightline.fusion.linear import fit_linear
 from sightline.fusion.network import Conv1Init, Design, Norm
@@ -73,7 +74,7 @@ class FusionParams(TrainerParams):
     jitter: float = Field(0.2, ge=0, lt=1, description="largest random change of colours, as a share")
     joint_dropout: float = Field(0.2, ge=0, lt=1, description="probability of hiding the joints; 0: cameras go unused")
     view_dropout: float = Field(0.0, ge=0, lt=1, description="probability of hiding the views, never with the joints")
-    extra_dropout: float = Field(0.1, ge=0, lt=1, description="probability that a further input is hidden")
+    extra_dropout: float = Field(0.5, ge=0, lt=1, description="probability that a further input is hidden")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights and statistics; 0 switches it off")
 
 
@@ -170,7 +171,7 @@ def train_fusion(
     seed: int,
     *,
     design: Design = "nine",
-    extras: dict[str, Path] | None = None,
+    features: Sequence[Path] = (),
     by_hand: ByHand = IN_PIPELINE,
 ) -> None:
     """Train on the ``train`` part of ``data``, keep the epoch that is best on ``val``, write weights and metrics.
@@ -180,12 +181,12 @@ def train_fusion(
 
     Args:
         data: file of views.
-        extras: name -> depth embeddings or CLIP grids of the same frames, as further inputs.
+        features: files of depth embeddings or CLIP grids of the same frames, as further inputs.
         by_hand: checkpoints to write and to start from.
 
     Raises:
         UserError: not a file of views, no training or validation frames, a chunk longer than every episode, pretrained
-            weights that cannot be loaded, a further input that lacks frames, no rewards to weigh by, or for td a frame
+            weights that cannot be loaded, a feature that lacks frames, no rewards to weigh by, or for td a frame
             without images that a chunk leads to.
     """
     # The frames to learn from, and those that say which epoch is best.
@@ -197,7 +198,7 @@ def train_fusion(
             "of different episodes: record more, or change data.split"
         )
     # Further inputs of the same frames.
-    further = read_extras(extras or {}, views)
+    further = read_features(features, views)
     params = _with_signal(params, views)
     # The network: the seed decides its first weights.
     lightning.seed_everything(seed, verbose=False)
@@ -207,7 +208,8 @@ def train_fusion(
         actions=views.actions.shape[1], steps=params.chunk, stride=params.stride, objective=params.objective,
         loss=params.loss, target=params.target,
         detach_posterior=params.detach_posterior, prior_weight=params.prior_weight, conv1_init=params.conv1_init,
-        norm=params.norm, extras={name: values.shape[1:] for name, values in further.items()},
+        norm=params.norm, extras={name: feature.shape for name, feature in further.items()},
+        makers={name: feature.maker for name, feature in further.items()},
         train_episodes=tuple(np.unique(views.episode[in_train]).tolist()), seed=seed,
     )  # fmt: skip
     policy = FusionPolicy(config, params.pretrained)
@@ -238,7 +240,7 @@ def train_fusion(
         views.frame_id,
     )
     # Train. The identity is all that decides the result: only an interrupted run of the same one is continued.
-    files = (data, by_hand.resume, *map(identifying_file, (extras or {}).values()))
+    files = (data, by_hand.resume, *(identifying_file(feature.path) for feature in further.values()))
     inputs = [sorted(config.extras), *(file_sha256(path) for path in files if path)]
     identity = [params.model_dump(mode="json"), design, seed, *inputs]
     result = fit(module, batches, params, "train_fusion", identity, by_hand)

@@ -53,6 +53,15 @@ def _are_different(names: tuple[str, ...]) -> tuple[str, ...]:
 Names = Annotated[tuple[str, ...], AfterValidator(_are_different)]
 
 
+class FusionWith(Section):
+    """Fusion models with one more input, a precomputed feature: one for each design and feature."""
+
+    designs: Names = Field(("joints_only",), description="fusion models, as in stages.designs")
+    features: Names = Field(
+        ("embeddings/depth.hdf5", "clip/global"), description="files or folders in data/ that stages make; []: none"
+    )
+
+
 class StageLists(Section):
     """Lists that make stages, one for each entry; a longer list makes no other stage run again."""
 
@@ -66,6 +75,10 @@ class StageLists(Section):
     designs: Names = Field(
         ("nine", "joints_only"), description="fusion models: nine, three, shared, images_only, joints_only"
     )
+    segmentation_with: Names = Field(
+        ("clip/global",), description="features in data/, each for a segmentation with it as one more input; []: none"
+    )
+    fusion_with: FusionWith = FusionWith()
 
 
 class RecordingInfo(Section):

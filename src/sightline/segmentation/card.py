@@ -7,10 +7,15 @@ from sightline.training.card import About
 def about_segmentation(config: SegmentationConfig) -> About:
     """Inputs and outputs with shape and range."""
     names = ", ".join(f"{i} {name}" for i, name in enumerate(config.classes))
+    evaluate = "python stages/evaluate_segmentation.py MODEL figures --recording RECORDING --index INDEX"
+    options = ["--depth FOLDER" if name == "depth" else "--feature PATH" for name in config.extras]
     return About(
         what="Segmentation of images: the class of every pixel.",
-        use="python -m sightline.predict segment MODEL IMAGES masks",
-        inputs=(f"images of {config.image_channels} channels, 8 bits",),
+        use=" ".join([evaluate, *options]) if options else "python -m sightline.predict segment MODEL IMAGES masks",
+        inputs=(
+            f"images of {config.image_channels} channels, 8 bits",
+            *(f"{name} float32 [B, {', '.join(map(str, shape))}]" for name, shape in config.extras.items()),
+        ),
         outputs=(f"a class of each pixel: {names}",),
         limits=("Images of other cameras, light or scenes than the training images' need a new evaluation.",),
     )

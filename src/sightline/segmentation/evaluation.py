@@ -16,6 +16,7 @@ nowhere. In ``metrics.json``:
     baselines         ``all_background``; ``mean_mask``: the most frequent class of each pixel in the labelled training
                       masks; ``mean_colour``: the class whose mean colour in them is nearest
     by_group          mean Dice of each group, where groups have several images
+    dice_lost         how much smaller dice_mean becomes when a further input comes from other frames, by input
 """
 
 import csv
@@ -32,6 +33,7 @@ from sightline.core.errors import UserError
 from sightline.core.figures import write_figures
 from sightline.core.files import atomic_output, rounded
 from sightline.core.params import Section
+from sightline.grids.features import check_features
 from sightline.recording.layout import IGNORE
 from sightline.segmentation import metrics
 from sightline.segmentation.frames import SegmentationFrames
@@ -48,7 +50,7 @@ class EvaluateSegmentationParams(Section):
     part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
     batch_size: int = Field(16, ge=1, description="frames at a time")
     windows: bool = Field(True, description="of a model of parts, mean of whole image and windows; false: whole image")
-    seed: int = Field(0, ge=0, description="draws of the bootstrap over groups")
+    seed: int = Field(0, ge=0, description="draws of the bootstrap; which other frame lends a further input")
 
 
 def evaluate_segmentation(
@@ -83,6 +85,10 @@ def evaluate_segmentation(
         "classes": {name: {key: values[i].item() for key, values in classes.items()} for i, name in enumerate(names)},
         "baselines": {name: _overlap_means(of_interest[name]) for name in of_interest if name != "model"},
         "by_group": _by_group(of_interest["model"], group) if len(np.unique(group)) < len(rows) else {},
+    }
+    figures["dice_lost"] = {
+        f"shuffled_{name}": figures["dice_mean"] - _overlap_means(run.shuffled(rows, name)[:, :, first:])["dice_mean"]
+        for name in model.config.extras
     }
     figures = rounded(figures)
     shown = rows[np.unique(np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int))]
@@ -132,9 +138,15 @@ class _Run:
             yield rows[start : start + self.params.batch_size]
 
     @torch.inference_mode()
-    def predict(self, rows: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Class ids uint8 [n, H, W] and their probabilities float32 [n, H, W], of these rows and their images."""
-        arrays = self.frames.extras(rows)
+    def predict(
+        self, rows: np.ndarray, images: np.ndarray, others: dict[str, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids uint8 [n, H, W] and their probabilities float32 [n, H, W], of these rows and their images.
+
+        Args:
+            others: further inputs [n, ...] by name, in the place of those of the rows.
+        """
+        arrays = self.frames.extras(rows) | (others or {})
         extras = {name: torch.from_numpy(arrays[name]).to(self.device) for name in self.model.config.extras}
         pixels = torch.from_numpy(images).to(self.device)
         confidence, predicted = self.model.probabilities(pixels, extras, self.params.windows).max(dim=1)
@@ -156,6 +168,17 @@ class _Run:
                 surfaces.append(metrics.surface_distances(*pair, self.classes, self.frames.spacing))
             bins += metrics.confidence_bins(confidence[valid], (predicted == truth)[valid])
         return {name: np.concatenate(counts[name]) for name in counts}, np.stack(surfaces), bins
+
+    def shuffled(self, rows: np.ndarray, name: str) -> np.ndarray:
+        """Counts of the model, int64 [M, 3, C], when the further input ``name`` comes from other frames."""
+        order = np.random.default_rng(self.params.seed).permutation(rows)
+        other = dict(zip(order.tolist(), np.roll(order, 1), strict=True))  # of two frames or more, none gets its own
+        counts = []
+        for some in self.batches(rows, f"shuffled {name}"):
+            lent = {name: self.frames.extras(np.array([other[row] for row in some.tolist()]))[name]}
+            predicted = self.predict(some, self.frames.images(some), lent)[0]
+            counts.append(metrics.count_pixels(predicted, self.frames.masks(some), self.classes))
+        return np.concatenate(counts)
 
     def baselines(self) -> dict[str, Baseline]:
         """Simple predictors, from those of the model's training masks that are among the frames."""
@@ -194,11 +217,11 @@ def _held_out(weights: Path, model: SegmentationModel, frames: SegmentationFrame
         kinds = {1: "grey", 3: "RGB"}
         trained, present = (kinds[count] for count in (config.image_channels, frames.channels))
         raise UserError(f"{frames.name}: its images are {present}, but {weights} was trained on {trained} ones")
-    shapes = frames.extra_shapes()
-    for name, shape in config.extras.items():
-        if shapes.get(name) != shape:
-            state = f"has shape {list(shapes[name])}" if name in shapes else "is missing"
-            raise UserError(f"{frames.name}: {name} {state}, but {weights} was trained with it, of shape {list(shape)}")
+    if ("depth" in config.extras) != (frames.read_depth is not None):
+        needs = "with depth images; add" if "depth" in config.extras else "without depth images; leave out"
+        raise UserError(f"{weights}: was trained {needs} --depth FOLDER")
+    features = {name: shape for name, shape in config.extras.items() if name != "depth"}
+    check_features(frames.features, features, config.makers, weights)
     rows = frames.rows(part)
     rows = rows[frames.has_mask[rows]]
     if not len(rows):

@@ -7,7 +7,7 @@ asks for are never opened.
 
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -15,11 +15,12 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
+from sightline.core.cache import digest
 from sightline.core.errors import UserError
-from sightline.grids.store import GridRows, GridStore
+from sightline.grids.features import Feature, open_features
 from sightline.recording.depth import decode, is_valid, normalize
 from sightline.recording.frames import read_index
-from sightline.recording.images import is_grey, read_depth, read_grey, read_mask, read_rgb
+from sightline.recording.images import is_grey, read_depth, read_file, read_grey, read_mask, read_rgb
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
 from sightline.recording.names import image_files, list_frames
 from sightline.recording.split import SplitParams, split_blocks
@@ -30,6 +31,7 @@ from sightline.segmentation.values import class_ids, count_values, jpeg_advice, 
 from sightline.training.processes import rank
 
 Read = Callable[[int], np.ndarray]  # row -> one image, mask or depth image, at its own size
+NAMES = ("embedding", "clip")  # what models call vectors and grids; depth is an image
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SegmentationFrames:
         void: class id that is ignored like 255.
         mask_values: class id of each value in the masks; values that it does not name are class ids.
         is_jpeg: row -> whether its mask is, so that values are not exact.
-        grids: [N, P, C], CLIP grid of each image.
+        features: of each image, by name: ``embedding`` [N, D], ``clip`` grids [N, P, C].
     """
 
     name: str
@@ -71,11 +73,16 @@ class SegmentationFrames:
     mask_values: dict[int, int] | None = None
     is_jpeg: Callable[[int], bool] = field(default=lambda _: False, repr=False)
     read_depth: Read | None = field(default=None, repr=False)
-    grids: GridRows | None = field(default=None, repr=False)
+    features: dict[str, Feature] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_recording(
-        cls, root: Path, index_dir: Path, params: FrameParams, depth: Path | None = None, grids: Path | None = None
+        cls,
+        root: Path,
+        index_dir: Path,
+        params: FrameParams,
+        depth: Path | None = None,
+        features: Sequence[Path] = (),
     ) -> Self:
         """Frames of a recording that have an image of ``params.camera``; those without a mask are unlabelled.
 
@@ -83,11 +90,11 @@ class SegmentationFrames:
             root: folder of the recording.
             index_dir: what stages/validate.py wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
             depth: folder of depth images of the same view, as a further input.
-            grids: CLIP grids of the same images, as a further input.
+            features: files of CLIP grids or depth embeddings of the same frames, as further inputs.
 
         Raises:
-            UserError: no such camera or index, no class names, depth that recording.json does not describe, grids that
-                lack frames.
+            UserError: no such camera or index, no class names, depth that recording.json does not describe, features
+                that lack frames, grids of other images.
         """
         info = read_recording_info(root / "recording.json")
         if params.camera not in info.cameras:
@@ -109,7 +116,7 @@ class SegmentationFrames:
             lambda row: read_mask(of_mask(row)), lambda row: str(of_mask(row)), str(root / "masks"), void=params.void,
             mask_values=params.mask_values, is_jpeg=lambda row: _is_jpeg(of_mask(row)),
             read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
-            grids=GridRows(GridStore(grids), ids) if grids else None,
+            features=_features_of(features, ids, of_image, root),
         )  # fmt: skip
 
     @classmethod
@@ -237,14 +244,16 @@ class SegmentationFrames:
         return depth
 
     def extras(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Further inputs of these rows, by name: ``depth`` float32 [n, 2, H, W], ``clip`` float32 [n, P, C]."""
+        """Further inputs of these rows, float32, by name: ``depth`` [n, 2, H, W], ``embedding`` [n, D], ``clip``
+        [n, P, C].
+        """
         extras = {"depth": self.depth(rows)} if self.read_depth else {}
-        return extras if self.grids is None else extras | {"clip": self.grids[rows].astype(np.float32)}
+        return extras | {name: feature[rows].astype(np.float32) for name, feature in self.features.items()}
 
     def extra_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of one row of `extras`, by name."""
         shapes: dict[str, tuple[int, ...]] = {"depth": (2, *self.image_size)} if self.read_depth else {}
-        return shapes if self.grids is None else shapes | {"clip": tuple(self.grids.shape[1:])}
+        return shapes | {name: feature.shape for name, feature in self.features.items()}
 
     def with_classes_of(self, rows: np.ndarray) -> Self:
         """The same with classes named by number up to the highest id in the masks of ``rows``, where none are named.
@@ -283,7 +292,7 @@ def open_frames(
     masks: Path | None = None,
     arrays: Path | None = None,
     depth: Path | None = None,
-    grids: Path | None = None,
+    features: Sequence[Path] = (),
 ) -> SegmentationFrames:
     """Frames of one source: recording and index, images and masks, or arrays.
 
@@ -294,10 +303,10 @@ def open_frames(
     sources = sum(source is not None for source in (recording, images, arrays))
     if sources != 1 or (index is None) != (recording is None) or (masks is None) != (images is None):
         raise UserError("give one source: --recording with --index, --images with --masks, or --arrays")
-    if (depth or grids) and recording is None:
-        raise UserError("--depth and --clip-grids: further inputs need --recording, whose frame ids they go by")
+    if (depth or features) and recording is None:
+        raise UserError("--depth and --feature: further inputs need --recording, whose frame ids they go by")
     if recording and index:
-        return SegmentationFrames.from_recording(recording, index, params, depth, grids)
+        return SegmentationFrames.from_recording(recording, index, params, depth, features)
     if images and masks:
         return SegmentationFrames.from_folders(images, masks, params, split)
     assert arrays is not None
@@ -328,6 +337,24 @@ def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:
     """Row -> path of its image, as it should be called where there is none."""
     images = list_frames(folder)
     return lambda row: images.get(int(ids[row]), folder / f"{ids[row]:06d}.png")
+
+
+def _features_of(
+    files: Sequence[Path], ids: np.ndarray, of_image: Callable[[int], Path], root: Path
+) -> dict[str, Feature]:
+    """Features of the frames ``ids``; grids must be of the images, as a network lays them over these."""
+    features = open_features(files, ids, np.ones(len(ids), bool), str(root), NAMES)
+    for feature in features.values():
+        if feature.content_hash is None:
+            continue
+        for row in (0, len(ids) // 2, len(ids) - 1):  # some tell another camera or recording
+            path = of_image(row)
+            if digest(read_file(path)).hex().encode() != feature.content_hash[row]:
+                raise UserError(
+                    f"{feature.path}: its grid of frame {ids[row]} is not of {path}; name the grids of that camera, or "
+                    "extract them again"
+                )
+    return features
 
 
 def _depth_reader(folder: Path, info: DepthInfo, ids: np.ndarray) -> Read:

@@ -28,7 +28,9 @@ class SegmentationConfig(FrameParams):
     spatial_dims: int = 2
     norm: Norm = "batch"
     feature_stride: int = 1
-    extras: dict[str, tuple[int, ...]] = Field(default={})  # further inputs: depth (2, H, W), clip (P, C)
+    # further inputs: depth (2, H, W), embedding (D,), clip (P, C); and what made the last two
+    extras: dict[str, tuple[int, ...]] = Field(default={})
+    makers: dict[str, str] = Field(default={})
     # rows and columns of the parts that it was trained on; None: whole images
     window: tuple[PositiveInt, PositiveInt] | None = None
     method: str = "supervised"
@@ -55,11 +57,11 @@ class SegmentationModel(nn.Module):
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
         self.config = config
-        grid = config.extras.get("clip")
+        grid, vector = config.extras.get("clip"), config.extras.get("embedding")
         self.network = SegmentationNetwork(
             config.image_channels + (2 if "depth" in config.extras else 0), len(config.classes), config.channels,
             spatial_dims=config.spatial_dims, norm=config.norm, feature_stride=config.feature_stride,
-            grid=(grid[0], grid[1]) if grid else None,
+            grid=(grid[0], grid[1]) if grid else None, vector=vector[0] if vector else None,
         )  # fmt: skip
         shape = (config.image_channels, *[1] * config.spatial_dims)
         self.register_buffer("mean", torch.full(shape, 0.5))
@@ -83,8 +85,8 @@ class SegmentationModel(nn.Module):
         """Images [B, channels, ...], uint8 or in [0, 1] -> logits [B, C, ...].
 
         Args:
-            extras: further inputs, by name: ``depth`` [B, 2, H, W] (see `SegmentationFrames.depth`) and ``clip``
-                [B, P, C]; any may be missing.
+            extras: further inputs, by name: ``depth`` [B, 2, H, W] (see `SegmentationFrames.depth`), ``embedding``
+                [B, D] and ``clip`` [B, P, C]; any may be missing.
             hidden: bool [B] by name: the images from which a further input is hidden.
 
         Raises:
@@ -113,7 +115,7 @@ class SegmentationModel(nn.Module):
             values = torch.cat([values, depth.to(values.dtype)], dim=1)
         if values.ndim == 4:
             values = values.contiguous(memory_format=torch.channels_last)
-        return self.network.encode(values, extras.get("clip"), hidden.get("clip"))
+        return self.network.encode(values, extras, hidden)
 
     def decode(self, levels: list[Tensor], size: torch.Size | tuple[int, ...]) -> Output:
         """Maps of `encode` -> logits of ``size`` [B, C, ...], and features [B, F, ...] at the feature stride."""

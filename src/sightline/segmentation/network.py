@@ -23,6 +23,9 @@ _NORMS: dict[str, Any] = {
 }
 
 
+Coarse = dict[str, Tensor]  # further inputs of the coarsest level
+
+
 class Output(NamedTuple):
     """What the decoder gives."""
 
@@ -41,6 +44,7 @@ class SegmentationNetwork(nn.Module):
         norm: ``batch``, ``instance`` or ``group`` (of a quarter of the channels).
         feature_stride: 1, 2 or 4: which map of the decoder `decode` returns beside the logits.
         grid: (P, G) of CLIP grids with P patches of a square, fused by concatenation at the coarsest level; 2-D only.
+        vector: D of one vector for each image, repeated over the coarsest level and fused in the same way; 2-D only.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class SegmentationNetwork(nn.Module):
         norm: Norm = "batch",
         feature_stride: int = 1,
         grid: tuple[int, int] | None = None,
+        vector: int | None = None,
     ) -> None:
         super().__init__()
         self.feature_stride = feature_stride
@@ -63,27 +68,35 @@ class SegmentationNetwork(nn.Module):
         self.grid_side = 0
         if grid:
             self.grid_side = round(grid[0] ** 0.5)
-            self.grid_projection = nn.Sequential(nn.LayerNorm(grid[1]), nn.Linear(grid[1], channels[4]), nn.GELU())
+            self.grid_projection = _projection(grid[1], channels[4])
             self.missing_grid = nn.Parameter(torch.randn(channels[4]) * 0.02)
             self.grid_fusion = nn.Conv2d(2 * channels[4], channels[4], kernel_size=1)
+        self.has_vector = vector is not None
+        if vector is not None:
+            self.vector_projection = _projection(vector, channels[4])
+            self.missing_vector = nn.Parameter(torch.randn(channels[4]) * 0.02)
+            self.vector_fusion = nn.Conv2d(2 * channels[4], channels[4], kernel_size=1)
 
-    def forward(self, images: Tensor, grids_BPG: Tensor | None = None, hidden_B: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, coarse: Coarse | None = None, hidden: Coarse | None = None) -> Tensor:
         """Normalised inputs [B, in_channels, ...] -> logits [B, C, ...]; see `encode`."""
-        return self.decode(self.encode(images, grids_BPG, hidden_B), images.shape[2:]).logits
+        return self.decode(self.encode(images, coarse, hidden), images.shape[2:]).logits
 
-    def encode(self, images: Tensor, grids_BPG: Tensor | None = None, hidden_B: Tensor | None = None) -> list[Tensor]:
+    def encode(self, images: Tensor, coarse: Coarse | None = None, hidden: Coarse | None = None) -> list[Tensor]:
         """Normalised inputs [B, in_channels, ...] -> maps of the five levels, finest first, of padded size.
 
         Args:
-            grids_BPG: CLIP grids; None puts a learned vector in their place.
-            hidden_B: bool, the images whose grid is replaced by that vector, too.
+            coarse: ``clip`` [B, P, G] and ``embedding`` [B, D]; a learned vector replaces what is missing.
+            hidden: bool [B] by the same names: the images for which that vector replaces it, too.
         """
+        coarse, hidden = coarse or {}, hidden or {}
         unet = self.unet
         levels = [unet.conv_0(_padded(images))]
         for down in (unet.down_1, unet.down_2, unet.down_3, unet.down_4):
             levels.append(down(levels[-1]))
         if self.grid_side:
-            levels[-1] = self._with_grid(levels[-1], grids_BPG, hidden_B)
+            levels[-1] = self._with_grid(levels[-1], coarse.get("clip"), hidden.get("clip"))
+        if self.has_vector:
+            levels[-1] = self._with_vector(levels[-1], coarse.get("embedding"), hidden.get("embedding"))
         return levels
 
     def decode(self, levels: list[Tensor], size: torch.Size | tuple[int, ...]) -> Output:
@@ -108,6 +121,19 @@ class SegmentationNetwork(nn.Module):
                 grid_BFHW = torch.where(hidden_B[:, None, None, None], missing_BFHW.to(grid_BFHW.dtype), grid_BFHW)
             grid_BFHW = F.interpolate(grid_BFHW, coarsest_BFHW.shape[2:], mode="bilinear", align_corners=False)
         return self.grid_fusion(torch.cat([coarsest_BFHW, grid_BFHW], dim=1))
+
+    def _with_vector(self, coarsest_BFHW: Tensor, vectors_BD: Tensor | None, hidden_B: Tensor | None) -> Tensor:
+        vector_BF = self.missing_vector.to(coarsest_BFHW.dtype).expand(len(coarsest_BFHW), -1)
+        if vectors_BD is not None:
+            seen_BF = self.vector_projection(vectors_BD)
+            missing_BF = vector_BF.to(seen_BF.dtype)
+            vector_BF = seen_BF if hidden_B is None else torch.where(hidden_B[:, None], missing_BF, seen_BF)
+        everywhere = vector_BF[:, :, None, None].expand(-1, -1, *coarsest_BFHW.shape[2:])
+        return self.vector_fusion(torch.cat([coarsest_BFHW, everywhere], dim=1))
+
+
+def _projection(entering: int, leaving: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(entering), nn.Linear(entering, leaving), nn.GELU())
 
 
 def _padded(x: Tensor) -> Tensor:

@@ -263,6 +263,7 @@ def train_segmentation(
         has_background=params.has_background, mask_values=params.mask_values, mask_suffix=params.mask_suffix,
         image_channels=frames.channels, channels=params.channels, norm=params.norm,
         feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), window=params.crop,
+        makers={name: feature.maker for name, feature in frames.features.items()},
         method=params.method,
         train_groups=_names(frames.group[train]), labeled_groups=_names(frames.group[labelled]), seed=seed,
     )  # fmt: skip

@@ -12,7 +12,14 @@ from sightline.core.params import Section, load_params
 from sightline.core.params_text import with_values
 from sightline.recording.layout import StageLists
 from sightline.recording.split import DataParams
-from sightline.validation.parameters import VIEWS, Contents, MaskCamera, ViewCameras, check_parameters
+from sightline.validation.parameters import (
+    VIEWS,
+    Contents,
+    MaskCamera,
+    ViewCameras,
+    check_parameters,
+    made_features,
+)
 from sightline.validation.tracking import place, track, tracked
 from sightline.validation.validation import depth_folders, validate_recording
 
@@ -57,7 +64,11 @@ def add_recording(
     # what takes as long as reading all images
     with tempfile.TemporaryDirectory() as index:
         metrics = validate_recording(root, Path(index), params.data, processes=processes)
-    lists = {name.removeprefix("stages."): tuple(new) for name, new in values.items() if name.startswith("stages.")}
+    lists: dict[str, Any] = {
+        name.removeprefix("stages."): tuple(new) for name, new in values.items() if name.startswith("stages.")
+    }
+    features = lists.pop("fusion_with.features", params.stages.fusion_with.features)
+    lists["fusion_with"] = params.stages.fusion_with.model_copy(update={"features": features})
     camera = values.get("segmentation.camera", params.segmentation.camera)
     cameras = tuple(values.get("views.cameras", params.views.cameras))
     check_parameters(root, params.stages.model_copy(update=lists), camera, cameras)
@@ -127,7 +138,22 @@ def choose(
         raise UserError(f"--views {' '.join(views)}: {root} {needs}; leave it out")
     else:
         remarks["stages.demonstrations"] = f"  (the fusion model needs {' and '.join(lacking)})"
-    return values, remarks
+    return values | _features(values, lists), remarks
+
+
+def _features(values: dict[str, Any], lists: StageLists) -> dict[str, Any]:
+    """The lists of features that trainings read, without those that are no longer made, or lie over other images."""
+    new = {name: tuple(values[f"stages.{name}"]) for name in ("depth", "cameras")}
+    made, camera = made_features(lists.model_copy(update=new)), values.get("segmentation.camera")
+    chosen: dict[str, Any] = {}
+    if values["stages.masks"]:
+        chosen["stages.segmentation_with"] = [
+            feature for feature in lists.segmentation_with
+            if feature in made and feature.partition("/")[::2] in (("clip", camera), ("embeddings", "depth.hdf5"))
+        ]  # fmt: skip
+    if values["stages.demonstrations"]:
+        chosen["stages.fusion_with.features"] = [feature for feature in lists.fusion_with.features if feature in made]
+    return chosen
 
 
 def _mask_camera(contents: Contents, params: Parameters, camera: str | None) -> str:

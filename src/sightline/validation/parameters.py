@@ -91,13 +91,21 @@ def check_parameters(
     contents = Contents.read(recording)
     check = _Check(contents, stages)
     lines = [*check.images(), *check.depth(), *check.cameras(), *check.masks(mask_camera), *check.demonstrations(views)]
+    lines += check.features(mask_camera)
     if lines:
         raise UserError("\n".join(lines))
     names = ["images", "depth", "cameras", "masks", "demonstrations"]
     uses: dict[str, tuple[str, ...]] = {f"stages.{name}": getattr(stages, name) for name in names}
     uses |= {"segmentation.camera": (mask_camera,)} if stages.masks else {}
+    uses |= {"stages.segmentation_with": stages.segmentation_with} if stages.masks else {}
     uses |= {"stages.designs": stages.designs, "views.cameras": views} if stages.demonstrations else {}
+    uses |= {f"stages.fusion_with.{key}": value for key, value in stages.fusion_with if stages.demonstrations}
     return {name: list(values) for name, values in uses.items()}
+
+
+def made_features(stages: StageLists) -> list[str]:
+    """What the stages embed and clip_grids write below data/, that trainings may read."""
+    return [f"embeddings/{folder}.hdf5" for folder in stages.depth] + [f"clip/{camera}" for camera in stages.cameras]
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,31 @@ class _Check:
         for design in self.stages.designs:
             if design not in DESIGNS:
                 yield f"stages.designs: {design} is not a fusion model; choose from {', '.join(DESIGNS)}"
+
+    def features(self, mask_camera: str) -> Iterator[str]:
+        """The features that trainings read are those that stages make, and maps lie over the images they are of."""
+        lists, made = self.stages, made_features(self.stages)
+        of_fusion, of_masks = lists.fusion_with.features, lists.segmentation_with
+        for key, listed, read in (
+            ("stages.fusion_with.features", of_fusion, bool(lists.demonstrations and lists.fusion_with.designs)),
+            ("stages.segmentation_with", of_masks, bool(lists.masks)),
+        ):
+            for feature in listed if read else ():
+                if feature not in made:
+                    yield (
+                        f"{key}: no stage makes {feature}; with stages.depth and stages.cameras as they are, these are "
+                        f"made: {', '.join(made) or 'none'}; remove it, or choose from them"
+                    )
+        for feature in of_masks if lists.masks else ():
+            of_others = feature.startswith("clip/") and feature != f"clip/{mask_camera}"
+            if of_others and feature in made and mask_camera in self.contents.info.cameras:
+                yield (
+                    f"stages.segmentation_with: {feature} is not of the images that the masks belong to, those of "
+                    f"{mask_camera} (segmentation.camera); remove it, or take clip/{mask_camera}"
+                )
+        for design in lists.fusion_with.designs if lists.demonstrations else ():
+            if design not in DESIGNS:
+                yield f"stages.fusion_with.designs: {design} is not a fusion model; choose from {', '.join(DESIGNS)}"
 
     def _cameras(self, key: str, cameras: Iterable[str]) -> Iterator[str]:
         contents = self.contents
