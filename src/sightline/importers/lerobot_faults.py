@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sightline.core.errors import UserError
+from sightline.importers.options import ranges
 
 _MOST_LINES = 20
 
@@ -33,20 +34,9 @@ def refuse(source: Path, faults: dict[int, Fault], wanted: int, usable: list[int
     alike: dict[str, list[int]] = defaultdict(list)
     for number, fault in sorted(faults.items()):
         alike[fault.why].append(number)
-    ways = [f"import the others with --episodes {_ranges(usable)}"] if usable else []
+    ways = [f"import the others with --episodes {ranges(usable)}"] if usable else []
     ways += ["assign pictures by counting with --align count"] if counting else []
-    lines = [f"  episode{'s' * (len(numbers) > 1)} {_ranges(numbers)}: {why}" for why, numbers in alike.items()]
+    lines = [f"  episode{'s' * (len(numbers) > 1)} {ranges(numbers)}: {why}" for why, numbers in alike.items()]
     rest = [f"  and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     head = f"{source}: {len(faults)} of {wanted} episodes cannot be imported; {', or '.join(ways) or 'mend them'}:"
     raise UserError("\n".join([head, *lines[:_MOST_LINES], *rest]))
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Sorted numbers as ``--episodes`` takes them: ``0-9,12``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

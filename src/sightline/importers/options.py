@@ -170,7 +170,7 @@ def choose_episodes(numbers: Iterable[int], options: ImportOptions, source: Path
         missing = sorted(named - set(there))
         if missing:
             option = option if option != "--skip" else f"--skip {' --skip '.join(map(str, missing))}"
-            raise UserError(f"{option}: no episode {first_few(missing)} in {source}; it has {_ranges(there) or 'none'}")
+            raise UserError(f"{option}: no episode {first_few(missing)} in {source}; it has {ranges(there) or 'none'}")
     remaining = wanted - set(options.skip)
     if not remaining:
         raise UserError(f"{source}: no episode is left of {len(there)}; skip fewer with --skip, or change --episodes")
@@ -189,12 +189,12 @@ def _numbers(text: str) -> set[int]:
     return numbers
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Sorted numbers as ``0-9, 12``."""
+def ranges(numbers: list[int]) -> str:
+    """Sorted numbers as ``--episodes`` takes them: ``0-9,12``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return first_few([f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
