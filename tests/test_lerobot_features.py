@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,10 +13,12 @@ import pytest
 from data_sets import EPISODES, FPS, HEIGHT, KEYS, STEPS, WIDTH, edit_info, encode, lerobot_v2, lerobot_v3, refused
 from PIL import Image
 
+from sightline.core.errors import UserError
 from sightline.importers.lerobot import import_lerobot
 from sightline.importers.lerobot_meta import Feature, joint_names
 from sightline.importers.lerobot_pictures import millimetres
 from sightline.importers.options import ImportOptions
+from sightline.importers.pictures import decode_depth
 from sightline.recording.frames import read_frames
 from sightline.recording.layout import read_recording_info
 
@@ -38,6 +41,26 @@ def tiff(pixels: np.ndarray, **options: object) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "TIFF", **options)
     return buffer.getvalue()
+
+
+def array(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, pixels)
+    return buffer.getvalue()
+
+
+def exr(*planes: np.ndarray) -> bytes:
+    """OpenEXR of one channel, or of three, float32 [H, W] each."""
+    height, width = planes[0].shape
+    codec = av.CodecContext.create("exr", "w")
+    codec.width, codec.height, codec.time_base = width, height, Fraction(1, 30)
+    codec.pix_fmt = "grayf32le" if len(planes) == 1 else "gbrpf32le"
+    frame = av.VideoFrame(width, height, codec.pix_fmt)
+    for plane, pixels in zip(frame.planes, planes, strict=True):
+        rows = np.zeros((height, plane.line_size // 4), np.float32)
+        rows[:, :width] = pixels
+        plane.update(rows.tobytes())
+    return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
 
 
 def add_depth(root: Path, values: list[object] | None, dtype: str = "image", shape: tuple = (HEIGHT, WIDTH, 1), **info):
@@ -126,6 +149,38 @@ def test_depth_of_metres(v3, tmp_path):
 
     check_depth(tmp_path / "recording", expected=expected)
     refused(import_lerobot, v3, "--depth nothing", DEPTH, depth=["nothing"])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".exr", ".tiff"])
+def test_depth_of_metres_in_files_of_their_own(suffix, tmp_path):
+    source = lerobot_v2(tmp_path / "set", dtype="image")
+    add_depth(source, None)
+    write = {".npy": array, ".exr": exr, ".tiff": tiff}[suffix]
+    for frame in range(COUNT):
+        path = source / f"images/{DEPTH}/episode_{frame // STEPS:06d}/frame_{frame % STEPS:06d}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(write(depth_of(frame).astype(np.float32) / 1000))
+    refused(import_lerobot, source, "--depth-unit m or mm")
+    import_lerobot(source, tmp_path / "recording", ImportOptions(processes=1, depth_unit="m"))
+    check_depth(tmp_path / "recording")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x93NUMPY", "not a plain array of numpy"), (b"\x76\x2f\x31\x01 and no more", "a broken OpenEXR file"),
+    ],
+)  # fmt: skip
+def test_broken_files_of_metres_are_one_line(data, words):
+    with pytest.raises(UserError, match=rf"^frame 3: {words}"):
+        decode_depth(data, "frame 3")
+
+
+def test_colours_in_openexr_are_no_depth():
+    pixels = np.linspace(0.5, 3, 12, dtype=np.float32).reshape(3, 4)
+    assert np.array_equal(decode_depth(exr(pixels, pixels, pixels), "x"), pixels)
+    with pytest.raises(UserError, match="three channels that differ"):
+        decode_depth(exr(pixels, pixels, 2 * pixels), "x")
 
 
 def test_depth_as_lists_of_numbers(v3, tmp_path):

@@ -2,9 +2,9 @@
 
 image        encoded (PNG, JPEG, TIFF) in a column of the data file, or one file each, ``images/<key>/episode_000000/
              frame_000000.png`` (or with hyphens), next to ``meta/``
-depth        image of one channel of uint16 or float32; uint16 [H, W] as lists in the data file; or a video of 10 to
-             16 bits. Where a video's info has ``depth_min``, ``depth_max``, ``shift`` and ``use_log``, its values are
-             codes of 12 bits (LeRobot 0.6), which we turn into millimetres
+depth        image of one channel of uint16 or float32, also OpenEXR or ``.npy``; uint16 [H, W] as lists in the data
+             file; or a video of 10 to 16 bits. Where a video's info has ``depth_min``, ``depth_max``, ``shift`` and
+             ``use_log``, its values are codes of 12 bits (LeRobot 0.6), which we turn into millimetres
 """
 
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ class StoredPictures:
     def _file(self, step: int) -> Path | None:
         folder = self.source / "images" / self.key
         names = [f"episode{mark}{self.episode:06d}/frame{mark}{step:06d}" for mark in "_-"]
-        paths = [folder / f"{name}{end}" for name in names for end in (".png", ".jpg", ".tiff", ".tif")]
+        paths = [folder / f"{name}{end}" for name in names for end in (".png", ".jpg", ".tiff", ".tif", ".npy", ".exr")]
         return next((path for path in paths if path.is_file()), None)
 
 

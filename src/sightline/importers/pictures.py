@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
+import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -17,6 +18,7 @@ from sightline.recording.images import MAX_PIXELS
 
 NO_READING = 0
 MAX_COUNT = 65535
+_NUMPY, _EXR = b"\x93NUMPY", b"\x76\x2f\x31\x01"  # first bytes
 _LFS = b"version https://git-lfs.github.com/spec/"
 _DEPTH_MODES = ("I;16", "I;16B", "I;16L", "F")
 
@@ -69,11 +71,21 @@ def decode_picture(data: bytes, where: str) -> np.ndarray:
 
 
 def decode_depth(data: bytes, where: str) -> np.ndarray:
-    """Decode a PNG of 16 bits, or a TIFF of 16 bits or of floating point -> uint16 or float32 [H, W].
+    """Decode a PNG of 16 bits, a TIFF of 16 bits or of floating point, an OpenEXR file, or an array of numpy.
+
+    Returns:
+        uint16 or floating point [H, W]; of numpy whatever the array is.
 
     Raises:
         UserError: naming ``where``: not an image, a broken one, or one that has lost the depth (8 bits, colour, JPEG).
     """
+    if data.startswith(_NUMPY):
+        try:
+            return np.asarray(np.load(BytesIO(data), allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{where}: not a plain array of numpy ({' '.join(str(error).split())})") from None
+    if data.startswith(_EXR):
+        return _decode_exr(data, where)
     image = _decode(data, where, "not a picture in PNG or TIFF; copy the file again")
     if image.mode not in _DEPTH_MODES:
         raise UserError(
@@ -82,6 +94,24 @@ def decode_depth(data: bytes, where: str) -> np.ndarray:
         )
     pixels = np.asarray(image)
     return pixels if image.mode == "F" else pixels.astype(np.uint16, copy=False)
+
+
+def _decode_exr(data: bytes, where: str) -> np.ndarray:
+    """float32 [H, W] of an OpenEXR file of one channel, or of three that are alike."""
+    try:
+        with av.open(BytesIO(data), "r", format="exr_pipe") as container:
+            frame = next(container.decode(video=0))
+    except (av.FFmpegError, StopIteration) as error:
+        reason = getattr(error, "strerror", None) or "no picture in it"
+        raise UserError(f"{where}: a broken OpenEXR file, or of other channels than Y or R, G, B ({reason})") from None
+    if frame.width * frame.height > MAX_PIXELS:
+        raise UserError(f"{where}: {frame.width} x {frame.height} pixels are more than {MAX_PIXELS:,}")
+    if frame.format.name not in ("grayf32le", "gbrpf32le"):
+        raise UserError(f"{where}: an OpenEXR file of {frame.format.name} is not depth; store one channel of 32 bits")
+    planes = [np.frombuffer(bytes(plane), "<f4").reshape(frame.height, -1)[:, : frame.width] for plane in frame.planes]
+    if any(not np.array_equal(planes[0], plane, equal_nan=True) for plane in planes[1:]):
+        raise UserError(f"{where}: an OpenEXR file of three channels that differ is not depth; store one channel")
+    return planes[0]
 
 
 def _decode(data: bytes, where: str, unknown: str) -> Image.Image:
