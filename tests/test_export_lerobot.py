@@ -86,6 +86,29 @@ def test_a_round_trip_keeps_every_value(tmp_path):
         assert np.array_equal(*pixels), name
 
 
+@pytest.mark.parametrize(
+    ("parts", "splits"),
+    [
+        (["train", "val", "test"], {"train": "0:1", "val": "1:2", "test": "2:3"}),
+        (["test", "train", "train"], {"test": "0:1", "train": "1:3"}),
+        (["train", "val", "train"], {"train": "0:3"}),
+    ],
+)
+def test_a_split_is_kept_where_its_parts_are_ranges_and_else_named(parts, splits, tmp_path):
+    recording = record(tmp_path / "recording")
+    frames = pd.read_parquet(recording / "frames.parquet").assign(split=np.repeat(parts, STEPS))
+    frames.to_parquet(recording / "frames.parquet", index=False)
+    text = export_lerobot(recording, tmp_path / "set")
+    assert json.loads((tmp_path / "set/meta/info.json").read_text())["splits"] == splits
+    import_lerobot(tmp_path / "set", tmp_path / "back", SAME)
+    back = pd.read_parquet(tmp_path / "back/frames.parquet")
+    if len(splits) > 1:
+        assert back["split"].tolist() == frames["split"].tolist()
+    else:
+        assert "not exported: split (its parts are not ranges of episodes)" in text
+        assert "split" not in back
+
+
 def test_the_set_has_what_lerobot_documents(tmp_path):
     export_lerobot(record(tmp_path / "recording"), tmp_path / "set", robot="arm")
     meta = tmp_path / "set/meta"

@@ -2,7 +2,8 @@
 
 Pictures are embedded in the data files as PNG, without loss: ``stages/import_lerobot.py DATA_SET BACK --size 0`` gives
 back joints, actions, rewards, success, tasks, times, colour and depth, every value as it was. Episodes are numbered
-anew from 0, as LeRobot has them. Masks and further columns are not exported.
+anew from 0, as LeRobot has them. The split is exported where each part of it is a range of episodes, which is all that
+LeRobot can say. Masks and further columns are not exported.
 """
 
 import io
@@ -61,7 +62,9 @@ def export_lerobot(recording: Path, target: Path, robot: str | None = None) -> s
     with atomic_output(target.resolve()) as folder:
         places = _write_data(folder, frames, columns, cameras)
         _write_meta(folder, info, frames, columns, cameras, tasks, texts, places, robot)
-    left_out = sorted(set(frames) - {*_KEYS, *_POSITIONS, "frame_id", "episode", "step", "time_s", "task"})
+    known = {*_KEYS, *_POSITIONS, "frame_id", "episode", "step", "time_s", "task", "split"}
+    left_out = sorted(set(frames) - known)
+    left_out += ["split (its parts are not ranges of episodes)"] if "split" in frames and not _splits(frames) else []
     left_out += ["masks"] if (recording / "masks").is_dir() else []
     lines = [f"{target}: {len(places)} episodes, {len(frames)} frames, {len(cameras)} cameras, LeRobot v3.0"]
     return "\n".join(lines + ([f"  not exported: {', '.join(left_out)}"] if left_out else []))
@@ -107,6 +110,14 @@ class _Camera:
                 check_eight_bits(path, image)
                 pixels = rgb_pixels(image, data)
         return data if as_it_is else None, pixels
+
+
+def _splits(frames: pd.DataFrame) -> dict[str, str]:
+    """Part of the column split -> range of episodes, as ``info.json`` has it; {} where a part is none."""
+    parts = frames.drop_duplicates("episode")["split"].to_list()
+    ranges = {part: (parts.index(part), len(parts) - parts[::-1].index(part)) for part in dict.fromkeys(parts)}
+    are_ranges = all(end - first == parts.count(part) for part, (first, end) in ranges.items())
+    return {part: f"{first}:{end}" for part, (first, end) in ranges.items()} if are_ranges else {}
 
 
 def _cameras(recording: Path, info: RecordingInfo, frames: pd.DataFrame) -> dict[str, _Camera]:
@@ -222,7 +233,7 @@ def _write_meta(
             "data_files_size_in_mb": FILE_BYTES // 2**20,
             "video_files_size_in_mb": 200,
             "fps": int(info.fps) if info.fps == int(info.fps) else info.fps,
-            "splits": {"train": f"0:{len(places)}"},
+            "splits": ("split" in frames and _splits(frames)) or {"train": f"0:{len(places)}"},
             "data_path": f"data/{_PLACE}",
             "video_path": None,
             "features": features,
