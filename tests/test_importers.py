@@ -15,7 +15,7 @@ from sightline.recording.frames import read_frames
 def test_episodes_are_left_out(layout, tmp_path):
     source = aloha(tmp_path / "set") if layout == "aloha" else LEROBOT[layout](tmp_path / "set")
     convert = import_hdf5 if layout == "aloha" else import_lerobot
-    refused(convert, source, "--skip 7", "0, 1", skip=[7])
+    refused(convert, source, "--skip 7", "0-1", skip=[7])
     refused(convert, source, "no episode is left", skip=[0, 1])
     for broken in (*source.rglob("episode_000000.*"), *source.rglob("episode_0.hdf5")):
         broken.write_bytes(b"")
