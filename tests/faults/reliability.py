@@ -25,6 +25,7 @@ FILES = {  # of tests -> what they show
     "test_numbers": "gradients and losses that are no numbers, or diverge",
     "test_drift": "frames and embeddings unlike those that models know",
     "test_concurrency": "two processes at the same work",
+    "test_threads": "the number of threads: what keeps its bytes, and what is recorded where it does not",
     "test_kill": "a sample of the kills below, and weights killed in the middle of writing",
 }
 TEXT = """
