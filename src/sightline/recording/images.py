@@ -129,7 +129,8 @@ def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:
 
     Grey, palette and CMYK images become RGB as Pillow makes them; transparency is dropped.
     """
-    return np.asarray(upright(image, data).convert("RGB"))
+    seen = upright(image, data)
+    return np.asarray(seen if seen.mode == "RGB" else seen.convert("RGB"))  # converting RGB to RGB would copy it
 
 
 def change_of(image: Image.Image, data: bytes) -> str | None:
