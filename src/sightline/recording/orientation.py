@@ -14,6 +14,7 @@ from PIL import Image
 _TAG = 0x0112
 _XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])")
 _MOST_TEXT = 2**20  # bytes of a compressed text that we look at
+_DAMAGED = (SyntaxError, struct.error, ValueError, LookupError, TypeError)  # what Pillow raises on EXIF that is cut
 _METHODS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +32,7 @@ def orientation(image: Image.Image, data: bytes) -> int:
         return _of_png(data)
     try:
         value = image.getexif().get(_TAG, 1)
-    except Exception:  # damaged notes beside the pixels: no reader learns an orientation from them
+    except _DAMAGED:  # notes beside the pixels: no reader learns an orientation from them
         return 1
     return value if value in _METHODS else 1
 
@@ -105,6 +106,6 @@ def _of_exif(exif: bytes) -> int | None:
     try:
         notes.load(exif.removeprefix(b"Exif\0\0"))
         value = notes.get(_TAG)
-    except Exception:
+    except _DAMAGED:
         return None
     return value if value in (1, *_METHODS) else None
