@@ -204,6 +204,18 @@ def test_an_installed_library_has_every_folder_and_the_stages():
     assert "Extract the encoder" in done.stdout
 
 
+@pytest.mark.parametrize("pins, ranges", [("requirements.txt", "dependencies"), ("requirements-dev.txt", "dev")])
+def test_every_package_that_the_project_names_is_pinned(pins, ranges):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = project.get(ranges) or project["optional-dependencies"][ranges]
+
+    def names(lines: list[str]) -> set[str]:
+        found = {re.split(r"[\[=<>~ ;]", line)[0] for line in lines if not line.startswith("#")}
+        return {name.lower().replace("_", "-") for name in found}
+
+    assert names(named) <= names((ROOT / pins).read_text().splitlines())
+
+
 def unread_parameters(params: dict[str, Any]) -> list[str]:
     """Leaves of the parameters that no stage declares and no path or matrix in the definition uses."""
     text = (ROOT / "dvc.yaml").read_text() + (ROOT / "demo/dvc.yaml").read_text()
