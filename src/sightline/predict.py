@@ -12,7 +12,7 @@ import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ from sightline.recording.images import read_grey, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.recording.names import BY_NAME, Images, Naming, add_naming, list_frames, list_images, naming
 from sightline.training.processes import process_device
+
+if TYPE_CHECKING:
+    from sightline.fusion.views import ViewParams
 
 BATCH = 32
 
@@ -97,7 +100,7 @@ def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = 
     """
     from sightline.fusion.chunks import extras_of, read_features
     from sightline.fusion.policy import check_views, load_policy
-    from sightline.fusion.views import Views
+    from sightline.fusion.views import ViewParams, Views
     from sightline.grids.features import check_features
 
     _check_suffix(output, ".parquet")
@@ -108,7 +111,7 @@ def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = 
     with tempfile.TemporaryDirectory() as folder:
         if data.is_dir():
             packed = Path(folder) / "views.hdf5"
-            _pack(data, packed, cameras=config.cameras, image_size=config.image_size, fit=config.fit)
+            _pack(data, packed, ViewParams(cameras=config.cameras, image_size=config.image_size, fit=config.fit))
         else:
             packed = data
         views = Views.open(packed)
@@ -169,16 +172,16 @@ def segment(model_file: Path, images: Path, output: Path) -> int:
     return len(paths)
 
 
-def _pack(recording: Path, packed: Path, **params: Any) -> None:
+def _pack(recording: Path, packed: Path, params: "ViewParams") -> None:
     """Decode the views of a recording as for a training, with its joints in the place of actions."""
-    from sightline.fusion.views import ViewParams, pack_views
+    from sightline.fusion.views import pack_views
     from sightline.recording.split import DataParams, SplitParams
     from sightline.validation.validation import validate_recording
 
     index, whole = packed.with_name("index"), DataParams(on_error="skip", split=SplitParams(val=0, test=0))
-    for piece in ("frames", *(f"rgb/{camera}" for camera in params["cameras"])):
+    for piece in ("frames", *(f"rgb/{camera}" for camera in params.cameras)):
         validate_recording(recording, index, whole, only=piece)
-    pack_views(recording, index, packed, ViewParams(**params), target="joints")
+    pack_views(recording, index, packed, params, target="joints")
 
 
 def _check_suffix(output: Path, *suffixes: str) -> None:

@@ -74,6 +74,8 @@ def evaluate_fusion(
     views = Views.open(data)
     policy = load_policy(weights)
     check_views(policy.config, weights, views, data)
+    if (actions := views.actions.shape[1]) != policy.config.actions:
+        raise UserError(f"{data}: actions: {actions}, but {weights} was trained with {policy.config.actions}")
     rows = views.rows(params.part)
     if not len(rows):
         raise UserError(f"{data}: no frames in part {params.part}; set evaluate_fusion.part to the other one")
