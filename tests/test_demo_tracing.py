@@ -125,3 +125,14 @@ def test_other_shapes_are_refused():
     geom = '<geom type="ellipsoid" size="0.1 0.1 0.2"/>'
     with pytest.raises(UserError, match="made of planes, boxes"):
         World(f"<mujoco><worldbody>{geom}</worldbody></mujoco>")
+
+
+def test_code_is_compiled_anew_where_it_cannot_be_kept():
+    code = (
+        "import numpy as np\n"
+        "from sightline.demo.tracing import busy_pixels\n"
+        "print(busy_pixels(np.eye(3)[..., None].repeat(3, 2)).sum())\n"
+    )
+    unwritable = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "NUMBA_CACHE_DIR": "/dev/null/no"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | unwritable, capture_output=True, text=True)
+    assert done.stdout == "7\n", done.stderr

@@ -6,11 +6,11 @@ whose z axis is that of a capsule, a cylinder, or a plane's normal; a ray reache
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from sightline.demo.compiled import compiled, inlined
 from sightline.demo.headless import mujoco
 
 PLANE, SPHERE, CAPSULE, CYLINDER, BOX = (
@@ -22,9 +22,6 @@ TILE = 8  # pixels on an edge of a tile
 BEHIND = 1e-3  # m; what is not at least this far in front of a camera has no projection
 
 Vector = tuple[float, float, float]
-
-compiled: Any = njit(cache=True, error_model="numpy")
-inlined: Any = njit(cache=True, error_model="numpy", forceinline=True)  # a call costs as much as a short function
 
 
 class Geoms(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sightline.demo.compiled import compiled, inlined
 from sightline.demo.primitives import (
     NOTHING,
     PLANE,
@@ -16,9 +17,7 @@ from sightline.demo.primitives import (
     Geoms,
     Tiles,
     Vector,
-    compiled,
     entry,
-    inlined,
     outward,
     seen_from,
     tile_image,
