@@ -102,6 +102,13 @@ class Views:
         return np.flatnonzero((self.split == part) & self.sound)
 
 
+def square_view(picture: np.ndarray, size: int) -> np.ndarray:
+    """A picture, uint8 [H, W, 3] of any size -> the view that a model takes, uint8 [3, size, size]."""
+    image = Image.fromarray(picture)
+    method = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BICUBIC
+    return np.asarray(image.resize((size, size), method)).transpose(2, 0, 1)
+
+
 def pack_views(
     recording: Path,
     index_dir: Path,
@@ -220,11 +227,10 @@ def _decode_block(job: tuple[Path, int, Sequence[list[Path] | None], int]) -> tu
     for row, files in enumerate(paths, start):
         for view, path in enumerate(files or ()):
             try:
-                image = Image.fromarray(read_rgb(path))
+                picture = read_rgb(path)
             except UserError as error:
                 faults.append(str(error))
                 continue
-            method = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BICUBIC
-            rows[row, view] = np.asarray(image.resize((size, size), method)).transpose(2, 0, 1)
+            rows[row, view] = square_view(picture, size)
     rows.flush()
     return start, faults
