@@ -12,7 +12,7 @@ import numpy as np
 from sightline.demo.camera import Hits, Pinhole, Pose, World, dot, look_at, norm
 from sightline.demo.headless import mujoco
 
-CLASSES = ("background", "robot", "box", "cylinder", "ball")
+CLASSES = ("background", "robot", "box", "cylinder", "ball", "plate")
 SURFACES = {  # material: (class, colour; None where it is drawn per object or painted by a pattern, gloss)
     "table": ("background", None, 0.08),
     "floor": ("background", None, 0.0),
@@ -22,6 +22,7 @@ SURFACES = {  # material: (class, colour; None where it is drawn per object or p
     "pad": ("robot", (0.35, 0.35, 0.37), 0.1),
     "accent_left": ("robot", (0.20, 0.45, 0.75), 0.3),
     "accent_right": ("robot", (0.80, 0.42, 0.15), 0.3),
+    "plate": ("plate", (0.88, 0.84, 0.30), 0.3),
     "box": ("box", None, 0.3),
     "cylinder": ("cylinder", None, 0.3),
     "ball": ("ball", None, 0.3),

@@ -1,4 +1,4 @@
-"""The scripted policy of the demo: one arm reaches, grasps and lifts an object, the other sways.
+"""The scripted policy of the demo: one arm grasps the ball and puts it on the plate, the other sways.
 
 It uses no BLAS and no LAPACK: their last bits differ between processors, and contacts magnify them into other
 trajectories. Small matrices are multiplied elementwise, and plain Python solves the six equations.
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from sightline.demo.headless import mujoco
-from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, SIDES, SceneObject
+from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, PLATE_TOP_M, SIDES, Scene
 
 HOME_RAD = np.array([0.0, -0.25, 0.0, -2.2, 0.0, 1.95, 0.785])  # hand in front of the base, fingers down
 MAX_TURN_RAD = 0.16  # of a joint per control step
-ABOVE_UNTIL, DOWN_UNTIL, CLOSED_UNTIL = 0.40, 0.55, 0.68  # shares of an episode; the rest lifts
-HOVER_M, LIFT_M = 0.15, 0.20  # height above the grasp
+# ends of the phases, shares of an episode: hover above the ball, go down, close, lift, carry, lower, open; then rise
+HOVER_UNTIL, DOWN_UNTIL, CLOSE_UNTIL, LIFT_UNTIL = 0.22, 0.32, 0.42, 0.50
+CARRY_UNTIL, LOWER_UNTIL, OPEN_UNTIL = 0.70, 0.82, 0.90
+HOVER_M = 0.14  # height above the grasp
 FINGER_DEPTH_M = 0.035  # how far an object may rise above the grasp before it meets the palm
 LOWEST_GRASP_M = 0.018  # above the table, so that the finger tips clear it
 
@@ -31,7 +33,8 @@ class Arm:
         joints = [joint(f"joint_{number}") for number in range(1, JOINTS_PER_ARM + 1)]
         self.qpos = model.jnt_qposadr[joints].copy()  # [7]
         self.dofs = model.jnt_dofadr[joints].copy()  # [7]
-        self.low, self.high = model.jnt_range[joints, 0] + 0.02, model.jnt_range[joints, 1] - 0.02  # rad, [7]
+        self.limits = model.jnt_range[joints].T.copy()  # rad, [2, 7]
+        self.low, self.high = self.limits[0] + 0.02, self.limits[1] - 0.02  # rad, [7], that the script keeps to
         self.finger = int(model.jnt_qposadr[joint("finger_1")])  # the second finger's is the next
         self.tcp = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, f"{side}_tcp")
         first = SIDES.index(side) * (JOINTS_PER_ARM + 1)
@@ -42,27 +45,24 @@ class Arm:
 class Task:
     """What one episode is about."""
 
-    target: int  # index of the object
     side: str  # the arm that works
     yaw: float  # rad, of the gripper
-    grasp_above_centre_m: float
+    grasp_above_centre_m: float  # of the ball
     aim_error_m: np.ndarray  # [2], horizontal
     sway_rad: np.ndarray  # [7], amplitude of the idle arm
+    plate: np.ndarray  # [3], m, centre of its flat part
 
 
-def draw_task(rng: np.random.Generator, objects: list[SceneObject], miss_rate: float, aim_error_m: float) -> Task:
-    """Choose a target for the nearer arm; with probability ``miss_rate`` its aim has a normal error of that sigma."""
-    target = int(rng.integers(len(objects)))
-    thing = objects[target]
+def draw_task(rng: np.random.Generator, scene: Scene, miss_rate: float, aim_error_m: float) -> Task:
+    """How the ball is put on the plate; with probability ``miss_rate`` the aim has a normal error of that sigma."""
     error, misses = rng.normal(0, 1, 2) * aim_error_m, rng.random() < miss_rate
-    free_yaw = float(rng.uniform(-0.4, 0.4))
     return Task(
-        target=target,
-        side="left" if thing.y > 0 else "right",
-        yaw=thing.yaw if thing.kind == "box" else free_yaw,  # a box is grasped across its narrow side
-        grasp_above_centre_m=max(0.0, thing.half_height - FINGER_DEPTH_M),
+        side=scene.side,
+        yaw=float(rng.uniform(-0.4, 0.4)),
+        grasp_above_centre_m=max(0.0, scene.objects[0].half_height - FINGER_DEPTH_M),
         aim_error_m=error if misses else np.zeros(2),
         sway_rad=rng.uniform(-0.12, 0.12, JOINTS_PER_ARM),
+        plate=np.array([*scene.plate, PLATE_TOP_M]),
     )
 
 
@@ -85,19 +85,39 @@ class Policy:
         self._grasp = np.zeros(3)
         self._scratch = mujoco.MjData(model)  # for kinematics at other angles than the present
 
-    def command(self, step: int, object_position: np.ndarray) -> dict[str, np.ndarray]:
-        """Side -> seven joint angles (rad) and one finger opening (m), [8], for an object seen at [3] (m)."""
+    def command(self, step: int, ball: np.ndarray) -> dict[str, np.ndarray]:
+        """Side -> seven joint angles (rad) and one finger opening (m), [8], for a ball seen at [3] (m)."""
         phase, task = step / self.steps, self.task
         if phase < DOWN_UNTIL:  # from then on the hand stays where it closed
-            height = max(float(object_position[2]) + task.grasp_above_centre_m, LOWEST_GRASP_M)
-            self._grasp = np.array([*(object_position[:2] + task.aim_error_m), height])
-        rise = HOVER_M if phase < ABOVE_UNTIL else 0.004 if phase < CLOSED_UNTIL else LIFT_M
-        fingers = self._grasp + np.array([0, 0, rise])
-        wanted = inverse_kinematics(self.model, self._scratch, self.arms[task.side], self._angles, fingers, task.yaw)
+            height = max(float(ball[2]) + task.grasp_above_centre_m, LOWEST_GRASP_M)
+            self._grasp = np.array([*(ball[:2] + task.aim_error_m), height])
+        wanted = inverse_kinematics(
+            self.model, self._scratch, self.arms[task.side], self._angles, self._fingers(phase), task.yaw
+        )
         self._angles = np.round(self._angles + np.clip(wanted - self._angles, -MAX_TURN_RAD, MAX_TURN_RAD), 7)
-        opening = FINGER_TRAVEL_M if phase < DOWN_UNTIL else 0.0
+        opening = 0.0 if DOWN_UNTIL <= phase < LOWER_UNTIL else FINGER_TRAVEL_M
         idle = np.round(HOME_RAD + task.sway_rad * math.sin(2 * math.pi * phase), 7)
         return {task.side: np.append(self._angles, opening), self._idle: np.append(idle, FINGER_TRAVEL_M)}
+
+    def _fingers(self, phase: float) -> np.ndarray:
+        """Where the fingers are to be at ``phase``, [3] (m)."""
+        carried = _ramp(phase, LIFT_UNTIL, CARRY_UNTIL)
+        place = self._grasp + carried * (np.array([*self.task.plate[:2], self._grasp[2] + PLATE_TOP_M]) - self._grasp)
+        if phase < HOVER_UNTIL:
+            height = 1.0
+        elif phase < CLOSE_UNTIL:
+            height = 1 - _ramp(phase, HOVER_UNTIL, DOWN_UNTIL)
+        elif phase < CARRY_UNTIL:
+            height = _ramp(phase, CLOSE_UNTIL, LIFT_UNTIL)
+        else:
+            height = 1 - _ramp(phase, CARRY_UNTIL, LOWER_UNTIL) + _ramp(phase, OPEN_UNTIL, 1.0)
+        return place + np.array([0, 0, 0.004 + HOVER_M * height])
+
+
+def _ramp(phase: float, start: float, end: float) -> float:
+    """Rises smoothly from 0 at ``start`` to 1 at ``end``."""
+    share = min(max((phase - start) / (end - start), 0.0), 1.0)
+    return share * share * (3 - 2 * share)
 
 
 def inverse_kinematics(

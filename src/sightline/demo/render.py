@@ -110,36 +110,67 @@ def _render_job(job: _Job) -> None:
 
 
 def _render_episode(job: _Job, folder: Path) -> None:
-    params, episode = job.params, job.states.episode(job.states.names[job.number])
-    # one random stream for each purpose: another size of one picture does not change the noise of the others
-    rng = {
-        purpose: np.random.default_rng([params.seed, job.number, 2 + stream])
-        for stream, purpose in enumerate(("look", *FOLDERS))
-    }
-    # the scene, how it looks, and the sensors that see it
-    world = World(episode.mjcf)
-    look = draw_look(world, rng["look"], params.lamp, params.camera_shift_m)
-    global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
-    wrist_sensor = Pinhole(params.wrist_size, params.wrist_size, WRIST_FIELD_OF_VIEW_DEG)
-    depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
-    depth_sensor = DepthSensor(params.depth_near_mm, params.depth_far_mm, params.depth_noise_mm, params.depth_dropout)
-
-    # picture by picture
+    episode = job.states.episode(job.states.names[job.number])
+    cameras = EpisodeCameras(job.params, job.number, episode.mjcf)
     for frame_id, qpos in zip(episode.frame_id, episode.qpos, strict=True):
-        world.place(qpos)
-        images = {}
-        for side in ("left", "right"):
-            pose = WRIST_POSE.on(world.body_pose(f"{side}_hand"))
-            colours, _ = take_picture(world, look, pose, wrist_sensor, params.antialias)
-            images[f"rgb/{side}_wrist"] = _to_bytes(colours, params.rgb_noise, rng[f"rgb/{side}_wrist"])
-        colours, geom = take_picture(world, look, look.global_camera, global_sensor, params.antialias)
-        images["rgb/global"] = _to_bytes(colours, params.rgb_noise, rng["rgb/global"])
-        images["masks"] = look.class_id[geom]
-        hits = world.view(look.global_camera, depth_pinhole)
-        shape = (params.depth_height, params.depth_width)
-        images["depth"] = depth_sensor.measure(hits.distance.reshape(shape), hits.facing().reshape(shape), rng["depth"])
-        for name, image in images.items():
+        for name, image in cameras.everything(qpos).items():
             Image.fromarray(image).save(folder / name / f"{frame_id:06d}.png", compress_level=3)
+
+
+class EpisodeCameras:
+    """What the cameras of one episode see, frame after frame: looked through in order, the pictures of a recording.
+
+    Each kind of picture has a random stream of its own for its noise: another size or lack of one picture does not
+    change the noise of the others.
+
+    Args:
+        params: how the recording looks.
+        number: of the episode.
+        mjcf: its scene, MJCF text.
+    """
+
+    def __init__(self, params: RenderParams, number: int, mjcf: str) -> None:
+        self.params = params
+        self._rng = {
+            purpose: np.random.default_rng([params.seed, number, 2 + stream])
+            for stream, purpose in enumerate(("look", *FOLDERS))
+        }
+        self._world = World(mjcf)
+        self._look = draw_look(self._world, self._rng["look"], params.lamp, params.camera_shift_m)
+        self._global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
+        self._wrist_sensor = Pinhole(params.wrist_size, params.wrist_size, WRIST_FIELD_OF_VIEW_DEG)
+        self._depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
+        self._depth_sensor = DepthSensor(
+            params.depth_near_mm, params.depth_far_mm, params.depth_noise_mm, params.depth_dropout
+        )
+
+    def views(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        """Camera -> colour picture uint8 [H, W, 3], at MuJoCo's positions ``qpos`` [nq]."""
+        return self._views(qpos)[0]
+
+    def everything(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        """Folder of a recording -> image: `views`, ``depth`` (uint16 millimetres) and ``masks`` (uint8 class ids)."""
+        views, mask = self._views(qpos)
+        hits = self._world.view(self._look.global_camera, self._depth_pinhole)
+        shape = (self._depth_pinhole.height, self._depth_pinhole.width)
+        depth = self._depth_sensor.measure(
+            hits.distance.reshape(shape), hits.facing().reshape(shape), self._rng["depth"]
+        )
+        return {f"rgb/{camera}": view for camera, view in views.items()} | {"depth": depth, "masks": mask}
+
+    def _views(self, qpos: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The views, and class ids of the global one."""
+        self._world.place(qpos)
+        views, geom = {}, np.zeros(0)
+        for camera in CAMERAS:
+            if camera == "global":
+                pose, sensor = self._look.global_camera, self._global_sensor
+            else:
+                pose = WRIST_POSE.on(self._world.body_pose(camera.replace("wrist", "hand")))
+                sensor = self._wrist_sensor
+            colours, geom = take_picture(self._world, self._look, pose, sensor, self.params.antialias)
+            views[camera] = _to_bytes(colours, self.params.rgb_noise, self._rng[f"rgb/{camera}"])
+        return views, self._look.class_id[geom]  # the global one is the last
 
 
 def _to_bytes(colours: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
