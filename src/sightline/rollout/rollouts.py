@@ -41,13 +41,13 @@ class RolloutParams(Section):
 
     scenes: int = Field(10, ge=1, le=MOST_SCENES, description="scenes; the interval of the success rate narrows slowly")
     seed: int = Field(0, ge=0, le=10_000, description="which scenes: those of two seeds are all different")
-    length: float = Field(1.5, ge=1, le=10, description="most frames of a rollout, as a multiple of simulate.steps")
     replan_every: int | None = Field(
         None, ge=1, description="frames between predictions; null: half a chunk, or 1 with temporal_ensembling"
     )
     temporal_ensembling: float | None = Field(
         None, ge=0, description="decay of the weights of older predictions, in ACT 0.01; null: the latest one alone"
     )
+    length: float = Field(1.5, ge=1, le=10, description="most frames of a rollout, as a multiple of simulate.steps")
 
 
 @dataclass(frozen=True)
@@ -236,8 +236,13 @@ def _figures(outcomes: dict[int, Outcome]) -> dict[str, Any]:
 
 def _headline(figures: dict[str, Any]) -> dict[str, Any]:
     low, high = figures["policy"]["interval"]
-    headline = {"success_rate": figures["policy"]["success_rate"], "success_low": low, "success_high": high}
-    return headline | {f"{name}_success": figures[name]["success_rate"] for name in DRIVERS[1:]}
+    return {
+        "success_rate": figures["policy"]["success_rate"],
+        "success_low": low,
+        "success_high": high,
+        "expert_success": figures["expert"]["success_rate"],
+        "best_baseline_success": max(figures[name]["success_rate"] for name in DRIVERS[2:]),
+    }
 
 
 def _film(path: Path, setting: Setting, outcomes: dict[int, Outcome]) -> None:

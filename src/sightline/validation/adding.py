@@ -138,6 +138,7 @@ def choose(
         raise UserError(f"--views {' '.join(views)}: {root} {needs}; leave it out")
     else:
         remarks["stages.demonstrations"] = f"  (the fusion model needs {' and '.join(lacking)})"
+    values["stages.rollouts"] = []  # of the simulated recording alone, which a stage makes
     return values | _features(values, lists), remarks
 
 

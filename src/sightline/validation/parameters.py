@@ -22,6 +22,7 @@ from sightline.recording.names import SUFFIXES
 from sightline.validation.tracking import place, tracked
 
 DESIGNS = ("nine", "three", "shared", "images_only", "joints_only")  # the fusion model's, by test
+STATES = "states.hdf5"  # that the simulator leaves beside the frames
 VIEWS = 3  # cameras of the fusion model, whose paths dvc.yaml names one by one
 
 
@@ -91,7 +92,7 @@ def check_parameters(
     contents = Contents.read(recording)
     check = _Check(contents, stages)
     lines = [*check.images(), *check.depth(), *check.cameras(), *check.masks(mask_camera), *check.demonstrations(views)]
-    lines += check.features(mask_camera)
+    lines += [*check.features(mask_camera), *check.rollouts()]
     if lines:
         raise UserError("\n".join(lines))
     names = ["images", "depth", "cameras", "masks", "demonstrations"]
@@ -99,6 +100,7 @@ def check_parameters(
     uses |= {"segmentation.camera": (mask_camera,)} if stages.masks else {}
     uses |= {"stages.segmentation_with": stages.segmentation_with} if stages.masks else {}
     uses |= {"stages.designs": stages.designs, "views.cameras": views} if stages.demonstrations else {}
+    uses |= {"stages.rollouts": stages.rollouts} if stages.rollouts else {}
     uses |= {f"stages.fusion_with.{key}": value for key, value in stages.fusion_with if stages.demonstrations}
     return {name: list(values) for name, values in uses.items()}
 
@@ -193,6 +195,17 @@ class _Check:
         for design in lists.fusion_with.designs if lists.demonstrations else ():
             if design not in DESIGNS:
                 yield f"stages.fusion_with.designs: {design} is not a fusion model; choose from {', '.join(DESIGNS)}"
+
+    def rollouts(self) -> Iterator[str]:
+        """Rollouts drive the simulated robot, by models that stages make of its demonstrations."""
+        lists, root = self.stages, self.contents.root
+        listed, states = ", ".join(lists.rollouts), root / STATES
+        if lists.rollouts and not (states.is_file() or place(states) in self._tracked):
+            yield f"stages.rollouts: [{listed}], but {root} is not of the simulator: it has no {STATES}; set it to []"
+            return
+        for column in lists.rollouts:
+            if column not in lists.demonstrations:
+                yield f"stages.rollouts: {column} is not in stages.demonstrations; add it there, or remove it here"
 
     def _cameras(self, key: str, cameras: Iterable[str]) -> Iterator[str]:
         contents = self.contents
