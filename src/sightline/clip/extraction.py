@@ -23,7 +23,7 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, fingerprint, scratch_folder
 from sightline.core.threads import threads
 from sightline.grids.store import SHARD_LIST, GridStore
-from sightline.recording.frames import read_index
+from sightline.recording.frames import read_index, read_recording_key
 from sightline.recording.names import BY_NAME, Naming
 from sightline.training.processes import gather, process_device, rank, world_size
 
@@ -114,7 +114,9 @@ def extract_grids(
     tell(survey, paths)
     # write the store from the cache, in the order of the ids
     ids, figures = np.array(list(paths), np.int64), _Figures()
-    layout = StoreLayout(encoder.shape, attributes, params.keyed, params.compression)
+    recording = read_recording_key(index) if index else ""
+    own = {"recording": recording} if recording and not sharded else {}  # of shards, in their list
+    layout = StoreLayout(encoder.shape, attributes | own, params.keyed, params.compression)
 
     def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
         keys = [survey.digests[i] for i in ids.tolist()]
@@ -126,7 +128,7 @@ def extract_grids(
     with atomic_output(output) as temporary:
         if sharded:
             ranges = shard_ranges(ids, _episodes(ids, index), params.shard_frames)
-            write_shards(temporary, ranges, survey.failures, write)
+            write_shards(temporary, ranges, survey.failures, write, recording)
         else:
             sound = ids[~np.isin(ids, list(survey.failures))]
             write(temporary, sound, sorted(survey.failures))

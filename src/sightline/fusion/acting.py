@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sightline.core.errors import UserError
+from sightline.fusion.depth_images import DEPTH_IMAGES, resize_depth
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, load_policy
 from sightline.fusion.views import square_view
 from sightline.training.processes import process_device
@@ -151,10 +152,12 @@ class Policy:
         config = self.config
         views = np.zeros((len(config.cameras), 3, config.image_size, config.image_size), np.uint8)
         for i, camera in enumerate(self.cameras):
-            views[i] = square_view(_picture(observation, camera, config), config.image_size)
-        extras = {name: _extra(observation, name, shape) for name, shape in config.extras.items()}
+            views[i] = square_view(_picture(observation, camera, config), config.image_size, config.fit)
+        extras = {name: torch.from_numpy(_extra(observation, name, of)[None]) for name, of in config.extras.items()}
+        if DEPTH_IMAGES in extras:
+            extras[DEPTH_IMAGES] = resize_depth(extras[DEPTH_IMAGES], config.image_size)
         inputs = [torch.from_numpy(values[None]).to(self.device) for values in (views, joints)]
-        further = {name: torch.from_numpy(values[None]).to(self.device) for name, values in extras.items()}
+        further = {name: values.to(self.device) for name, values in extras.items()}
         return self.model(*inputs, further)[0].cpu().numpy()
 
     def _joints(self, observation: Observation) -> np.ndarray:
@@ -201,9 +204,16 @@ def _extra(observation: Observation, name: str, shape: tuple[int, ...]) -> np.nd
         wanted = f"give numbers {list(shape)} under {name!r}"
         raise UserError(f"the observation has no {name}, a further input that the model was trained with; {wanted}")
     values = _numbers(observation[name], name)
-    if values.shape != tuple(shape) or not np.isfinite(values).all():
-        what = list(values.shape) if values.shape != tuple(shape) else "NaN or infinity"
-        raise UserError(f"{name} must be finite numbers {list(shape)}, not {what}")
+    if values.shape != tuple(shape):
+        raise UserError(f"{name} must be [{', '.join(map(str, shape))}], not {list(values.shape)}")
+    if name == DEPTH_IMAGES:
+        if (np.abs(values) > 1).any():  # NaN is not
+            raise UserError(
+                f"{name} must be in -1..1, NaN where nothing was measured; normalise depth as in the training with "
+                "sightline.depth.preprocessing.preprocess"
+            )
+    elif not np.isfinite(values).all():
+        raise UserError(f"{name} must be finite; NaN or infinity is a failed reading")
     return values
 
 

@@ -10,7 +10,8 @@
 
 The root attributes say what made the grids: ``model``, ``pretrained``, ``weights_sha256``, ``random_weights``,
 ``quick_gelu``, ``tokens``, ``pool``, ``grid``, ``model_grid``, ``image_size``, ``positions`` (random, as trained, or
-interpolated from which grid), ``preprocessing`` (JSON), ``dtype``, ``precision``, ``device``, ``versions`` (JSON).
+interpolated from which grid), ``preprocessing`` (JSON), ``dtype``, ``precision``, ``device``, ``versions`` (JSON);
+``recording`` in a file that is a whole store of a recording's frames.
 
 A whole store is such a file, or a folder of them; `sightline.grids.store` reads both.
 """

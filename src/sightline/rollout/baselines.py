@@ -52,7 +52,7 @@ class Replay:
         self._firsts = train[places]  # rows of the first frame of each training episode
         self._pictures = views.images[self._firsts].astype(np.float32)  # (E, V, 3, S, S)
         self._joints = views.joints[self._firsts]
-        spread, variance = self._joints.var(0), float(self._pictures.var(0).mean())
+        spread, variance = self._joints.var(0), float(self._pictures.var(0).mean()) if views.cameras else 0.0
         self._joint_unit = np.where(spread > 0, spread, np.inf)
         self._pixel_unit = variance if variance > 0 else np.inf
 
@@ -72,11 +72,13 @@ class Replay:
 
     def _distances(self, observation: Observation) -> np.ndarray:
         """From the first observation of each training episode, [E]."""
-        size, cameras = self._views.images.shape[-1], self._views.cameras
-        seen = np.stack([square_view(observation["images"][camera], size) for camera in cameras])
-        of_pixels = np.array([np.square(picture - seen).mean() for picture in self._pictures]) / self._pixel_unit
-        of_joints = (np.square(self._joints - observation["joints"]) / self._joint_unit).mean(1)
-        return of_pixels + of_joints
+        views = self._views
+        of_joints: np.ndarray = (np.square(self._joints - observation["joints"]) / self._joint_unit).mean(1)
+        if not views.cameras:
+            return of_joints
+        size, pictures = views.images.shape[-1], observation["images"]
+        seen = np.stack([square_view(pictures[camera], size, views.fit) for camera in views.cameras])
+        return of_joints + [np.square(first - seen).mean() / self._pixel_unit for first in self._pictures]
 
 
 class Linear:

@@ -25,7 +25,7 @@ from sightline.demo.render import CAMERAS, EpisodeCameras, RenderParams
 from sightline.demo.simulate import FPS, JOINTS, SimulateParams
 from sightline.fusion.acting import ActionQueue, Policy
 from sightline.fusion.linear import LinearChunks
-from sightline.fusion.policy import PolicyConfig, load_policy
+from sightline.fusion.policy import PolicyConfig, check_views, load_policy
 from sightline.fusion.views import Views
 from sightline.rollout.baselines import Expert, Hold, Linear, Replay, fit_to
 from sightline.rollout.driving import Driver, Outcome, Scene, drive
@@ -136,13 +136,9 @@ def _check_robot(weights: Path, data: Path, config: PolicyConfig, views: Views) 
         (data, views.joint_names, views.actions.shape[1], views.cameras),
     ):
         if joints != JOINTS or actions != len(JOINTS) or not set(cameras) <= set(CAMERAS):
-            what = f"{len(joints)} joints, {actions} actions, cameras {', '.join(cameras)}"
+            what = f"{len(joints)} joints, {actions} actions, cameras {', '.join(cameras) or 'none'}"
             raise UserError(f"{path}: of another robot than the simulated one ({what}); set stages.rollouts to []")
-    if config.cameras != views.cameras or config.image_size != views.images.shape[-1]:
-        raise UserError(
-            f"{data}: views of {', '.join(views.cameras)}, {views.images.shape[-1]} pixels, but {weights} was trained "
-            f"with {', '.join(config.cameras)}, {config.image_size} pixels"
-        )
+    check_views(config, weights, views, data)
     if config.extras:
         raise UserError(
             f"{weights}: trained with {', '.join(config.extras)} beside views and joints, which no rollout computes; "

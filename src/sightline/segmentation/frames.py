@@ -17,9 +17,9 @@ from PIL import Image
 
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
-from sightline.grids.features import Feature, open_features
+from sightline.grids.features import Feature, FramesOf, open_features
 from sightline.recording.depth import decode, is_valid, normalize
-from sightline.recording.frames import read_index
+from sightline.recording.frames import read_index, read_recording_key
 from sightline.recording.images import is_grey, read_depth, read_file, read_grey, read_mask, read_rgb
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
 from sightline.recording.names import image_files, list_frames
@@ -116,7 +116,7 @@ class SegmentationFrames:
             lambda row: read_mask(of_mask(row)), lambda row: str(of_mask(row)), str(root / "masks"), void=params.void,
             mask_values=params.mask_values, is_jpeg=lambda row: _is_jpeg(of_mask(row)),
             read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
-            features=_features_of(features, ids, of_image, root),
+            features=_features_of(features, ids, of_image, root, index_dir / f"rgb/{params.camera}.parquet"),
         )  # fmt: skip
 
     @classmethod
@@ -340,10 +340,11 @@ def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:
 
 
 def _features_of(
-    files: Sequence[Path], ids: np.ndarray, of_image: Callable[[int], Path], root: Path
+    files: Sequence[Path], ids: np.ndarray, of_image: Callable[[int], Path], root: Path, index: Path
 ) -> dict[str, Feature]:
     """Features of the frames ``ids``; grids must be of the images, as a network lays them over these."""
-    features = open_features(files, ids, np.ones(len(ids), bool), str(root), NAMES)
+    frames = FramesOf(ids, np.ones(len(ids), bool), str(root), read_recording_key(index))
+    features = open_features(files, frames, NAMES)
     for feature in features.values():
         if feature.content_hash is None:
             continue
