@@ -42,8 +42,9 @@ def observation(size: tuple[int, int] = (20, 30), **changes: object) -> dict:
     return {"images": images, "joints": [0.5, 0.7]} | changes
 
 
-def test_a_policy_gives_the_numbers_of_predict_act(tmp_path, weights):
-    root = write_recording(tmp_path / "recording")
+@pytest.mark.parametrize("fit", ["squash", "pad", "crop"])
+def test_a_policy_gives_the_numbers_of_predict_act(tmp_path, fit):
+    root, weights = write_recording(tmp_path / "recording"), save(tmp_path / "policy.safetensors", fit=fit)
     act(weights, root, tmp_path / "actions.parquet")
     chunks = np.array(pq.read_table(tmp_path / "actions.parquet")["actions"].to_pylist())  # (48, 4, 3)
     joints = read_frames(root / "frames.parquet", read_recording_info(root / "recording.json"))["joints"]
@@ -135,6 +136,18 @@ def test_further_inputs_come_under_their_names(tmp_path):
         policy.act(seen | {"depth": np.zeros(7)})
     with pytest.raises(UserError, match="depth must be finite; NaN or infinity is a failed reading"):
         policy.act(seen | {"depth": np.full(6, np.nan)})
+
+
+def test_depth_images_come_as_the_training_saw_them(tmp_path):
+    """Normalised, of the size of the training's, NaN where nothing was measured."""
+    path = save(tmp_path / "with.safetensors", extras={"depth_images": (1, 40, 40)})
+    policy, depth = Policy.load(path, replan_every=1), np.linspace(-1, 1, 1600).reshape(1, 40, 40)
+    near, far = (policy.act(observation(depth_images=values)) for values in (depth, -depth))
+    holes = policy.act(observation(depth_images=np.where(depth > 0, np.nan, depth)))
+    assert not np.allclose(near, far)
+    assert np.isfinite(holes).all()
+    with pytest.raises(UserError, match=r"depth_images must be in -1..1, NaN where nothing was measured; normalise"):
+        policy.act(observation(depth_images=1000 * depth))
 
 
 def without(camera: str) -> dict:

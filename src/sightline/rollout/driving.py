@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -53,7 +54,11 @@ class Scene:
 
     def __init__(self, simulate: SimulateParams, render: RenderParams, number: int) -> None:
         self.simulation = Simulation(simulate, number, miss_rate=0.0)
-        self._cameras = EpisodeCameras(render, number, self.simulation.mjcf)
+        self._render, self._number = render, number
+
+    @cached_property
+    def _cameras(self) -> EpisodeCameras:
+        return EpisodeCameras(self._render, self._number, self.simulation.mjcf)
 
     def observe(self) -> Observation:
         """Pictures and joints of this frame, as `sightline.fusion.Policy.act` takes them."""
