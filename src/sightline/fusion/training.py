@@ -208,11 +208,7 @@ def train_fusion(
         )
     # Further inputs of the same frames.
     further = read_features(features, views)
-    depth = further[DEPTH_IMAGES].shape[0] if DEPTH_IMAGES in further else 0
-    try:
-        check_design(design, len(views.cameras), depth)
-    except UserError as error:
-        raise UserError(f"{further[DEPTH_IMAGES].path if depth else data}: {error}") from None
+    check_design(design, len(views.cameras), further[DEPTH_IMAGES].shape[0] if DEPTH_IMAGES in further else 0)
     params = _with_signal(params, views)
     # The network: the seed decides its first weights.
     lightning.seed_everything(seed, verbose=False)

@@ -30,12 +30,11 @@ from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.recording.frames import first_few, read_frames, read_index, read_recording_key
 from sightline.recording.images import read_rgb
-from sightline.recording.layout import read_recording_info
+from sightline.recording.layout import MOST_VIEWS, read_recording_info
 from sightline.recording.names import list_frames
 
 _BLOCK = 64  # frames in a job
 _NAMES = ("sound", "joints", "actions", "reward", "frame_id", "episode", "step", "split")
-MOST_CAMERAS = 8  # whose paths dvc.yaml can name
 Fit = Literal["squash", "pad", "crop"]
 
 
@@ -54,8 +53,8 @@ class ViewParams(Section):
     @field_validator("cameras")
     @classmethod
     def _are_different_and_few(cls, cameras: tuple[str, ...]) -> tuple[str, ...]:
-        if len(cameras) > MOST_CAMERAS or len(set(cameras)) < len(cameras):
-            raise ValueError(f"at most {MOST_CAMERAS} different cameras are taken, not {list(cameras)}")
+        if len(cameras) > MOST_VIEWS or len(set(cameras)) < len(cameras):
+            raise ValueError(f"at most {MOST_VIEWS} different cameras are taken, not {list(cameras)}")
         return cameras
 
 

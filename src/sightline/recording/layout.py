@@ -64,16 +64,17 @@ class FusionWith(Section):
     )
 
 
-PACKS = {"no_views": (0, 0), "one_view": (1, 1), "views": (2, 4), "many_views": (4, 8)}  # least and most cameras
+MOST_VIEWS = 8  # cameras of the fusion model
+PACKS = {"no_views": (0, 0), "one_view": (1, 1), "views": (2, 4), "many_views": (4, MOST_VIEWS)}  # least, most cameras
 
 
 class Packs(Section):
-    """Who packs the views: each of stages.demonstrations is in the list for the number of views.cameras."""
+    """The stage that packs views: stages.demonstrations, in the list for the number of views.cameras."""
 
-    no_views: Names = Field((), description="targets without a camera")
-    one_view: Names = Field((), description="targets with 1 camera")
-    views: Names = Field(("actions",), description="targets with 2 to 4 cameras")
-    many_views: Names = Field((), description="targets with 5 to 8 cameras, or 4")
+    no_views: Names = Field((), description="stages.demonstrations, without cameras")
+    one_view: Names = Field((), description="the same with 1 camera")
+    views: Names = Field(("actions",), description="the same with 2 to 4 cameras")
+    many_views: Names = Field((), description="the same with 5 to 8 cameras, or 4")
 
 
 def packs_for(targets: Sequence[str], cameras: int) -> dict[str, list[str]]:
