@@ -64,7 +64,7 @@ def table() -> str:
         applied("embed, an image of 128x128", autoencoder.encoder, lambda: autoencoder.encoder(depth)),
         applied("clip_grids, ViT-B/16, an image of 224x224", tower, lambda: tower(torch.zeros(SAMPLES, 3, 224, 224))),
     ]
-    for design in ("nine", "three"):
+    for design in ("stacked", "separate"):
         encoder = ImageJointEncoder(design=design)  # type: ignore[arg-type]
         rows.append(trained(
             f"train_fusion, {design}, three views of 84x84", encoder,

@@ -14,13 +14,13 @@ from dvc.utils.hydra import apply_overrides
 from test_pipeline import Clone
 
 from sightline.core.errors import UserError
-from sightline.recording.layout import StageLists
-from sightline.validation.parameters import DESIGNS, MaskCamera, ViewCameras, check_parameters
+from sightline.recording.layout import StageLists, packs_for
+from sightline.validation.parameters import DESIGNS, RENAMED, MaskCamera, ViewCameras, check_parameters
 
 VIEWS = ("left", "right", "top")
 NONE = {
     "images": (), "depth": (), "cameras": (), "masks": (), "demonstrations": (), "segmentation_with": (),
-    "fusion_with": {"designs": (), "features": ()},
+    "fusion_with": {"designs": (), "features": ()}, "pack": {"views": ()},
 }  # fmt: skip
 
 
@@ -32,6 +32,9 @@ def place(tmp_path, monkeypatch):
 
 
 def complaints(place, camera="top", views=VIEWS, **lists) -> list[str]:
+    """The lines; the lists of stages.pack fit unless they are given."""
+    packs = {name: tuple(of_them) for name, of_them in packs_for(lists.get("demonstrations", ()), len(views)).items()}
+    lists.setdefault("pack", packs)
     with pytest.raises(UserError) as error:
         check_parameters(place, StageLists(**(NONE | lists)), camera, views)
     return str(error.value).splitlines()
@@ -44,11 +47,11 @@ def test_what_fits_is_summed_up_by_what_the_stages_need(place):
     of_fusion = {"designs": ("joints_only",), "features": ("clip/left", "embeddings/depth.hdf5")}
     of_masks = ("embeddings/depth.hdf5",)
     lists = StageLists(
-        images=ALL, cameras=("left",), designs=("nine",), segmentation_with=of_masks, fusion_with=of_fusion
+        images=ALL, cameras=("left",), designs=("stacked",), segmentation_with=of_masks, fusion_with=of_fusion
     )
     assert check_parameters(place, lists, "top", VIEWS) == {
         "stages.images": list(ALL), "stages.depth": ["depth"], "stages.cameras": ["left"], "stages.masks": ["masks"],
-        "stages.demonstrations": ["actions"], "stages.designs": ["nine"],
+        "stages.demonstrations": ["actions"], "stages.designs": ["stacked"],
         "stages.segmentation_with": ["embeddings/depth.hdf5"], "stages.fusion_with.designs": ["joints_only"],
         "stages.fusion_with.features": ["clip/left", "embeddings/depth.hdf5"],
         "segmentation.camera": ["top"], "views.cameras": list(VIEWS),
@@ -74,8 +77,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
         "stages.depth: [depth], but rec/recording.json describes no depth; set it to []",
         f"stages.cameras: global is not a camera of {cameras}",
         "stages.masks: [masks], but rec/recording.json names no classes; set it to []",
-        "stages.demonstrations: [actions], but the fusion model takes 3 cameras, and rec/recording.json has: front; "
-        "set it to []",
+        *(f"views.cameras: {name} is not a camera of {cameras}" for name in ("left_wrist", "right_wrist", "global")),
     ]
 
 
@@ -99,20 +101,46 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
          "stages.images; add it there"),
         ({"demonstrations": ("actions",), "images": ALL, "views": ("left", "right", "front")}, "views.cameras: front "
          "is not a camera of rec/recording.json, which has: left, right, top"),
-        ({"demonstrations": ("actions",), "images": ALL, "views": ("left", "left", "top")}, "views.cameras: 3 "
-         "different cameras are needed (left, right, global view), not ['left', 'left', 'top']; rec/recording.json "
-         "has: left, right, top"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": ("left", "left", "top")}, "views.cameras: at most 8 "
+         "different cameras are taken, not ['left', 'left', 'top']; rec/recording.json has: left, right, top"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": tuple("abcdefghi")}, "views.cameras: at most 8 "
+         f"different cameras are taken, not {list('abcdefghi')}; rec/recording.json has: left, right, top"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": ("top",), "pack": {"views": ("actions",)}},
+         "stages.pack: views [actions], but stages.demonstrations is [actions] and views.cameras names 1; set "
+         "-S 'stages.pack.views=[]' -S 'stages.pack.one_view=[actions]'"),
+        ({"demonstrations": ("actions", "joints"), "images": ALL, "pack": {"views": ("actions",)}}, "stages.pack: "
+         "views [actions], but stages.demonstrations is [actions, joints] and views.cameras names 3; set "
+         "-S 'stages.pack.views=[actions,joints]'"),
+        ({"images": ALL, "pack": {"views": ("actions",)}}, "stages.pack: views [actions], but stages.demonstrations "
+         "is [] and views.cameras names 3; set -S 'stages.pack.views=[]'"),
+        ({"demonstrations": ("actions",), "images": ALL, "pack": {"views": ()}}, "stages.pack: all lists are empty, "
+         "but stages.demonstrations is [actions] and views.cameras names 3; set -S 'stages.pack.views=[actions]'"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": (), "designs": ("shared", "joints_only")},
+         "stages.designs: shared needs a camera, and views.cameras is []; take joints_only"),
+        ({"demonstrations": ("actions",), "images": ALL, "designs": ("three",)},
+         "stages.designs: three is now called separate; write that"),
+        ({"demonstrations": ("actions",), "images": ALL, "depth": ("depth",), "fusion_with": {
+            "designs": ("stacked", "joints_only"), "features": ("normalized/depth.hdf5",)}}, "stages.fusion_with: "
+         "joints_only sees no images, so not normalized/depth.hdf5; remove it, or take stacked, separate, shared, "
+         "images_only"),
+        ({"masks": ("masks",), "images": ALL, "depth": ("depth",), "segmentation_with": ("normalized/depth.hdf5",)},
+         "stages.segmentation_with: no stage makes normalized/depth.hdf5; with stages.depth and stages.cameras as they "
+         "are, these are made: embeddings/depth.hdf5; remove it, or choose from them"),
         ({"demonstrations": ("torques",), "images": ALL}, "stages.demonstrations: rec/frames.parquet has no column "
          "torques; it has: frame_id, episode, step, time_s, joints, actions"),
         ({"demonstrations": ("time_s",), "images": ALL}, "stages.demonstrations: time_s of rec/frames.parquet holds "
          "double, not a list of numbers in each row"),
         ({"demonstrations": ("actions",), "images": ALL, "designs": ("nin",)}, "stages.designs: nin is not a fusion "
-         "model; choose from nine, three, shared, images_only, joints_only"),
+         "model; choose from stacked, separate, shared, images_only, joints_only"),
         ({"demonstrations": ("actions",), "images": ALL, "cameras": ("left",), "fusion_with": {"features": (
             "clip/left", "clip/top")}}, "stages.fusion_with.features: no stage makes clip/top; with stages.depth and "
          "stages.cameras as they are, these are made: clip/left; remove it, or choose from them"),
+        ({"demonstrations": ("actions",), "images": ALL, "depth": ("depth",), "fusion_with": {"designs": ("stacked",),
+            "features": ("normalized/high.hdf5",)}}, "stages.fusion_with.features: no stage makes "
+         "normalized/high.hdf5; with stages.depth and stages.cameras as they are, these are made: "
+         "embeddings/depth.hdf5, normalized/depth.hdf5; remove it, or choose from them"),
         ({"demonstrations": ("actions",), "images": ALL, "fusion_with": {"designs": ("nin",), "features": ()}},
-         "stages.fusion_with.designs: nin is not a fusion model; choose from nine, three, shared, images_only, "
+         "stages.fusion_with.designs: nin is not a fusion model; choose from stacked, separate, shared, images_only, "
          "joints_only"),
         ({"masks": ("masks",), "images": ALL, "segmentation_with": ("embeddings/depth.hdf5",)},
          "stages.segmentation_with: no stage makes embeddings/depth.hdf5; with stages.depth and stages.cameras as they "
@@ -167,11 +195,13 @@ def test_a_camera_with_a_space_would_break_the_commands(tmp_path):
 
 def test_what_it_repeats_is_what_the_branches_say():
     """The check imports no branch: that would take seconds, and make it depend on their code."""
+    from sightline.fusion.network import RENAMED as NEW_NAMES
     from sightline.fusion.network import Design
     from sightline.fusion.views import ViewParams
     from sightline.segmentation.frames import FrameParams
 
     assert get_args(Design) == DESIGNS
+    assert NEW_NAMES == RENAMED
     for excerpt, section in ((MaskCamera, FrameParams), (ViewCameras, ViewParams)):
         for name, field in excerpt.model_fields.items():
             full = section.model_fields[name]
@@ -182,7 +212,7 @@ def test_what_it_repeats_is_what_the_branches_say():
 def test_the_script_reads_its_keys_of_the_sections_and_writes_what_the_stages_use(place, stage, tmp_path):
     (tmp_path / "params.yaml").write_text(
         "stages: {images: [masks, rgb/left], depth: [], cameras: [], masks: [masks], demonstrations: [], "
-        "segmentation_with: []}\n"
+        "segmentation_with: [], pack: {views: []}}\n"
         "segmentation: {camera: left, lr: 7}\nviews: {image_size: 3}\n"
     )
     done = stage("check", "rec", "--metrics-dir", "metrics/check")
@@ -207,7 +237,10 @@ def test_dvc_repro_says_it_in_seconds_before_any_other_stage(tmp_path):
     clone = Clone(tmp_path / "clone")
     recording_folder(clone.root / "data/mine", ["front"], masks=False)
     changes = ["data.root=data/mine", "stages.images=[depth,masks,rgb/front]", "stages.cameras=[front]"]
-    apply_overrides(clone.root / "params.yaml", [*changes, "segmentation.camera=front", "stages.demonstrations=[]"])
+    apply_overrides(
+        clone.root / "params.yaml",
+        [*changes, "segmentation.camera=front", "stages.demonstrations=[]", "stages.pack.views=[]"],
+    )
     began = time.monotonic()
     result = clone.run("dvc", "repro", ok=False)
     assert time.monotonic() - began < 30

@@ -177,12 +177,12 @@ def test_nothing_at_the_top_level_names_a_camera_or_a_design():
 
 def test_the_definition_is_short():
     lines = [len((ROOT / file).read_text().splitlines()) for file in ("dvc.yaml", "demo/dvc.yaml")]
-    assert sum(lines) <= 525
+    assert sum(lines) <= 585
 
 
 def test_trainings_and_extractions_can_be_launched_on_many_gpus():
     for name in (
-        "train_autoencoder@depth", "embed@depth", "clip_grids@global", "train_fusion@actions-nine",
+        "train_autoencoder@depth", "embed@depth", "clip_grids@global", "train_fusion@actions-stacked",
         "train_segmentation@masks", "train_fusion_with@actions-joints_only-clip/global",
         "train_segmentation_with@masks-clip/global",
     ):  # fmt: skip
@@ -246,7 +246,9 @@ def test_a_changed_list_of_stages_makes_no_other_stage_stale(tmp_path):
 
     But for the check, which reads the lists.
     """
-    before = _resolved(_project(tmp_path))
+    _project(tmp_path)
+    apply_overrides(tmp_path / "params.yaml", ["views.cameras=[left_wrist,right_wrist,global,top]"])  # fits each pack
+    before = _resolved(tmp_path)
     assert set(before) == set(STAGES)
     lists = _leaves(PARAMS["stages"])
     longer = [f"stages.{key}={json.dumps([*entries, f'more_{key}'])}" for key, entries in lists.items()]

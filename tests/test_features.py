@@ -8,11 +8,12 @@ import pytest
 from conftest import write_grids
 
 from sightline.core.errors import UserError
-from sightline.grids.features import check_features, open_features
+from sightline.grids.features import FramesOf, check_features, open_features
 
 IDS = np.arange(10, 16)
 ALL = np.ones(len(IDS), bool)
 MODEL = Path("m.safetensors")
+NAMES = ("vector", "grid", "image")
 
 
 def write_embeddings(path: Path, ids=IDS, width: int = 3, encoder: str = "e1") -> Path:
@@ -23,8 +24,8 @@ def write_embeddings(path: Path, ids=IDS, width: int = 3, encoder: str = "e1") -
     return path
 
 
-def opened(*paths: Path, needed=ALL):
-    return open_features(paths, IDS, needed, "views.hdf5", ("vector", "grid"))
+def opened(*paths: Path, needed=ALL, recording: str = "", kinds: int = 3):
+    return open_features(paths, FramesOf(IDS, needed, "views.hdf5", recording), NAMES[:kinds])
 
 
 def grids_of(ids, width: int = 5) -> np.ndarray:
@@ -59,11 +60,11 @@ def test_features_of_another_recording_are_refused(tmp_path):
 
 
 def test_what_is_no_feature_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none.hdf5: no such file; make it with stages/embed.py or stages/clip_grids"):
+    with pytest.raises(UserError, match=r"none.hdf5: no such file; make it with stages/embed.py, stages/clip_grids"):
         opened(tmp_path / "none.hdf5")
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file["depth"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"other.hdf5: holds neither depth embeddings nor CLIP grids; name a file"):
+    with pytest.raises(UserError, match=r"other.hdf5: holds none of depth embeddings, CLIP grids, depth images; name"):
         opened(tmp_path / "other.hdf5")
     path = write_embeddings(tmp_path / "e.hdf5")
     with pytest.raises(UserError, match=r"f.hdf5: depth embeddings, as .*e.hdf5; a model takes one of each kind"):

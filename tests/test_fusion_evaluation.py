@@ -45,7 +45,7 @@ def test_the_evaluation_shows_that_the_model_looks_where_the_cue_is(tmp_path):
     assert figures["nmse"] < blind["nmse"]
     assert figures["use"]["blank_left_wrist"] > 10 * abs(figures["use"]["blank_global"])
     assert figures["use"]["shuffled_views"] > abs(figures["use"]["shuffled_joints"])
-    assert figures["use"]["swapped_left_right"] > 0.1
+    assert figures["use"]["swapped_first_two"] > 0.1
     low, high = figures["nmse_interval"]
     assert low <= figures["nmse"] <= high
     assert set(figures["by_episode"]) == {

@@ -19,7 +19,7 @@ def views(batch: int = 2, size: int = 32) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("design", "parameters"),
-    [("nine", 11_755_840), ("three", 34_139_200), ("shared", 11_654_848), ("images_only", 11_589_568),
+    [("stacked", 11_755_840), ("separate", 34_139_200), ("shared", 11_654_848), ("images_only", 11_589_568),
      ("joints_only", 298_112)],
 )  # fmt: skip
 def test_the_designs_have_their_documented_size_and_give_one_feature(design, parameters):

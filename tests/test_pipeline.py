@@ -28,7 +28,7 @@ SMALL = {
     "segmentation.steps_per_epoch": 1,
 }  # fmt: skip
 FUSION = {"pack_views@actions"} | {
-    f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("nine", "joints_only")
+    f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("stacked", "joints_only")
 }
 SEGMENTATION = {f"{stage}_segmentation{rest}" for stage in ("train", "evaluate")
                 for rest in ("@masks", "_with@masks-clip/global")}  # fmt: skip
@@ -99,7 +99,7 @@ def test_it_ends_in_embeddings_of_every_frame(clone):
     figures = {path.removesuffix("/metrics.json"): file["data"] for path, file in shown.items()}
     assert figures["metrics/embed/depth"]["images"] == 8
     assert figures["metrics/validate"]["episodes"] == 2
-    assert figures["metrics/evaluate_fusion/actions/nine"]["nmse"] > 0
+    assert figures["metrics/evaluate_fusion/actions/stacked"]["nmse"] > 0
     assert figures["metrics/clip_grids/global"]["random_weights"] == 1
     assert len({name for of in figures.values() for name in of}) <= 24, "columns of dvc metrics show, without the path"
     with h5py.File(clone.root / "data/clip/global/000000-000001.hdf5") as file:
@@ -221,13 +221,13 @@ def test_the_report_shows_every_stage_and_says_what_is_not_here(clone):
 
 def test_a_tagged_model_leaves_the_project_with_its_card(clone, tmp_path):
     clone.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "tag", "v1.0.0", "-m", "first")
-    for path in ("models/depth/encoder.safetensors", "models/fusion/actions/nine.safetensors"):
+    for path in ("models/depth/encoder.safetensors", "models/fusion/actions/stacked.safetensors"):
         fetched = tmp_path / Path(path).name
         clone.run("dvc", "get", str(clone.root), path, "--rev", "v1.0.0", "-o", str(fetched))
         assert fetched.read_bytes() == (clone.root / path).read_bytes()
-    card = json.loads((clone.root / "models/fusion/actions/nine.card.json").read_text())
+    card = json.loads((clone.root / "models/fusion/actions/stacked.card.json").read_text())
     assert card["bytes"] == fetched.stat().st_size
-    assert "## Measured" in (clone.root / "models/fusion/actions/nine.card.md").read_text()
+    assert "## Measured" in (clone.root / "models/fusion/actions/stacked.card.md").read_text()
 
 
 def outputs(root: Path) -> dict[str, str]:

@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def metrics(tmp_path) -> Path:
-    folder = tmp_path / "metrics/evaluate_fusion/actions/nine"
+    folder = tmp_path / "metrics/evaluate_fusion/actions/stacked"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(FIGURES))
     (folder / "curves.csv").write_text("epoch,lr,train_loss,val_loss\n0,1e-3,3.0,4.0\n1,1e-4,1.0,2.0\n")
@@ -203,7 +203,7 @@ def test_metrics_are_shown_and_missing_ones_named(tmp_path, metrics):
     assert not page.open
     assert count == 1
     assert "metrics/evaluate/depth/metrics.json" in missing
-    assert "metrics/evaluate_fusion/actions/nine/metrics.json" not in missing
+    assert "metrics/evaluate_fusion/actions/stacked/metrics.json" not in missing
     assert all(path in page.texts for path in missing)
     headings = re.findall(r"<h2>(.*?)</h2>", text)
     assert headings == ["Data", "evaluate_fusion", "Not in this report", "Parameters", "Versions"]

@@ -537,7 +537,7 @@ CASES = [
     Case("train_fusion", "views.hdf5", "views of uint16",
          stored("views.hdf5", "images", np.ones((16, 3, 3, 32, 32), "u2"))),
     Case("train_fusion", "fusion.pretrained", "weights of another network", nothing,
-         "views.hdf5 out/fusion.safetensors --design nine --metrics-dir out/metrics "
+         "views.hdf5 out/fusion.safetensors --design stacked --metrics-dir out/metrics "
          "--set fusion.pretrained=encoder.safetensors"),
     Case("train_fusion", "fusion.chunk", "longer than an episode", nothing,
          with_set("train_fusion", "fusion.chunk=9")),

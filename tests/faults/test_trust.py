@@ -64,7 +64,7 @@ TORCH_READERS = {
     "predict act": "evil rec out.parquet",
     "predict segment": "evil rec/rgb/global out",
     "train_autoencoder": COMMANDS["train_autoencoder"] + " --resume evil",
-    "train_fusion": COMMANDS["train_fusion"].replace("joints_only", "nine") + " --set fusion.pretrained=evil",
+    "train_fusion": COMMANDS["train_fusion"].replace("joints_only", "stacked") + " --set fusion.pretrained=evil",
     "train_segmentation": COMMANDS["train_segmentation"] + " --resume evil",
     "clip_grids": COMMANDS["clip_grids"] + " --set clip.pretrained=./evil",
 }

@@ -61,7 +61,7 @@ evaluate_fusion: {batch_size: 4}
 segmentation: {image_size: [32, 32], crop: null, epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
                unlabelled_batch_size: 2, camera: global}
 stages: {images: [depth, masks, rgb/left_wrist, rgb/right_wrist, rgb/global], depth: [depth], cameras: [global],
-         masks: [masks], demonstrations: [actions], designs: [nine], segmentation_with: [clip/global],
+         masks: [masks], demonstrations: [actions], designs: [stacked], segmentation_with: [clip/global],
          fusion_with: {designs: [joints_only], features: [embeddings/depth.hdf5, clip/global]}}
 """
 COMMANDS = {  # name -> its arguments in the world; everything is written below out/

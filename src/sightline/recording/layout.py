@@ -65,15 +65,15 @@ class FusionWith(Section):
 
 
 MOST_VIEWS = 8  # cameras of the fusion model
-PACKS = {"no_views": (0, 0), "one_view": (1, 1), "views": (2, 4), "many_views": (4, MOST_VIEWS)}  # least, most cameras
+PACKS = {"views": (2, 4), "no_views": (0, 0), "one_view": (1, 1), "many_views": (4, MOST_VIEWS)}  # least, most cameras
 
 
 class Packs(Section):
-    """The stage that packs views: stages.demonstrations, in the list for the number of views.cameras."""
+    """Which stage packs views: stages.demonstrations, in one of these lists."""
 
-    no_views: Names = Field((), description="stages.demonstrations, without cameras")
+    views: Names = Field(("actions",), description="stages.demonstrations, where views.cameras names 2 to 4")
+    no_views: Names = Field((), description="the same without cameras")
     one_view: Names = Field((), description="the same with 1 camera")
-    views: Names = Field(("actions",), description="the same with 2 to 4 cameras")
     many_views: Names = Field((), description="the same with 5 to 8 cameras, or 4")
 
 

@@ -191,14 +191,14 @@ class _Check:
         )
 
     def designs(self, cameras: int) -> Iterator[str]:
-        lists, depth = self.stages, [f for f in self.stages.fusion_with.features if f.startswith("normalized/")]
+        """Those of the fusion model, and whether they have images to see."""
+        lists, features = self.stages, self.stages.fusion_with.features
+        depth = [feature for feature in features if feature.startswith("normalized/")]
         if not lists.demonstrations:
             return
-        of_features = lists.fusion_with.designs if lists.fusion_with.features else ()
-        only_depth = len(depth) == len(lists.fusion_with.features)
         for key, designs, images in (
             ("stages.designs", lists.designs, cameras),
-            ("stages.fusion_with.designs", of_features, cameras + only_depth),
+            ("stages.fusion_with.designs", lists.fusion_with.designs, cameras or len(depth) == len(features)),
         ):
             for design in designs:
                 if design in RENAMED:
@@ -207,7 +207,7 @@ class _Check:
                     yield f"{key}: {design} is not a fusion model; choose from {', '.join(DESIGNS)}"
                 elif design != "joints_only" and not images:
                     yield f"{key}: {design} needs a camera, and views.cameras is []; take joints_only"
-        for feature in depth if "joints_only" in of_features else ():
+        for feature in depth if "joints_only" in lists.fusion_with.designs else ():
             takers = ", ".join(design for design in DESIGNS if design != "joints_only")
             yield f"stages.fusion_with: joints_only sees no images, so not {feature}; remove it, or take {takers}"
 
