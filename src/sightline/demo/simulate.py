@@ -182,10 +182,11 @@ class Simulation:
         self._advance(PHYSICS_STEPS)
 
     def reward(self) -> float:
-        """Near is good, for the fingers to the ball and for the ball to the plate; on the plate is best."""
-        ball = self.object_position
-        fingers = self._data.site_xpos[self._arms[self._side].tcp]
-        return float(self.success()) - math.dist(ball, self.goal_position) - 0.5 * math.dist(fingers, ball)
+        """1 on the plate; elsewhere below 0, the nearer the better: the fingers to the ball, the ball to the plate."""
+        if self.success():
+            return 1.0
+        ball, fingers = self.object_position, self._data.site_xpos[self._arms[self._side].tcp]
+        return -math.dist(ball, self.goal_position) - 0.5 * math.dist(fingers, ball)
 
     def success(self) -> bool:
         """Whether the ball now lies on the plate, at rest, and both grippers are open."""
