@@ -1,5 +1,6 @@
 """Precomputed features as inputs: the file tells the kind; what does not fit is refused in one line."""
 
+import json
 from pathlib import Path
 
 import h5py
@@ -57,6 +58,39 @@ def test_features_of_another_recording_are_refused(tmp_path):
         opened(write_embeddings(tmp_path / "e.hdf5", range(6)))
     with pytest.raises(UserError, match=r"c.hdf5: lacks 6 of 6 frames of views.hdf5 \(first 10\); make it from"):
         opened(write_grids(tmp_path / "c.hdf5", range(6), grids_of(range(6))))
+
+
+@pytest.mark.parametrize("name", ["e.hdf5", "c.hdf5", "c"])
+def test_of_recordings_with_the_same_frame_ids_the_key_tells_which(tmp_path, name):
+    """Files of older versions have none, and are taken."""
+    path = tmp_path / name
+    if name == "e.hdf5":
+        write_embeddings(path)
+    else:
+        write_grids(path, IDS, grids_of(IDS))
+    opened(path, recording="one")
+    if path.is_dir():
+        listed = json.loads((path / "shards.json").read_text())
+        (path / "shards.json").write_text(json.dumps(listed | {"recording": "one"}))
+    else:
+        with h5py.File(path, "r+") as file:
+            file.attrs["recording"] = "one"
+    opened(path, recording="one")
+    opened(path)
+    with pytest.raises(UserError) as error:
+        opened(path, recording="two")
+    message = f"{path}: made from another recording than views.hdf5, or before that one changed; make it from the same"
+    assert str(error.value) == f"{message} recording"
+
+
+def test_a_model_takes_the_kinds_that_it_names(tmp_path):
+    with h5py.File(tmp_path / "d.hdf5", "w") as file:
+        file["depth"], file["valid"] = np.zeros((6, 4, 4), "f4"), np.ones((6, 4, 4), bool)
+        file["frame_id"], file.attrs["preprocessing"] = IDS, "{}"
+    assert opened(tmp_path / "d.hdf5")["image"].shape == (1, 4, 4)
+    message = r"d.hdf5: depth images, which this model does not take; it takes depth embeddings and CLIP grids$"
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path / "d.hdf5", kinds=2)
 
 
 def test_what_is_no_feature_is_refused(tmp_path):
