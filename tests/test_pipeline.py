@@ -25,11 +25,12 @@ SMALL = {
     "fusion.epochs": 1, "views.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
     "evaluate_fusion.part": "val", "evaluate_segmentation.part": "val",
     "segmentation.image_size": "[32,32]", "segmentation.crop": "[16,16]", "segmentation.epochs": 1,
-    "segmentation.steps_per_epoch": 1,
+    "segmentation.steps_per_epoch": 1, "rollout.scenes": 1,
 }  # fmt: skip
 FUSION = {"pack_views@actions"} | {
-    f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("stacked", "joints_only")
-}
+    f"{stage}@actions-{design}"
+    for stage in ("train_fusion", "evaluate_fusion", "rollout") for design in ("stacked", "joints_only")
+}  # fmt: skip
 SEGMENTATION = {f"{stage}_segmentation{rest}" for stage in ("train", "evaluate")
                 for rest in ("@masks", "_with@masks-clip/global")}  # fmt: skip
 OF_EMBEDDINGS, OF_GRIDS = (

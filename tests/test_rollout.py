@@ -227,7 +227,7 @@ def test_models_that_cannot_drive_the_simulated_robot_are_refused(world, tmp_pat
 def test_mistakes_on_the_command_line_are_one_line(world, stage, tmp_path):
     arguments = (world / "policy.safetensors", world / "views.hdf5", "out")
     line = only_error_line(stage("rollout", *arguments, "--set", "rollout.replan_every=8"))
-    assert "replan_every must be 1..7, not 8" in line
+    assert "rollout.replan_every must be 1..7, not 8" in line
     line = only_error_line(stage("rollout", *arguments, "--set", "rollout.scenes=0"))
     assert "rollout.scenes" in line
     assert not (tmp_path / "out").exists()

@@ -101,7 +101,10 @@ def roll_out(
     config = load_policy(weights).config
     views = Views.open(data)
     _check_robot(weights, data, config, views)
-    ActionQueue(config.steps, config.stride, params.replan_every, params.temporal_ensembling)  # refuses what is out
+    try:
+        ActionQueue(config.steps, config.stride, params.replan_every, params.temporal_ensembling)
+    except UserError as error:
+        raise UserError(f"rollout.{error}") from None
     hashes = file_sha256(weights), file_sha256(data)
     sections = [section.model_dump() for section in (params, simulate, render)]
     folder = claim(scratch_folder("rollout", fingerprint(*sections, *hashes, _code())))
