@@ -7,7 +7,7 @@ from sightline.core.cli import run_stage
 from sightline.core.params import Section
 from sightline.demo.render import RenderParams
 from sightline.demo.simulate import SimulateParams
-from sightline.rollout.rollouts import DRIVERS, RolloutParams, roll_out
+from sightline.rollout.rollouts import RolloutParams, roll_out
 
 
 class Params(Section):
@@ -20,9 +20,9 @@ def main(args: Namespace, params: Params) -> None:
     figures = roll_out(
         args.weights, args.views, args.output, params.rollout, params.simulate, params.render, args.processes
     )
-    for name in DRIVERS:
-        low, high = figures[name]["interval"]
-        print(f"{name:8}{figures[name]['success_rate']:6.2f} success, 95 % interval {low:.2f} to {high:.2f}")
+    for name, of in {"policy": figures, **figures["baselines"]}.items():
+        interval = f"{of['success_low']:.2f} to {of['success_high']:.2f}"
+        print(f"{name:8}{of['success_rate']:6.2f} success, 95 % interval {interval}")
 
 
 parser = ArgumentParser(description=__doc__)

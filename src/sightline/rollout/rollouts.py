@@ -114,7 +114,11 @@ def roll_out(
     for _ in unordered_map(_run, to_do, total=len(jobs), unit="rollout", title="rollout", processes=processes):
         pass
     outcomes = {driver: {job.scene: _read(job) for job in jobs if job.driver == driver} for driver in DRIVERS}
-    figures = rounded({"scenes": len(setting.scenes), **{name: _figures(of) for name, of in outcomes.items()}})
+    of_drivers = {name: _figures(of) for name, of in outcomes.items()}
+    figures = rounded(
+        {"scenes": len(setting.scenes), **of_drivers.pop("policy"), "baselines": of_drivers}
+        | {"by_scene": {name: _by_scene(of) for name, of in outcomes.items()}}
+    )
     write_figures(output, _headline(figures), figures)
     _film(output / "episodes.gif", setting, outcomes["policy"])
     discard(folder)
@@ -220,27 +224,27 @@ def _one_thread() -> Iterator[None]:
 
 
 def _figures(outcomes: dict[int, Outcome]) -> dict[str, Any]:
-    """Of one driver."""
+    """Of one driver in all scenes."""
     successes, count = sum(outcome.success for outcome in outcomes.values()), len(outcomes)
+    low, high = wilson_interval(successes, count)
+    distance_mm = sum(outcome.distance_mm for outcome in outcomes.values()) / count
+    return {"success_rate": successes / count, "success_low": low, "success_high": high, "distance_mm": distance_mm}
+
+
+def _by_scene(outcomes: dict[int, Outcome]) -> dict[str, dict[str, Any]]:
+    """Of one driver in each scene."""
     return {
-        "success_rate": successes / count,
-        "interval": list(wilson_interval(successes, count)),
-        "distance_mm": sum(outcome.distance_mm for outcome in outcomes.values()) / count,
-        "by_scene": {
-            str(scene): {"success": of.success, "frames": of.frames, "distance_mm": of.distance_mm}
-            for scene, of in outcomes.items()
-        },
+        str(scene): {"success": of.success, "frames": of.frames, "distance_mm": of.distance_mm}
+        for scene, of in outcomes.items()
     }
 
 
 def _headline(figures: dict[str, Any]) -> dict[str, Any]:
-    low, high = figures["policy"]["interval"]
+    rates = {name: baseline["success_rate"] for name, baseline in figures["baselines"].items()}
     return {
-        "success_rate": figures["policy"]["success_rate"],
-        "success_low": low,
-        "success_high": high,
-        "expert_success": figures["expert"]["success_rate"],
-        "best_baseline_success": max(figures[name]["success_rate"] for name in DRIVERS[2:]),
+        **{name: figures[name] for name in ("success_rate", "success_low", "success_high")},
+        "expert_success": rates.pop("expert"),
+        "best_baseline_success": max(rates.values()),
     }
 
 
