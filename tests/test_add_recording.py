@@ -54,7 +54,7 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
     lists = {
         "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"], "cameras": ["left"],
         "masks": ["masks"], "demonstrations": ["actions"], "designs": ["stacked", "joints_only"],
-        "segmentation_with": [],
+        "segmentation_with": [], "rollouts": [],
         "fusion_with": {"designs": ["joints_only"], "features": ["embeddings/depth.hdf5"]},
         "pack": {"views": ["actions"], "no_views": [], "one_view": [], "many_views": []},
     }  # fmt: skip
@@ -81,6 +81,7 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
         "  stages.pack.no_views: []",
         "  stages.pack.one_view: []",
         "  stages.pack.many_views: []",
+        "  stages.rollouts: []",
         "  stages.segmentation_with: []",
         "  stages.fusion_with.features: [embeddings/depth.hdf5]",
         "Next:",
@@ -105,7 +106,8 @@ def test_what_a_recording_lacks_is_an_empty_list_and_other_lines_stay(project):
     first, designs = before.index("stages:   "), before.index("  designs:\n")
     expected = before[:first].replace("root: data/demo", "root: data/mine").replace(views, "  cameras:\n  - front\n")
     assert after.startswith(expected)
-    assert before[designs : before.index("    features:\n")] in after
+    lists = before[designs : before.index("    features:\n")]
+    assert lists.replace("  rollouts:\n  - actions\n", "  rollouts: []\n") in after
 
 
 def test_without_cameras(project):

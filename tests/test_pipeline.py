@@ -25,11 +25,12 @@ SMALL = {
     "fusion.epochs": 1, "views.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
     "evaluate_fusion.part": "val", "evaluate_segmentation.part": "val",
     "segmentation.image_size": "[32,32]", "segmentation.crop": "[16,16]", "segmentation.epochs": 1,
-    "segmentation.steps_per_epoch": 1,
+    "segmentation.steps_per_epoch": 1, "rollout.scenes": 1,
 }  # fmt: skip
 FUSION = {"pack_views@actions"} | {
-    f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("stacked", "joints_only")
-}
+    f"{stage}@actions-{design}"
+    for stage in ("train_fusion", "evaluate_fusion", "rollout") for design in ("stacked", "joints_only")
+}  # fmt: skip
 SEGMENTATION = {f"{stage}_segmentation{rest}" for stage in ("train", "evaluate")
                 for rest in ("@masks", "_with@masks-clip/global")}  # fmt: skip
 OF_EMBEDDINGS, OF_GRIDS = (
@@ -197,7 +198,7 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
     assert clone.ran(
         "exp", "run", "-S", "stages.depth=[]", "-S", "stages.images=[rgb/global]", "-S", "stages.demonstrations=[]",
-        "-S", "stages.masks=[]",
+        "-S", "stages.masks=[]", "-S", "stages.rollouts=[]",
     ) == ["check"]  # fmt: skip
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
     of_camera = {"validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}

@@ -249,14 +249,20 @@ def _decode_block(job: tuple[Path, int, Sequence[list[Path] | None], int, Fit]) 
     for row, files in enumerate(paths, start):
         for view, path in enumerate(files or ()):
             try:
-                image = _square(Image.fromarray(read_rgb(path)), fit)
+                picture = read_rgb(path)
             except UserError as error:
                 faults.append(str(error))
                 continue
-            method = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BICUBIC
-            rows[row, view] = np.asarray(image.resize((size, size), method)).transpose(2, 0, 1)
+            rows[row, view] = square_view(picture, size, fit)
     rows.flush()
     return start, faults
+
+
+def square_view(picture: np.ndarray, size: int, fit: Fit) -> np.ndarray:
+    """A picture, uint8 [H, W, 3] of any size -> the view that a model takes, uint8 [3, size, size]."""
+    image = _square(Image.fromarray(picture), fit)
+    method = Image.Resampling.BOX if min(image.size) > size else Image.Resampling.BICUBIC
+    return np.asarray(image.resize((size, size), method)).transpose(2, 0, 1)
 
 
 def _square(image: Image.Image, fit: Fit) -> Image.Image:

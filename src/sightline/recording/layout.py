@@ -116,6 +116,9 @@ class StageLists(Section):
     designs: Names = Field(
         ("stacked", "joints_only"), description="fusion models: stacked, separate, shared, images_only, joints_only"
     )
+    rollouts: Names = Field(
+        ("actions",), description="those of the demonstrations whose models drive the simulated robot; []: none"
+    )
     segmentation_with: Names = Field(
         ("clip/global",), description="features in data/, each for a segmentation with it as one more input; []: none"
     )

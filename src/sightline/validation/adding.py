@@ -139,6 +139,7 @@ def choose(
     else:
         remarks["stages.demonstrations"] = f"  (the fusion model needs {' and '.join(lacking)})"
     values |= {f"stages.pack.{name}": targets for name, targets in packs_for(columns, count).items()}
+    values["stages.rollouts"] = []  # of the simulated recording alone, which a stage makes
     return values | _features(values, lists), remarks
 
 

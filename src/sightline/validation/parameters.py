@@ -23,6 +23,7 @@ from sightline.validation.tracking import place, tracked
 
 DESIGNS = ("stacked", "separate", "shared", "images_only", "joints_only")  # the fusion model's, by test
 RENAMED = {"nine": "stacked", "three": "separate"}  # what they were called, by test
+STATES = "states.hdf5"  # that the simulator leaves beside the frames
 
 
 class MaskCamera(Excerpt):
@@ -93,6 +94,7 @@ def check_parameters(
     check = _Check(contents, stages)
     lines = [*check.images(), *check.depth(), *check.cameras(), *check.masks(mask_camera), *check.demonstrations(views)]
     lines += [*check.packs(len(views)), *check.designs(len(views)), *check.features(mask_camera)]
+    lines += check.rollouts()
     if lines:
         raise UserError("\n".join(lines))
     names = ["images", "depth", "cameras", "masks", "demonstrations"]
@@ -100,6 +102,7 @@ def check_parameters(
     uses |= {"segmentation.camera": (mask_camera,)} if stages.masks else {}
     uses |= {"stages.segmentation_with": stages.segmentation_with} if stages.masks else {}
     uses |= {"stages.designs": stages.designs, "views.cameras": views} if stages.demonstrations else {}
+    uses |= {"stages.rollouts": stages.rollouts} if stages.rollouts else {}
     uses |= {f"stages.fusion_with.{key}": value for key, value in stages.fusion_with if stages.demonstrations}
     return {name: list(values) for name, values in uses.items()}
 
@@ -230,6 +233,17 @@ class _Check:
                     f"stages.segmentation_with: {feature} is not of the images that the masks belong to, those of "
                     f"{mask_camera} (segmentation.camera); remove it, or take clip/{mask_camera}"
                 )
+
+    def rollouts(self) -> Iterator[str]:
+        """Rollouts drive the simulated robot, by models that stages make of its demonstrations."""
+        lists, root = self.stages, self.contents.root
+        listed, states = ", ".join(lists.rollouts), root / STATES
+        if lists.rollouts and not (states.is_file() or place(states) in self._tracked):
+            yield f"stages.rollouts: [{listed}], but {root} is not of the simulator: it has no {STATES}; set it to []"
+            return
+        for column in lists.rollouts:
+            if column not in lists.demonstrations:
+                yield f"stages.rollouts: {column} is not in stages.demonstrations; add it there, or remove it here"
 
     def _cameras(self, key: str, cameras: Iterable[str]) -> Iterator[str]:
         contents = self.contents
