@@ -1,12 +1,14 @@
 """Rollouts: every driver meets the same scenes, the same results from any number of processes, clear refusals."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import only_error_line
+from conftest import ROOT, only_error_line
 from PIL import Image
 
 from sightline.core.errors import UserError
@@ -190,6 +192,12 @@ def test_pictures_are_rendered_only_for_a_driver_that_looks(world, monkeypatch):
     drive(Policy.load(world / "policy.safetensors", replan_every=4), scene, 12)
     assert len(rendered) == 3
     assert list(scene.observe()["images"]) == ["left_wrist", "right_wrist", "global"]
+
+
+def test_the_example_drives_the_robot(world):
+    command = [sys.executable, str(ROOT / "examples/robot_loop.py"), str(world / "policy.safetensors"), "--frames", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "3 frames; the ball is not on the plate"
 
 
 def test_the_film_shows_both_ends_and_waits_for_the_longer(tmp_path):
