@@ -198,7 +198,7 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
     assert clone.ran(
         "exp", "run", "-S", "stages.depth=[]", "-S", "stages.images=[rgb/global]", "-S", "stages.demonstrations=[]",
-        "-S", "stages.masks=[]", "-S", "stages.rollouts=[]",
+        "-S", "stages.pack.views=[]", "-S", "stages.masks=[]", "-S", "stages.rollouts=[]",
     ) == ["check"]  # fmt: skip
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
     of_camera = {"validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}

@@ -65,7 +65,8 @@ segmentation: {image_size: [32, 32], crop: null, epochs: 3, steps_per_epoch: 1, 
                unlabelled_batch_size: 2, camera: global}
 stages: {images: [depth, masks, rgb/left_wrist, rgb/right_wrist, rgb/global], depth: [depth], cameras: [global],
          masks: [masks], demonstrations: [actions], designs: [stacked], segmentation_with: [clip/global],
-         rollouts: [], fusion_with: {designs: [joints_only], features: [embeddings/depth.hdf5, clip/global]}}
+         rollouts: [], fusion_with: {designs: [joints_only], features: [embeddings/depth.hdf5, clip/global]},
+         pack: {views: [actions], no_views: [], one_view: [], many_views: []}}
 """
 COMMANDS = {  # name -> its arguments in the world; everything is written below out/
     "simulate": "--frames out/frames.parquet --states out/states.hdf5",

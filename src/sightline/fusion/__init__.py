@@ -1,4 +1,4 @@
-"""Three camera views and the joints made one feature, learnt from demonstrations."""
+"""Camera views and the joints made one feature, learnt from demonstrations."""
 
 from typing import TYPE_CHECKING
 

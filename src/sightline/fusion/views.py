@@ -149,7 +149,7 @@ def pack_views(
     for column in ("joints", target):
         if column not in frames:
             raise UserError(f"{recording}/frames.parquet: no column {column}; without demonstrations set "
-                            "stages.demonstrations to []")  # fmt: skip
+                            "stages.demonstrations and the lists of stages.pack to []")  # fmt: skip
     split = read_index(index_dir / "frames.parquet").set_index("frame_id")["split"]
     frames = frames[frames["frame_id"].isin(split.index)].reset_index(drop=True)
     ids = frames["frame_id"].to_numpy(np.int64)
