@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import config, njit
+import numba
+from numba import njit
 
+config: Any = numba.config  # its types do not name what it holds
 _HERE = Path(__file__).parent
 _SOURCES = hashlib.sha256(b"".join((_HERE / name).read_bytes() for name in ("primitives.py", "tracing.py")))
 _FOLDER = Path(config.CACHE_DIR or _HERE / "__pycache__") / f"sightline-{_SOURCES.hexdigest()[:16]}"
@@ -27,7 +29,10 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def _compile(function: Callable[..., Any], forceinline: bool = False) -> Any:
-    options = {"error_model": "numpy", "forceinline": forceinline}  # numpy: no check for divisions by zero
+    options: dict[str, Any] = {
+        "error_model": "numpy",
+        "forceinline": forceinline,
+    }  # numpy: no check for divisions by zero
     before, config.CACHE_DIR = config.CACHE_DIR, str(_FOLDER)
     try:
         return njit(function, cache=True, **options)

@@ -14,13 +14,34 @@ from sightline.demo.headless import mujoco
 from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, PLATE_TOP_M, SIDES, Scene
 
 HOME_RAD = np.array([0.0, -0.25, 0.0, -2.2, 0.0, 1.95, 0.785])  # hand in front of the base, fingers down
-MAX_TURN_RAD = 0.16  # of a joint per control step
-# ends of the phases, shares of an episode: hover above the ball, go down, close, lift, carry, lower, open; then rise
-HOVER_UNTIL, DOWN_UNTIL, CLOSE_UNTIL, LIFT_UNTIL = 0.22, 0.32, 0.42, 0.50
-CARRY_UNTIL, LOWER_UNTIL, OPEN_UNTIL = 0.70, 0.82, 0.90
+MAX_TURN_RAD = 0.07  # of a joint per control step
 HOVER_M = 0.14  # height above the grasp
 FINGER_DEPTH_M = 0.035  # how far an object may rise above the grasp before it meets the palm
 LOWEST_GRASP_M = 0.018  # above the table, so that the finger tips clear it
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of the script: where the fingers go, and when the next part begins."""
+
+    at_plate: bool  # else at the ball
+    height_m: float  # above the grasp
+    gripper_open: bool
+    near_m: float  # the next begins when the fingers are this near,
+    steps: int  # or after so many
+
+
+# No leg waits for a time of its own: what to do next can be told from where the arm, the ball and the plate are.
+LEGS = (
+    Leg(False, HOVER_M, True, 0.02, 20),
+    Leg(False, 0.0, True, 0.008, 12),
+    Leg(False, 0.0, False, 0.0, 4),
+    Leg(False, HOVER_M, False, 0.03, 12),
+    Leg(True, HOVER_M, False, 0.02, 15),
+    Leg(True, 0.0, False, 0.01, 12),
+    Leg(True, 0.0, True, 0.0, 3),
+    Leg(True, HOVER_M, True, 0.0, 10_000),
+)
 
 
 class Arm:
@@ -74,7 +95,7 @@ class Policy:
         task: what to do.
         arms: side -> `Arm`.
         start_rad: side -> joint angles [7] at the start.
-        steps: length of the episode, to which the phases scale.
+        steps: length of the episode, in which the other arm sways once.
     """
 
     def __init__(
@@ -82,42 +103,28 @@ class Policy:
     ) -> None:
         self.model, self.task, self.arms, self.steps = model, task, arms, steps
         self._angles, self._idle = start_rad[task.side], "right" if task.side == "left" else "left"
-        self._grasp = np.zeros(3)
+        self._grasp, self._target = np.zeros(3), np.full(3, np.inf)
         self._scratch = mujoco.MjData(model)  # for kinematics at other angles than the present
+        self._step = self._leg = self._leg_steps = 0
 
-    def command(self, step: int, ball: np.ndarray) -> dict[str, np.ndarray]:
-        """Side -> seven joint angles (rad) and one finger opening (m), [8], for a ball seen at [3] (m)."""
-        phase, task = step / self.steps, self.task
-        if phase < DOWN_UNTIL:  # from then on the hand stays where it closed
+    def command(self, ball: np.ndarray, fingers: np.ndarray) -> dict[str, np.ndarray]:
+        """Side -> seven joint angles (rad) and one finger opening (m), [8], for ball and fingers seen at [3] (m)."""
+        task, leg = self.task, LEGS[self._leg]
+        if math.dist(fingers, self._target) < leg.near_m or self._leg_steps == leg.steps:
+            self._leg, self._leg_steps = self._leg + 1, 0
+            leg = LEGS[self._leg]
+        if leg.gripper_open and not leg.at_plate:  # from then on the hand stays where it closed
             height = max(float(ball[2]) + task.grasp_above_centre_m, LOWEST_GRASP_M)
             self._grasp = np.array([*(ball[:2] + task.aim_error_m), height])
-        wanted = inverse_kinematics(
-            self.model, self._scratch, self.arms[task.side], self._angles, self._fingers(phase), task.yaw
-        )
-        self._angles = np.round(self._angles + np.clip(wanted - self._angles, -MAX_TURN_RAD, MAX_TURN_RAD), 7)
-        opening = 0.0 if DOWN_UNTIL <= phase < LOWER_UNTIL else FINGER_TRAVEL_M
-        idle = np.round(HOME_RAD + task.sway_rad * math.sin(2 * math.pi * phase), 7)
+        place = np.array([*task.plate[:2], self._grasp[2] + PLATE_TOP_M]) if leg.at_plate else self._grasp
+        self._target = place + np.array([0, 0, 0.004 + leg.height_m])
+        arm, angles = self.arms[task.side], self._angles
+        turn = inverse_kinematics(self.model, self._scratch, arm, angles, self._target, task.yaw) - angles
+        self._angles = np.round(angles + turn * min(1.0, MAX_TURN_RAD / (float(np.abs(turn).max()) + 1e-9)), 7)
+        idle = np.round(HOME_RAD + task.sway_rad * math.sin(2 * math.pi * self._step / self.steps), 7)
+        self._step, self._leg_steps = self._step + 1, self._leg_steps + 1
+        opening = FINGER_TRAVEL_M if leg.gripper_open else 0.0
         return {task.side: np.append(self._angles, opening), self._idle: np.append(idle, FINGER_TRAVEL_M)}
-
-    def _fingers(self, phase: float) -> np.ndarray:
-        """Where the fingers are to be at ``phase``, [3] (m)."""
-        carried = _ramp(phase, LIFT_UNTIL, CARRY_UNTIL)
-        place = self._grasp + carried * (np.array([*self.task.plate[:2], self._grasp[2] + PLATE_TOP_M]) - self._grasp)
-        if phase < HOVER_UNTIL:
-            height = 1.0
-        elif phase < CLOSE_UNTIL:
-            height = 1 - _ramp(phase, HOVER_UNTIL, DOWN_UNTIL)
-        elif phase < CARRY_UNTIL:
-            height = _ramp(phase, CLOSE_UNTIL, LIFT_UNTIL)
-        else:
-            height = 1 - _ramp(phase, CARRY_UNTIL, LOWER_UNTIL) + _ramp(phase, OPEN_UNTIL, 1.0)
-        return place + np.array([0, 0, 0.004 + HOVER_M * height])
-
-
-def _ramp(phase: float, start: float, end: float) -> float:
-    """Rises smoothly from 0 at ``start`` to 1 at ``end``."""
-    share = min(max((phase - start) / (end - start), 0.0), 1.0)
-    return share * share * (3 - 2 * share)
 
 
 def inverse_kinematics(

@@ -5,6 +5,7 @@ the states, the parameters and the episode's number. Finished episodes stay in t
 so that an interrupted rendering continues.
 """
 
+import os
 import shutil
 import zlib
 from dataclasses import dataclass
@@ -97,9 +98,17 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
         with atomic_output(root / folder) as temporary:
             temporary.mkdir()
             for job in jobs:
-                shutil.copytree(job.folder / folder, temporary, dirs_exist_ok=True)
+                shutil.copytree(job.folder / folder, temporary, copy_function=_link, dirs_exist_ok=True)
     write_recording_info(root / "recording.json", _recording_info(states))
     discard(scratch)
+
+
+def _link(source: str, target: str) -> None:
+    """Put a picture at a second place: many small copies would take half a minute."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
 
 
 def _recording_info(states: StatesFile) -> RecordingInfo:
@@ -119,7 +128,7 @@ def _render_episode(job: _Job, folder: Path) -> None:
     cameras = EpisodeCameras(job.params, job.number, episode.mjcf)
     for frame_id, qpos in zip(episode.frame_id, episode.qpos, strict=True):
         for name, image in cameras.everything(qpos).items():
-            # run lengths alone: half the time of the usual search for repetitions, which noise has none of
+            # run lengths alone: half the time of the usual search for repetitions, which noise lacks
             path = folder / name / f"{frame_id:06d}.png"
             Image.fromarray(image).save(path, compress_level=1, compress_type=zlib.Z_RLE)
 
@@ -134,6 +143,9 @@ class EpisodeCameras:
         params: how the recording looks.
         number: of the episode.
         mjcf: its scene, MJCF text.
+
+    Attributes:
+        look: light, colours, and the pose of the global camera.
     """
 
     def __init__(self, params: RenderParams, number: int, mjcf: str) -> None:
@@ -143,7 +155,7 @@ class EpisodeCameras:
             for stream, purpose in enumerate(("look", *FOLDERS))
         }
         self._world = World(mjcf)
-        self._look = draw_look(self._world, self._rng["look"], params.lamp, params.camera_shift_m)
+        self.look = draw_look(self._world, self._rng["look"], params.lamp, params.camera_shift_m)
         self._global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
         self._wrist_sensor = Pinhole(params.wrist_size, params.wrist_size, WRIST_FIELD_OF_VIEW_DEG)
         self._depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
@@ -159,7 +171,7 @@ class EpisodeCameras:
     def everything(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
         """Folder of a recording -> image: `views`, ``depth`` (uint16 millimetres) and ``masks`` (uint8 class ids)."""
         views, mask = self._views(qpos)
-        geoms, camera = self._world.geoms(), self._depth_pinhole.at(self._look.global_camera)
+        geoms, camera = self._world.geoms(), self._depth_pinhole.at(self.look.global_camera)
         depth_m, facing, _ = measure(geoms, camera, open_view(geoms, camera))
         depth = self._depth_sensor.measure(depth_m, facing, self._rng["depth"])
         return {f"rgb/{camera}": view for camera, view in views.items()} | {"depth": depth, "masks": mask}
@@ -168,13 +180,13 @@ class EpisodeCameras:
         """The views, and class ids of the global one."""
         self._world.place(qpos)
         geoms = self._world.geoms()
-        lamp = place_lamp(geoms, self._look.light)
+        lamp = place_lamp(geoms, self.look.light)
         poses = {f"{side}_wrist": WRIST_POSE.on(self._world.body_pose(f"{side}_hand")) for side in SIDES}
-        poses["global"] = self._look.global_camera
+        poses["global"] = self.look.global_camera
         views, met = {}, np.zeros(0)
         for camera in CAMERAS:
             sensor = self._global_sensor if camera == "global" else self._wrist_sensor
-            colours, met = take_picture(geoms, self._look, lamp, sensor, poses[camera], self.params.antialias)
+            colours, met = take_picture(geoms, self.look, lamp, sensor, poses[camera], self.params.antialias)
             rng = self._rng[f"rgb/{camera}"]
             views[camera] = expose(colours, rng.integers(0, 256, colours.size, np.uint8), self._deviates)
-        return views, self._look.class_id[met]  # the global one is the last
+        return views, self.look.class_id[met]  # the global one is the last

@@ -138,7 +138,7 @@ class Simulation:
         task = draw_task(rng, scene, misses, params.aim_error_m)
         self.goal_position, self._side, self._ball_radius = task.plate, task.side, scene.objects[0].radius
         self._ball = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_BODY, "object0")
-        self._expert, self._expert_step = Policy(self._model, task, self._arms, start, params.steps), 0
+        self._expert = Policy(self._model, task, self._arms, start, params.steps)
         self._settle(start)
 
     def qpos(self) -> np.ndarray:
@@ -160,8 +160,7 @@ class Simulation:
 
     def expert(self) -> np.ndarray:
         """The scripted policy's action for its next step, float32 [16]; call it once in a control step."""
-        command = self._expert.command(self._expert_step, self.object_position)
-        self._expert_step += 1
+        command = self._expert.command(self.object_position, self._fingers())
         parts = [np.append(command[side][:-1], command[side][-1] / FINGER_TRAVEL_M) for side in SIDES]
         return np.concatenate(parts).astype(np.float32)
 
@@ -185,8 +184,8 @@ class Simulation:
         """1 on the plate; elsewhere below 0, the nearer the better: the fingers to the ball, the ball to the plate."""
         if self.success():
             return 1.0
-        ball, fingers = self.object_position, self._data.site_xpos[self._arms[self._side].tcp]
-        return -math.dist(ball, self.goal_position) - 0.5 * math.dist(fingers, ball)
+        ball = self.object_position
+        return -math.dist(ball, self.goal_position) - 0.5 * math.dist(self._fingers(), ball)
 
     def success(self) -> bool:
         """Whether the ball now lies on the plate, at rest, and both grippers are open."""
@@ -199,6 +198,10 @@ class Simulation:
             and math.hypot(*velocity) < REST_M_S
             and opening > OPEN * FINGER_TRAVEL_M
         )
+
+    def _fingers(self) -> np.ndarray:
+        """Where the fingers of the arm that works are, [3], m."""
+        return np.array(self._data.site_xpos[self._arms[self._side].tcp])
 
     def _settle(self, start_rad: dict[str, np.ndarray]) -> None:
         """Put the arms at their start with open grippers, and let the objects come to rest."""
