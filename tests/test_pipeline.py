@@ -102,7 +102,7 @@ def test_it_ends_in_embeddings_of_every_frame(clone):
     assert figures["metrics/validate"]["episodes"] == 2
     assert figures["metrics/evaluate_fusion/actions/stacked"]["nmse"] > 0
     assert figures["metrics/clip_grids/global"]["random_weights"] == 1
-    assert len({name for of in figures.values() for name in of}) <= 24, "columns of dvc metrics show, without the path"
+    assert len({name for of in figures.values() for name in of}) <= 27, "columns of dvc metrics show, without the path"
     with h5py.File(clone.root / "data/clip/global/000000-000001.hdf5") as file:
         assert file["7_grids"].shape == (4, 384)
 
@@ -209,7 +209,7 @@ def test_a_recording_without_depth_runs_only_what_it_can(clone):
 
 def test_the_report_shows_every_stage_and_says_what_is_not_here(clone):
     page = "metrics/report.html"
-    assert f"{page}: 25 parts" in clone.run("python", "-m", "sightline.report").stdout
+    assert f"{page}: 27 parts" in clone.run("python", "-m", "sightline.report").stdout
     first = (clone.root / page).read_text()
     shutil.rmtree(clone.root / "metrics/evaluate/depth")
     said = clone.run("python", "-m", "sightline.report").stdout

@@ -79,8 +79,7 @@ def test_the_stage_writes_rates_with_intervals_and_a_film(world, tmp_path, stage
     ]  # fmt: skip
     headline = json.loads((tmp_path / "out/metrics.json").read_text())
     assert headline == {
-        "success_rate": 0.0, "success_low": 0.0, "success_high": 0.65762, "expert_success": 1.0,
-        "best_baseline_success": 0.0,
+        "success_rate": 0.0, "success_low": 0.0, "success_high": 0.65762, "best_baseline_success": 0.0
     }  # fmt: skip
     details = json.loads((tmp_path / "out/details.json").read_text())
     assert list(details["baselines"]) == ["expert", "hold", "linear", "replay"]

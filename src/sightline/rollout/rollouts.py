@@ -240,12 +240,9 @@ def _by_scene(outcomes: dict[int, Outcome]) -> dict[str, dict[str, Any]]:
 
 
 def _headline(figures: dict[str, Any]) -> dict[str, Any]:
-    rates = {name: baseline["success_rate"] for name, baseline in figures["baselines"].items()}
-    return {
-        **{name: figures[name] for name in ("success_rate", "success_low", "success_high")},
-        "expert_success": rates.pop("expert"),
-        "best_baseline_success": max(rates.values()),
-    }
+    rates = [baseline["success_rate"] for name, baseline in figures["baselines"].items() if name != "expert"]
+    own = {name: figures[name] for name in ("success_rate", "success_low", "success_high")}
+    return own | {"best_baseline_success": max(rates)}
 
 
 def _film(path: Path, setting: Setting, outcomes: dict[int, Outcome]) -> None:
