@@ -14,7 +14,7 @@ from sightline.demo.headless import mujoco
 from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, PLATE_TOP_M, SIDES, Scene
 
 HOME_RAD = np.array([0.0, -0.25, 0.0, -2.2, 0.0, 1.95, 0.785])  # hand in front of the base, fingers down
-MAX_TURN_RAD = 0.07  # of a joint per control step
+MAX_TURN_RAD = 0.08  # of a joint per control step
 HOVER_M = 0.14  # height above the grasp
 FINGER_DEPTH_M = 0.035  # how far an object may rise above the grasp before it meets the palm
 LOWEST_GRASP_M = 0.018  # above the table, so that the finger tips clear it
