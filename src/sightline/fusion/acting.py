@@ -94,7 +94,7 @@ def between(chunk: np.ndarray, stride: int) -> np.ndarray:
 class Policy:
     """A fusion model that drives a robot.
 
-        policy = Policy.load("models/fusion/actions/nine.safetensors")
+        policy = Policy.load("models/fusion/actions/stacked.safetensors")
         policy.reset()  # before each episode
         action = policy.act({"images": {"left_wrist": picture, ...}, "joints": joints})  # once for each frame
 
