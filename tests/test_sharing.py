@@ -156,7 +156,7 @@ def test_an_experiment_of_a_teammate_pulls_direct_inputs_only(member):
     folders = {"/".join(name.split("/")[:2]) for name in member.data()}
     made = {f"{folder}{rest}" for folder in ("models/fusion", "metrics/train_fusion", "metrics/evaluate_fusion")
             for rest in ("", "_with")}  # fmt: skip
-    assert folders == {"data/fusion", "data/clip", *made}
+    assert folders == {"data/fusion", "data/clip", "metrics/rollout", *made}
 
 
 def _stored(owner: Owner, path: str, cache: Path) -> Path:
