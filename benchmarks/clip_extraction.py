@@ -15,14 +15,14 @@ from peers.clip_scripts import by_loader, one_by_one
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-from sightline.clip import ClipParams
+from sightline.clip import GridParams
 from sightline.clip.extraction import extract_grids
 from sightline.clip.photographs import prepare
 from sightline.clip.tokens import GridEncoder
 from sightline.clip.weights import load_image_tower
 from sightline.training.processes import process_device
 
-TINY = ClipParams(model="ViT-S-16", image_size=32, grid=2)
+TINY = GridParams(model="ViT-S-16", image_size=32, grid=2)
 
 
 def rows(bench: Bench) -> list[Row]:
@@ -31,7 +31,7 @@ def rows(bench: Bench) -> list[Row]:
 
 
 def _extraction(bench: Bench) -> list[Row]:
-    params, device = TINY if bench.quick else ClipParams(), process_device()
+    params, device = TINY if bench.quick else GridParams(), process_device()
     many, some, few = (384, 16, 8) if device.type == "cpu" else (8192, 2048, 512)
     many, some, few = bench.size(many, 4), bench.size(some, 2), bench.size(few, 2)
     folder = bench.photograph_folder("extracted", many)
@@ -87,7 +87,7 @@ def _decoding(bench: Bench) -> Row:
 
 
 def _incremental(bench: Bench) -> Row:
-    params, device = TINY if bench.quick else ClipParams(model="ViT-B-32"), process_device()
+    params, device = TINY if bench.quick else GridParams(model="ViT-B-32"), process_device()
     count = bench.size(100 if device.type == "cpu" else 10_000, 4)
     new, rounds = max(1, count // 100), bench.size(2, 1)
     folder = bench.photograph_folder("growing", count)

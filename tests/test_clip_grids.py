@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import photo_folder
 
-from sightline.clip import ClipParams, GridStore, LiveGrids, open_grids
+from sightline.clip import GridParams, GridStore, LiveGrids, open_grids
 from sightline.clip import extraction as extraction_module
 from sightline.clip.extraction import extract_grids
 from sightline.clip.photographs import prepare
@@ -23,8 +23,8 @@ SMALL = {"model": "ViT-S-16", "image_size": 64, "grid": 2, "precision": "fp32"}
 pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
 
 
-def small(**changes) -> ClipParams:
-    return ClipParams(**SMALL | changes)
+def small(**changes) -> GridParams:
+    return GridParams(**SMALL | changes)
 
 
 @pytest.fixture
@@ -251,4 +251,4 @@ def test_random_weights_are_the_same_each_time_and_do_not_touch_the_generator(to
 )
 def test_models_and_weights_that_do_not_fit_are_refused(model, pretrained, image_size, message):
     with pytest.raises(UserError, match=message):
-        load_image_tower(ClipParams(model=model, pretrained=pretrained, image_size=image_size))
+        load_image_tower(GridParams(model=model, pretrained=pretrained, image_size=image_size))

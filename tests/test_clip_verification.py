@@ -9,7 +9,7 @@ from open_clip.transformer import QuickGELU
 
 from sightline.clip import verification
 from sightline.clip.extraction import extract_grids
-from sightline.clip.params import ClipParams, VerifyParams
+from sightline.clip.params import GridParams, VerifyParams
 from sightline.clip.reference import ReferenceTower
 from sightline.clip.verification import verify_grids
 from sightline.clip.weights import load_image_tower
@@ -25,8 +25,8 @@ def photos(tmp_path):
     return photo_folder(tmp_path / "photos", range(1, 9))
 
 
-def params(**changes) -> ClipParams:
-    return ClipParams(**SMALL | changes)
+def params(**changes) -> GridParams:
+    return GridParams(**SMALL | changes)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from clip_files import (
 from conftest import photo_folder
 from safetensors.torch import save_file
 
-from sightline.clip import ClipParams
+from sightline.clip import GridParams
 from sightline.clip import weights as weights_module
 from sightline.clip.checkpoints import read_checkpoint
 from sightline.clip.extraction import extract_grids
@@ -53,8 +53,8 @@ def models(tmp_path_factory):
     add_model(tmp_path_factory.mktemp("models"))
 
 
-def params(path: Path, **changes) -> ClipParams:
-    return ClipParams(**{"model": MODEL, "pretrained": str(path), "grid": 2, "precision": "fp32"} | changes)
+def params(path: Path, **changes) -> GridParams:
+    return GridParams(**{"model": MODEL, "pretrained": str(path), "grid": 2, "precision": "fp32"} | changes)
 
 
 def tower_of(path: Path, **changes):
@@ -359,15 +359,15 @@ def test_an_archive_that_is_not_one_of_openai_is_asked_like_others(tmp_path):
 
 
 def test_random_weights_take_what_is_set():
-    tower = load_image_tower(ClipParams(model=MODEL, quick_gelu=True, mean=OTHER_MEAN, image_size=64))
+    tower = load_image_tower(GridParams(model=MODEL, quick_gelu=True, mean=OTHER_MEAN, image_size=64))
     assert (tower.quick_gelu, tower.mean, tower.std, tower.positions) == (True, OTHER_MEAN, OPENAI_STD, "random")
     with pytest.raises(UserError, match=f"clip.quick_gelu is false, .* computes with it; set clip.model to {MODEL}$"):
-        load_image_tower(ClipParams(model=f"{MODEL}-quickgelu", quick_gelu=False))
+        load_image_tower(GridParams(model=f"{MODEL}-quickgelu", quick_gelu=False))
 
 
 def test_a_tag_is_certain_of_its_activation():
     with pytest.raises(UserError, match=r"clip.quick_gelu: the weights 'openai' were trained with QuickGELU; leave"):
-        load_image_tower(ClipParams(model="ViT-B-16-quickgelu", pretrained="openai", quick_gelu=False))
+        load_image_tower(GridParams(model="ViT-B-16-quickgelu", pretrained="openai", quick_gelu=False))
 
 
 # ---------------------------------------------------------------- size of the input

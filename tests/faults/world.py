@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from conftest import depth_folder, photo_folder  # noqa: E402
 from data_sets import aloha, lerobot_v2, robomimic  # noqa: E402, F401
 
-from sightline.clip import ClipParams  # noqa: E402
+from sightline.clip import GridParams  # noqa: E402
 from sightline.clip.extraction import extract_grids  # noqa: E402
 from sightline.demo.simulate import SimulateParams, simulate_demo  # noqa: E402
 from sightline.depth.card import about_autoencoder  # noqa: E402
@@ -117,7 +117,7 @@ def make_world(root: Path) -> Path:
         write_card(Path("autoencoder.safetensors"), about_autoencoder(header), {}, split, episode)
         extract_encoder(Path("autoencoder.safetensors"), Path("encoder.safetensors"))
         embed_depth(Path("encoder.safetensors"), Path("depth.hdf5"), Path("embeddings.hdf5"), EmbedParams(batch_size=4))
-        extract_grids([Path("rec/rgb/global")], Path("clip.hdf5"), ClipParams(**CLIP))
+        extract_grids([Path("rec/rgb/global")], Path("clip.hdf5"), GridParams(**CLIP))
         pack_views(Path("rec"), Path("index"), Path("views.hdf5"), ViewParams(image_size=32), processes=1)
         policy = PolicyConfig(
             design="joints_only", cameras=CAMERAS, image_size=32, joint_names=("lift", "turn"), actions=2, steps=2

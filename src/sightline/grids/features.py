@@ -1,7 +1,7 @@
 """Precomputed features of frames as inputs of other models: a vector for each frame, or a grid; the file tells which.
 
 depth embeddings   HDF5 with ``embeddings`` float [N, D] and ``frame_id`` [N], as stages/embed.py writes it
-CLIP grids         [N, P, C] in a file or a folder of shards, see `sightline.grids.store`
+grids              [N, P, C] in a file or a folder of shards, see `sightline.grids.store`
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from sightline.core.errors import UserError
 from sightline.core.hdf5 import open_hdf5, require
 from sightline.grids.store import GridRows, GridStore
 
-KINDS = ("depth embeddings", "CLIP grids")  # by `Feature.is_grid`
+KINDS = ("depth embeddings", "grids")  # by `Feature.is_grid`
 _OF_GRIDS = ("model", "pretrained", "weights_sha256", "tokens", "pool", "image_size", "preprocessing")
 
 

@@ -11,7 +11,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -58,26 +58,37 @@ class FusionWith(Section):
 
     designs: Names = Field(("joints_only",), description="fusion models, as in stages.designs")
     features: Names = Field(
-        ("embeddings/depth.hdf5", "clip/global"), description="files or folders in data/ that stages make; []: none"
+        ("embeddings/depth.hdf5", "grids/efficientnet/global"),
+        description="files or folders in data/ that stages make; []: none",
     )
+
+
+class GridsOf(Section):
+    """Grid features of the colour images: one for each name and camera, in data/grids/<name>/<camera>."""
+
+    names: Names = Field(("efficientnet", "clip"), description="sections of grids, each a network; []: no grids")
+    cameras: Names = Field(("global",), description="folders under rgb/ whose images are encoded; []: no grids")
 
 
 class StageLists(Section):
     """Lists that make stages, one for each entry; a longer list makes no other stage run again."""
 
+    renamed: ClassVar[dict[str, str]] = {"cameras": "stages.grids.cameras"}
+
     images: Names = Field(
         ("depth", "masks", "rgb/left_wrist", "rgb/right_wrist", "rgb/global"), description="folders of images"
     )
     depth: Names = Field(("depth",), description="folders with depth images, depth or depth/<camera>; []: none")
-    cameras: Names = Field(("global",), description="folders under rgb/ that CLIP encodes, each to files of its own")
     masks: Names = Field(("masks",), description="the folder with masks to learn a segmentation from; []: none")
     demonstrations: Names = Field(("actions",), description="columns of frames.parquet to learn from views; []: none")
     designs: Names = Field(
         ("nine", "joints_only"), description="fusion models: nine, three, shared, images_only, joints_only"
     )
     segmentation_with: Names = Field(
-        ("clip/global",), description="features in data/, each for a segmentation with it as one more input; []: none"
+        ("grids/efficientnet/global",),
+        description="features in data/, each for a segmentation with it as one more input; []: none",
     )
+    grids: GridsOf = GridsOf()
     fusion_with: FusionWith = FusionWith()
 
 
