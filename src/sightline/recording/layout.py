@@ -64,7 +64,7 @@ class FusionWith(Section):
 
 
 class GridsOf(Section):
-    """Grid features of the colour images: one for each name and camera, in data/grids/<name>/<camera>."""
+    """Grid features of colour images: for each name and camera, data/grids/<name>/<camera>."""
 
     names: Names = Field(("efficientnet", "clip"), description="sections of grids, each a network; []: no grids")
     cameras: Names = Field(("global",), description="folders under rgb/ whose images are encoded; []: no grids")
