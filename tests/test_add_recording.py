@@ -52,8 +52,9 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
     recording_folder(MINE, VIEWS)
     said = add_recording(MINE, "top", VIEWS, processes=1)
     lists = {
-        "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"], "cameras": ["left"],
+        "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"],
         "masks": ["masks"], "demonstrations": ["actions"], "designs": ["nine", "joints_only"], "segmentation_with": [],
+        "grids": {"names": ["efficientnet", "clip"], "cameras": ["left"]},
         "fusion_with": {"designs": ["joints_only"], "features": ["embeddings/depth.hdf5"]},
     }  # fmt: skip
     expected = parse_yaml(default_params(), "")
@@ -70,7 +71,7 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
         "  data.root: data/mine",
         "  stages.images: [depth, masks, rgb/left, rgb/right, rgb/top]",
         "  stages.depth: [depth]",
-        "  stages.cameras: [left]  (CLIP encodes these; change the list for others)",
+        "  stages.grids.cameras: [left]  (their images are encoded; change the list for others)",
         "  stages.masks: [masks]",
         "  segmentation.camera: top",
         "  stages.demonstrations: [actions]",
@@ -90,7 +91,7 @@ def test_what_a_recording_lacks_is_an_empty_list_and_other_lines_stay(project):
     before = default_params()
     said = add_recording(MINE, processes=1)
     stages = params()["stages"]
-    assert (stages["images"], stages["cameras"]) == (["rgb/front"], ["front"])
+    assert (stages["images"], stages["grids"]["cameras"]) == (["rgb/front"], ["front"])
     assert [stages[name] for name in ("depth", "masks", "demonstrations")] == [[], [], []]
     assert "  stages.demonstrations: []  (the fusion model needs 3 cameras)\n" in said
     after = Path("params.yaml").read_text()
@@ -103,14 +104,17 @@ def test_without_cameras(project):
     recording_folder(MINE, [], masks=False, actions=None)
     said = add_recording(MINE, processes=1)
     assert "  stages.demonstrations: []  (the fusion model needs actions and 3 cameras)" in said
-    stages, names = params()["stages"], ("images", "depth", "cameras", "masks", "demonstrations")
-    assert [stages[name] for name in names] == [["depth"], ["depth"], [], [], []]
+    stages, names = params()["stages"], ("images", "depth", "masks", "demonstrations")
+    assert [stages[name] for name in names] == [["depth"], ["depth"], [], []]
+    assert stages["grids"]["cameras"] == []
 
 
 def test_it_is_run_again_when_episodes_were_added(project):
     recording_folder(MINE, VIEWS)
     add_recording(MINE, "top", ("top", "right", "left"), processes=1)
-    text = Path("params.yaml").read_text().replace("  cameras:\n  - left\n", "  cameras:\n  - right\n  - top\n")
+    text = (
+        Path("params.yaml").read_text().replace("    cameras:\n    - left\n", "    cameras:\n    - right\n    - top\n")
+    )
     Path("params.yaml").write_text(text)
     before = state()
     frames = pd.read_parquet(MINE / "frames.parquet")

@@ -24,7 +24,7 @@ IDS, WIDTH = [9, 12, 581929], 768
 
 
 class Params(Section):
-    clip: GridParams = GridParams()
+    grids: GridParams = GridParams()
 
 
 def image_id(name: str) -> int:
@@ -120,7 +120,7 @@ def test_no_key_is_a_second_copy(tmp_path):
     assert sizes[2] < 1.03 * sizes[0]
 
 
-@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+@pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 @pytest.mark.parametrize("keyed", [[], ["features"], ["grids", "features"]], ids=str)
 def test_the_extraction_writes_the_keys_that_are_asked_for(tmp_path, keyed):
     photo_folder(tmp_path / "photos", [3, 7])
@@ -135,13 +135,13 @@ def test_keys_are_a_list_of_those_that_we_can_write():
     for assignment, words in (
         (SHORTHANDS["keyed"], ("grids",)),
         (SHORTHANDS["no_keyed"], ()),
-        ("clip.keyed=[features, grids]", ("features", "grids")),
+        ("grids.keyed=[features, grids]", ("features", "grids")),
     ):
-        assert load_params(Params, None, [assignment]).clip.keyed == words
+        assert load_params(Params, None, [assignment]).grids.keyed == words
     for value, words in (
-        ("true", r"clip.keyed: a list such as \[grids\], \[grids, features\], or \[\] for none; got true"),
-        ("[grids, grids]", r"clip.keyed: a list such as .*; got \[\"grids\", \"grids\"\]"),
-        ("[labels]", r"clip.keyed.0: Input should be 'grids' or 'features', got 'labels'"),
+        ("true", r"grids.keyed: a list such as \[grids\], \[grids, features\], or \[\] for none; got true"),
+        ("[grids, grids]", r"grids.keyed: a list such as .*; got \[\"grids\", \"grids\"\]"),
+        ("[labels]", r"grids.keyed.0: Input should be 'grids' or 'features', got 'labels'"),
     ):
         with pytest.raises(UserError, match=words):
-            load_params(Params, None, [f"clip.keyed={value}"])
+            load_params(Params, None, [f"grids.keyed={value}"])

@@ -17,7 +17,7 @@ from sightline.core.errors import UserError
 from sightline.core.hdf5 import open_rows
 
 SMALL = {"model": "ViT-S-16", "image_size": 64, "grid": 2}
-pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+pytestmark = pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_missing_surplus_and_changed_images_are_found(photos, tmp_path):
 
 
 def test_the_command_reports_figures_or_one_line(photos, tmp_path, stage):
-    settings = [word for key, value in SMALL.items() for word in ("--set", f"clip.{key}={value}")]
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"grids.{key}={value}")]
     extract_grids([photos], tmp_path / "g.hdf5", params())
     result = stage("verify_clip_grids", "g.hdf5", "photos", *settings, "--metrics-dir", "m")
     assert result.returncode == 0, result.stderr

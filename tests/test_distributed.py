@@ -68,7 +68,7 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {".scratch"}
 
 
-@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+@pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 3}
     photos = photo_folder(tmp_path / "photos", range(1, 8))
@@ -91,7 +91,7 @@ def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     assert len(written) == 4  # three shards and their list
 
 
-@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+@pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 def test_tasks_of_srun_write_the_grids_of_one_process(tmp_path):
     small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 3}
     photos = photo_folder(tmp_path / "photos", range(1, 8))
@@ -125,7 +125,7 @@ def started_by_srun(folder: Path, command: list[object], task: int, per_node: st
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+@pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 def test_four_processes_write_the_shards_of_one_though_a_folder_is_there(tmp_path):
     small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 4}
     photos = photo_folder(tmp_path / "photos", range(1, 11))

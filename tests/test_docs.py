@@ -76,8 +76,8 @@ def test_every_parameter_has_words_and_a_range():
         assert rows[name].count(" | ") == 3
     assert "| `0.001` | highest learning rate | number, > 0 |" in rows["train.lr"]
     assert "`bc`, `cvae`" in rows["fusion.objective"]
-    assert "`auto`, `fp32`, `bf16`" in rows["clip.precision"]
-    assert "&lt;image_id>" in rows["clip.keyed"]
+    assert "`auto`, `fp32`, `bf16`" in rows["grids.<name>.precision"]
+    assert "&lt;image_id>" in rows["grids.<name>.keyed"]
 
 
 def test_every_script_and_page_that_is_named_is_there():

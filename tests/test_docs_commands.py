@@ -69,7 +69,7 @@ def test_photographs_to_clip_grids(place):
     text = block("README.md", "python stages/clip_grids.py train2014")
     small = {
         "--model ViT-B-16-quickgelu --pretrained openai": "--model ViT-B-32 --pretrained random",
-        "--set clip.model=ViT-B-16-quickgelu --set clip.pretrained=openai": "--set clip.model=ViT-B-32",
+        "--set grids.model=ViT-B-16-quickgelu --set grids.pretrained=openai": "--set grids.model=ViT-B-32",
     }
     run(text, place, **small)
     use = block("README.md", "from sightline.clip import GridStore")

@@ -27,7 +27,7 @@ from sightline.recording.frames import write_index
 
 SMALL = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 4}
 EPISODES = [0, 0, 0, 2, 2, 3, 3, 3, 5]  # of frames 0, 1, 2 ...: with four frames a shard: 0-0, 2-2, 3-5
-pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+pytestmark = pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 
 
 def random_grids(count: int, dtype: str = "float16") -> np.ndarray:

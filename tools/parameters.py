@@ -103,8 +103,9 @@ def write_page() -> str:
             lines += [f"One for each name. In `params.yaml`, other than by default: {_own_values(model)}.\n"]
         lines += ["| name | default | meaning | range |", "|---|---|---|---|"]
         for parameter, inner in leaves({name: field}):
-            cells = [f"`{parameter}`", f"`{_shown(inner.default)}`", inner.description or "", _range(inner)]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+            words = (inner.description or "").replace("<", "&lt;")
+            cells = [f"`{parameter}`", f"`{_shown(inner.default)}`", words, _range(inner)]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

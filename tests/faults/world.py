@@ -53,16 +53,17 @@ data: {root: data/demo, split: {val: 0.25, test: 0.25}}
 train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32, patch_share: 0.7}
 evaluate: {baselines: [mean_image, pca], batch_size: 4}
 embed: {batch_size: 4}
-clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5}
+grids: {clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5}}
 verify_clip_grids: {sample: 2}
 views: {image_size: 32, cameras: [left_wrist, right_wrist, global]}
 fusion: {epochs: 3, chunk: 2, batch_size: 4, precision: fp32}
 evaluate_fusion: {batch_size: 4}
 segmentation: {image_size: [32, 32], crop: null, epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
                unlabelled_batch_size: 2, camera: global}
-stages: {images: [depth, masks, rgb/left_wrist, rgb/right_wrist, rgb/global], depth: [depth], cameras: [global],
-         masks: [masks], demonstrations: [actions], designs: [nine], segmentation_with: [clip/global],
-         fusion_with: {designs: [joints_only], features: [embeddings/depth.hdf5, clip/global]}}
+stages: {images: [depth, masks, rgb/left_wrist, rgb/right_wrist, rgb/global], depth: [depth],
+         masks: [masks], demonstrations: [actions], designs: [nine], segmentation_with: [grids/clip/global],
+         grids: {names: [clip], cameras: [global]},
+         fusion_with: {designs: [joints_only], features: [embeddings/depth.hdf5, grids/clip/global]}}
 """
 COMMANDS = {  # name -> its arguments in the world; everything is written below out/
     "simulate": "--frames out/frames.parquet --states out/states.hdf5",
@@ -75,8 +76,9 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "evaluate": "autoencoder.safetensors depth.hdf5 out/evaluate --frames rec/frames.parquet",
     "extract_encoder": "autoencoder.safetensors --output out/encoder.safetensors",
     "embed": "encoder.safetensors depth.hdf5 out/embeddings.hdf5 --metrics-dir out/metrics",
-    "clip_grids": "rec/rgb/global out/clip --index index/rgb/global.parquet --metrics-dir out/metrics",
-    "verify_clip_grids": "clip.hdf5 rec/rgb/global --index index/rgb/global.parquet --metrics-dir out/metrics",
+    "clip_grids": "rec/rgb/global out/clip --name clip --index index/rgb/global.parquet --metrics-dir out/metrics",
+    "verify_clip_grids": "clip.hdf5 rec/rgb/global --name clip --index index/rgb/global.parquet "
+    "--metrics-dir out/metrics",
     "pack_views": "rec out/views.hdf5 --index index --metrics-dir out/metrics",
     "train_fusion": "views.hdf5 out/fusion.safetensors --design joints_only --metrics-dir out/metrics",
     "evaluate_fusion": "fusion.safetensors views.hdf5 out/evaluate_fusion",

@@ -14,7 +14,7 @@ from sightline.fusion.views import Views
 from sightline.grids.features import Feature, open_features
 from sightline.training.order import Draw
 
-NAMES = ("depth", "clip")  # what models call vectors and grids
+NAMES = ("depth", "grid")  # what models call vectors and grids
 
 
 def chunk_rows(episode_N: np.ndarray, steps: int, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +96,7 @@ def resident_views(views: Views, device: torch.device) -> Tensor | None:
 
 
 def read_features(paths: Sequence[Path], views: Views) -> dict[str, Feature]:
-    """Precomputed features of every frame of ``views``, by name: ``depth`` embeddings, ``clip`` grids.
+    """Precomputed features of every frame of ``views``, by name: ``depth`` embeddings, ``grid`` grids.
 
     Raises:
         UserError: files of another kind, two of a kind, or a frame that is missing.

@@ -17,6 +17,7 @@ from sightline.core.weights_file import load_network, read_model_file, save_mode
 from sightline.fusion.heads import ChunkHead, CvaeHead, Loss, Objective
 from sightline.fusion.linear import LinearChunks
 from sightline.fusion.network import Conv1Init, Design, ImageJointEncoder, Norm
+from sightline.grids.features import Extras
 
 Target = Literal["residual", "absolute"]
 _KEY = "sightline_fusion"  # in the header of the file
@@ -41,7 +42,7 @@ class PolicyConfig(Section):
     fusion_dim: int = 256
     conv1_init: Conv1Init = "independent"
     norm: Norm = "bn"
-    extras: dict[str, tuple[int, ...]] = Field(default={})
+    extras: Extras = Field(default={})
     makers: dict[str, str] = Field(default={})  # of the further inputs, see `sightline.grids.features.Feature`
     train_episodes: tuple[int, ...] = ()  # so that a later evaluation can refuse to test on them
     seed: int = 0

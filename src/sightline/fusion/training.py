@@ -181,7 +181,7 @@ def train_fusion(
 
     Args:
         data: file of views.
-        features: files of depth embeddings or CLIP grids of the same frames, as further inputs.
+        features: files of depth embeddings or grids of the same frames, as further inputs.
         by_hand: checkpoints to write and to start from.
 
     Raises:

@@ -10,8 +10,10 @@ from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
 from sightline.core.errors import UserError
 from sightline.core.hdf5 import open_hdf5, require
@@ -19,6 +21,15 @@ from sightline.grids.store import GridRows, GridStore
 
 KINDS = ("depth embeddings", "grids")  # by `Feature.is_grid`
 _OF_GRIDS = ("model", "pretrained", "weights_sha256", "tokens", "pool", "image_size", "preprocessing")
+
+
+def _has_no_older_name(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    if "clip" in shapes:
+        raise ValueError("an older version wrote it, which called its input of grids clip")
+    return shapes
+
+
+Extras = Annotated[dict[str, tuple[int, ...]], AfterValidator(_has_no_older_name)]  # shapes of a model's further inputs
 
 
 @dataclass(frozen=True)
