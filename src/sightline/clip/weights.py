@@ -95,7 +95,7 @@ def load_image_tower(params: GridParams) -> ImageTower:
     if not random:
         _tell_of_changes(params, said)
     path = "" if random else open_clip.download_pretrained(tag)  # from open_clip's cache
-    expected, key = params.weights_sha256, params.key("weights_sha256")
+    expected, key = params.sha256, params.key("sha256")
     if random and expected:
         raise UserError(f"{key}: {params.key('pretrained')} is random, no file; leave it null")
     sha256 = check_sha256(Path(path), expected, key) if path else state_sha256(visual)
@@ -114,7 +114,7 @@ def _from_file(params: GridParams, config: dict[str, Any]) -> ImageTower:
             f"{params.key('pretrained')}: {params.pretrained!r} is neither a file nor a tag of {model} (its tags: "
             f"{tags}); untrained weights are asked for by `random`"
         )
-    sha256 = check_sha256(path, params.weights_sha256, params.key("weights_sha256"))
+    sha256 = check_sha256(path, params.sha256, params.key("sha256"))
     checkpoint = read_checkpoint(path)
     said = pretraining_of(checkpoint, params, vision)
     by_name = model.endswith("-quickgelu")
