@@ -244,8 +244,8 @@ def test_random_weights_are_the_same_each_time_and_do_not_touch_the_generator(to
         ("ViT-B-16-SigLIP", "random", None, r"is not a vision transformer with a class token"),
         ("coca_ViT-B-32", "random", None, r"is not a vision transformer with a class token"),
         ("ViT-B-16", "no_such_tag", None, r"'no_such_tag' is neither a file nor a tag of ViT-B-16 .*laion2b"),
-        ("ViT-B-16", "openai", None, r"trained with QuickGELU.*set grids.model to ViT-B-16-quickgelu"),
-        ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", None, r"neither a file nor a tag|set grids.model to ViT-B-16$"),
+        ("ViT-B-16", "openai", None, r"trained with QuickGELU.*set it to ViT-B-16-quickgelu"),
+        ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", None, r"neither a file nor a tag|set it to ViT-B-16$"),
         ("ViT-S-16", "random", 65, r"grids.image_size: 65 is no multiple of the 16 pixels"),
     ],
 )

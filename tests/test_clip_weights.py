@@ -111,7 +111,7 @@ def test_a_tower_without_a_projection_gives_all_tokens_but_projected_ones(kind, 
     if tokens == "raw":
         assert tower_of(path, **changes).visual(torch.zeros(1, 3, SIDE, SIDE)).shape == (1, 128)
         return
-    with pytest.raises(UserError, match=r"weights.pt has no projection to text space; set grids.tokens to ln_post or"):
+    with pytest.raises(UserError, match=r"weights.pt has no projection to text space; set it to ln_post or"):
         tower_of(path, **changes)
 
 
@@ -231,7 +231,7 @@ def test_everything_that_a_file_does_not_say_is_asked_for_at_once(tmp_path):
     )
     for name in ("quick_gelu", *SAID):
         known = {key: value for key, value in (SAID | {"quick_gelu": False}).items() if key != name}
-        with pytest.raises(UserError, match=rf"^clip.{name}: not known from .*weights.pt; put"):
+        with pytest.raises(UserError, match=rf"^grids.{name}: not known from .*weights.pt; put"):
             tower_of(path, **known)
     tower = tower_of(path, **SAID | {"quick_gelu": False, "mean": OTHER_MEAN, "resize": "squash"})
     assert (tower.quick_gelu, tower.mean, tower.resize_mode) == (False, OTHER_MEAN, "squash")
@@ -338,9 +338,9 @@ def test_the_name_of_the_model_says_quick_gelu_and_must_not_contradict(tmp_path)
     assert tower_of(path, model=f"{MODEL}-quickgelu", **SAID).quick_gelu
     with pytest.warns(UserWarning, match="grids.quick_gelu is false, though"), pytest.raises(UserError) as error:
         tower_of(path, model=f"{MODEL}-quickgelu", quick_gelu=False, **SAID)
-    assert str(error.value) == f"grids.model: {path} was trained without QuickGELU; set grids.model to {MODEL}"
+    assert str(error.value) == f"grids.model: {path} was trained without QuickGELU; set it to {MODEL}"
     open_clip_config(tmp_path)
-    with pytest.raises(UserError, match=rf"weights.pt was trained without QuickGELU; set grids.model to {MODEL}$"):
+    with pytest.raises(UserError, match=rf"weights.pt was trained without QuickGELU; set it to {MODEL}$"):
         tower_of(path, model=f"{MODEL}-quickgelu")
 
 
@@ -361,7 +361,7 @@ def test_an_archive_that_is_not_one_of_openai_is_asked_like_others(tmp_path):
 def test_random_weights_take_what_is_set():
     tower = load_image_tower(GridParams(model=MODEL, quick_gelu=True, mean=OTHER_MEAN, image_size=64))
     assert (tower.quick_gelu, tower.mean, tower.std, tower.positions) == (True, OTHER_MEAN, OPENAI_STD, "random")
-    with pytest.raises(UserError, match=f"grids.quick_gelu is false, .* computes with it; set grids.model to {MODEL}$"):
+    with pytest.raises(UserError, match=f"grids.quick_gelu is false, .* computes with it; set it to {MODEL}$"):
         load_image_tower(GridParams(model=f"{MODEL}-quickgelu", quick_gelu=False))
 
 

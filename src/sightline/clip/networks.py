@@ -145,7 +145,7 @@ def fitted(path: Path, network: Any, tensors: dict[str, Tensor], params: GridPar
             tensors = {name: tensors[theirs] for name, theirs in renamed.items()}
     classifier = network.pretrained_cfg.get("classifier") or ()
     head = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
-    for name in sorted(name for name in ours.keys() | tensors.keys() if not name.startswith(head)):
+    for name in (name for name in {**ours, **tensors} if not name.startswith(head)):
         theirs, own = (list(state[name].shape) if name in state else "none" for state in (tensors, ours))
         if theirs != own:
             raise UserError(
@@ -161,12 +161,16 @@ def _last(name: str) -> str:
 
 def _shape_of_map(network: Any, params: GridParams, size: int) -> tuple[int, int, int]:
     """Channels, rows and columns of the last feature map for images of ``size`` pixels."""
+    key, seen = params.key("model"), list[tuple[int, ...]]()
+    last_stage = network.get_submodule(list(network.feature_info)[-1]["module"])
+    hook = last_stage.register_forward_hook(lambda _, __, output: seen.append(tuple(output.shape[1:])))
     try:
         with torch.inference_mode():
             shape = tuple(last_map(network, torch.zeros(1, 3, size, size)).shape[1:])
-    except (AttributeError, AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{params.key('model')}: {params.model} makes no map of {size} pixels ({reason})") from None
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise UserError(f"{params.key('model')}: the last map of {params.model} is {shape}, not square; take another")
+        raise UserError(f"{key}: {params.model} takes no images of {size} pixels ({reason}); take another") from None
+    hook.remove()
+    if seen != [shape] or len(shape) != 3 or shape[1] != shape[2]:
+        raise UserError(f"{key}: the last stage of {params.model} gives no square map; take a convolutional network")
     return shape
