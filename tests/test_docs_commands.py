@@ -73,12 +73,7 @@ def test_photographs_to_clip_grids(place):
     }
     run(text, place, **small)
     use = block("README.md", "from sightline.clip import GridStore")
-    use = (
-        use.replace("data/clip/global", "coco.hdf5")
-        .replace("ViT-B-16", "ViT-B-32")
-        .replace("17", "11")
-        .replace("000011", "photo_000011")
-    )
+    use = use.replace("ViT-B-16-quickgelu", "ViT-B-32").replace("17", "11").replace("000011", "photo_000011")
     use = use.replace(' device="cuda"', ' device="cpu"').replace("[11, 4]", "[11, 2]")
     subprocess.run([sys.executable, "-c", use], cwd=place, capture_output=True, text=True, check=True)
 
