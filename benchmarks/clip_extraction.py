@@ -37,7 +37,7 @@ def _by_timm(bench: Bench) -> Row:
     if bench.quick:
         params = params.model_copy(update={"image_size": 64, "grid": 2})
     many = bench.size(384 if device.type == "cpu" else 8192, 4)
-    folder = bench.photograph_folder("extracted", many)
+    folder = bench.photograph_folder("for_timm", many)
     paths, encoder, tower = sorted(folder.iterdir()), GridEncoder(params, device), load_feature_network(params)
     images = torch.stack([prepare(path, encoder.preparation) for path in paths])
     visual = LastMap(tower.network.to(device))
