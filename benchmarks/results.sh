@@ -63,7 +63,7 @@ segmentation "$runs/short" $demo --labelled all --seeds 0 --methods supervised $
 segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 \
     --variant supervised_bank segmentation.method=supervised segmentation.contrastive.weight=0.1 \
     --variant bcp_bank segmentation.method=bcp segmentation.contrastive.weight=0.1 \
-    --variant supervised_clip segmentation.method=supervised clip --feature data/clip/global $small
+    --variant supervised_grid segmentation.method=supervised grid --feature data/grids/efficientnet/global $small
 python benchmarks/segmentation.py table "$runs/short" --name "short trainings of segmentation" --write $page
 
 python benchmarks/phantom.py "$runs/hearts"

@@ -52,9 +52,9 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
     recording_folder(MINE, VIEWS)
     said = add_recording(MINE, "top", VIEWS, processes=1)
     lists = {
-        "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"], "cameras": ["left"],
+        "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"],
         "masks": ["masks"], "demonstrations": ["actions"], "designs": ["stacked", "joints_only"],
-        "segmentation_with": [], "rollouts": [],
+        "grids": {"names": ["efficientnet", "clip"], "cameras": ["left"]}, "segmentation_with": [], "rollouts": [],
         "fusion_with": {"designs": ["joints_only"], "features": ["embeddings/depth.hdf5"]},
         "pack": {"views": ["actions"], "no_views": [], "one_view": [], "many_views": []},
     }  # fmt: skip
@@ -72,7 +72,7 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
         "  data.root: data/mine",
         "  stages.images: [depth, masks, rgb/left, rgb/right, rgb/top]",
         "  stages.depth: [depth]",
-        "  stages.cameras: [left]  (CLIP encodes these; change the list for others)",
+        "  stages.grids.cameras: [left]  (their images are encoded; change the list for others)",
         "  stages.masks: [masks]",
         "  segmentation.camera: top",
         "  stages.demonstrations: [actions]",
@@ -97,7 +97,7 @@ def test_what_a_recording_lacks_is_an_empty_list_and_other_lines_stay(project):
     before = default_params()
     said = add_recording(MINE, processes=1)
     stages = params()["stages"]
-    assert (stages["images"], stages["cameras"]) == (["rgb/front"], ["front"])
+    assert (stages["images"], stages["grids"]["cameras"]) == (["rgb/front"], ["front"])
     assert [stages[name] for name in ("depth", "masks", "demonstrations")] == [[], [], ["actions"]]
     assert stages["pack"] == {"views": [], "no_views": [], "one_view": ["actions"], "many_views": []}
     assert "  views.cameras: [front]\n" in said
@@ -115,14 +115,17 @@ def test_without_cameras(project):
     said = add_recording(MINE, processes=1)
     assert "  stages.demonstrations: []  (the fusion model needs actions)" in said
     assert not any(params()["stages"]["pack"].values())
-    stages, names = params()["stages"], ("images", "depth", "cameras", "masks", "demonstrations")
-    assert [stages[name] for name in names] == [["depth"], ["depth"], [], [], []]
+    stages, names = params()["stages"], ("images", "depth", "masks", "demonstrations")
+    assert [stages[name] for name in names] == [["depth"], ["depth"], [], []]
+    assert stages["grids"]["cameras"] == []
 
 
 def test_it_is_run_again_when_episodes_were_added(project):
     recording_folder(MINE, VIEWS)
     add_recording(MINE, "top", ("top", "right", "left"), processes=1)
-    text = Path("params.yaml").read_text().replace("  cameras:\n  - left\n", "  cameras:\n  - right\n  - top\n")
+    text = (
+        Path("params.yaml").read_text().replace("    cameras:\n    - left\n", "    cameras:\n    - right\n    - top\n")
+    )
     Path("params.yaml").write_text(text)
     before = state()
     frames = pd.read_parquet(MINE / "frames.parquet")

@@ -68,7 +68,7 @@ def test_an_evaluation_adds_its_figures_and_the_limits_that_follow_from_them(mod
 
 
 def test_a_card_of_a_segmentation_names_its_further_inputs(model):
-    extras = {"depth": (2, 8, 8), "clip": (4, 6)}
+    extras = {"depth": (2, 8, 8), "grid": (4, 6)}
     config = SegmentationConfig(classes=("background", "ball"), image_size=(8, 8), extras=extras)
     card = card_of(model, about_segmentation(config), config.model_dump(mode="json"))
     assert card["use"].endswith("--recording RECORDING --index INDEX --depth FOLDER --feature PATH")

@@ -19,8 +19,9 @@ from sightline.validation.parameters import DESIGNS, RENAMED, MaskCamera, ViewCa
 
 VIEWS = ("left", "right", "top")
 NONE = {
-    "images": (), "depth": (), "cameras": (), "masks": (), "demonstrations": (), "segmentation_with": (),
-    "fusion_with": {"designs": (), "features": ()}, "pack": {"views": ()}, "rollouts": (),
+    "images": (), "depth": (), "masks": (), "demonstrations": (), "segmentation_with": (),
+    "grids": {"names": ("net",), "cameras": ()}, "fusion_with": {"designs": (), "features": ()},
+    "pack": {"views": ()}, "rollouts": (),
 }  # fmt: skip
 
 
@@ -29,6 +30,11 @@ def place(tmp_path, monkeypatch):
     """A recording of three cameras in the working directory."""
     monkeypatch.chdir(tmp_path)
     return recording_folder(tmp_path / "rec", VIEWS).relative_to(tmp_path)
+
+
+def of(*cameras: str) -> dict[str, tuple[str, ...]]:
+    """Grids of one network."""
+    return {"names": ("net",), "cameras": cameras}
 
 
 def complaints(place, camera="top", views=VIEWS, **lists) -> list[str]:
@@ -44,22 +50,25 @@ ALL = ("depth", "masks", "rgb/left", "rgb/right", "rgb/top")
 
 
 def test_what_fits_is_summed_up_by_what_the_stages_need(place):
-    of_fusion = {"designs": ("joints_only",), "features": ("clip/left", "embeddings/depth.hdf5")}
+    of_fusion = {"designs": ("joints_only",), "features": ("grids/net/left", "embeddings/depth.hdf5")}
     of_masks = ("embeddings/depth.hdf5",)
     lists = StageLists(
-        images=ALL, cameras=("left",), designs=("stacked",), segmentation_with=of_masks, fusion_with=of_fusion,
+        images=ALL, grids=of("left"), designs=("stacked",), segmentation_with=of_masks, fusion_with=of_fusion,
         rollouts=(),
     )  # fmt: skip
     assert check_parameters(place, lists, "top", VIEWS) == {
-        "stages.images": list(ALL), "stages.depth": ["depth"], "stages.cameras": ["left"], "stages.masks": ["masks"],
+        "stages.images": list(ALL), "stages.depth": ["depth"], "stages.masks": ["masks"],
+        "stages.grids.names": ["net"], "stages.grids.cameras": ["left"],
         "stages.demonstrations": ["actions"], "stages.designs": ["stacked"],
         "stages.segmentation_with": ["embeddings/depth.hdf5"], "stages.fusion_with.designs": ["joints_only"],
-        "stages.fusion_with.features": ["clip/left", "embeddings/depth.hdf5"],
+        "stages.fusion_with.features": ["grids/net/left", "embeddings/depth.hdf5"],
         "segmentation.camera": ["top"], "views.cameras": list(VIEWS),
     }  # fmt: skip
-    names = ("images", "depth", "cameras", "masks", "demonstrations")
+    names = ("images", "depth", "masks", "demonstrations", "grids.names", "grids.cameras")
     assert set(check_parameters(place, StageLists(**NONE), "nobody", ())) == {f"stages.{name}" for name in names}
-    check_parameters(place, StageLists(**(NONE | {"segmentation_with": ("clip/no",)})), "nobody", ())  # makes no stage
+    check_parameters(
+        place, StageLists(**(NONE | {"segmentation_with": ("grids/net/no",)})), "nobody", ()
+    )  # makes no stage
 
 
 def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
@@ -76,7 +85,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
         f"stages.images: rgb/right_wrist, but right_wrist is not a camera of {cameras}; remove it from the list",
         f"stages.images: rgb/global, but global is not a camera of {cameras}; remove it from the list",
         "stages.depth: [depth], but rec/recording.json describes no depth; set it to []",
-        f"stages.cameras: global is not a camera of {cameras}",
+        f"stages.grids.cameras: global is not a camera of {cameras}",
         "stages.masks: [masks], but rec/recording.json names no classes; set it to []",
         *(f"views.cameras: {name} is not a camera of {cameras}" for name in ("left_wrist", "right_wrist", "global")),
         "stages.rollouts: [actions], but rec is not of the simulator: it has no states.hdf5; set it to []",
@@ -90,7 +99,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
          "rgb/<camera>; remove it from the list"),
         ({"depth": ("depth",)}, "stages.depth needs depth, which is not in stages.images; add it there"),
         ({"depth": ("masks",)}, "stages.depth: [masks], but masks are not depth; set it to []"),
-        ({"cameras": ("left",)}, "stages.cameras needs rgb/left, which is not in stages.images; add it there"),
+        ({"grids": of("left")}, "stages.grids.cameras needs rgb/left, which is not in stages.images; add it there"),
         ({"masks": ("masks",), "images": ("rgb/top",)}, "stages.masks needs masks, which is not in stages.images; add "
          "it there"),
         ({"masks": ("masks",), "images": ("masks",)}, "segmentation.camera needs rgb/top, which is not in "
@@ -134,22 +143,28 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
          "double, not a list of numbers in each row"),
         ({"demonstrations": ("actions",), "images": ALL, "designs": ("nin",)}, "stages.designs: nin is not a fusion "
          "model; choose from stacked, separate, shared, images_only, joints_only"),
-        ({"demonstrations": ("actions",), "images": ALL, "cameras": ("left",), "fusion_with": {"features": (
-            "clip/left", "clip/top")}}, "stages.fusion_with.features: no stage makes clip/top; with stages.depth and "
-         "stages.cameras as they are, these are made: clip/left; remove it, or choose from them"),
+        ({"demonstrations": ("actions",), "images": ALL, "grids": of("left"), "fusion_with": {"features": (
+            "grids/net/left", "grids/net/top")}}, "stages.fusion_with.features: no stage makes grids/net/top; with "
+         "stages.depth and stages.grids as they are, these are made: grids/net/left; remove it, or choose from them"),
         ({"demonstrations": ("actions",), "images": ALL, "depth": ("depth",), "fusion_with": {"designs": ("stacked",),
             "features": ("normalized/high.hdf5",)}}, "stages.fusion_with.features: no stage makes "
-         "normalized/high.hdf5; with stages.depth and stages.cameras as they are, these are made: "
+         "normalized/high.hdf5; with stages.depth and stages.grids as they are, these are made: "
          "embeddings/depth.hdf5, normalized/depth.hdf5; remove it, or choose from them"),
+        ({"demonstrations": ("actions",), "images": ALL, "grids": of("left"), "fusion_with": {"features": (
+            "clip/left",)}}, "stages.fusion_with.features: no stage makes clip/left: it was renamed, grids are in "
+         "grids/<name>/<camera>; with stages.depth and stages.grids as they are, these are made: grids/net/left; "
+         "remove it, or choose from them"),
+        ({"grids": {"names": ("a.b",), "cameras": ()}}, "stages.grids.names: 'a.b' names a folder and a section; use "
+         "letters, digits and _ only"),
         ({"demonstrations": ("actions",), "images": ALL, "fusion_with": {"designs": ("nin",), "features": ()}},
          "stages.fusion_with.designs: nin is not a fusion model; choose from stacked, separate, shared, images_only, "
          "joints_only"),
         ({"masks": ("masks",), "images": ALL, "segmentation_with": ("embeddings/depth.hdf5",)},
-         "stages.segmentation_with: no stage makes embeddings/depth.hdf5; with stages.depth and stages.cameras as they "
+         "stages.segmentation_with: no stage makes embeddings/depth.hdf5; with stages.depth and stages.grids as they "
          "are, these are made: none; remove it, or choose from them"),
-        ({"masks": ("masks",), "images": ALL, "cameras": ("left", "top"), "segmentation_with": ("clip/left",)},
-         "stages.segmentation_with: clip/left is not of the images that the masks belong to, those of top "
-         "(segmentation.camera); remove it, or take clip/top"),
+        ({"masks": ("masks",), "images": ALL, "grids": of("left", "top"), "segmentation_with": ("grids/net/left",)},
+         "stages.segmentation_with: grids/net/left is not of the images that the masks belong to, those of top "
+         "(segmentation.camera); remove it, or take grids/net/top"),
     ],
 )  # fmt: skip
 def test_each_key_is_named_with_what_to_do(place, lists, line):
@@ -171,10 +186,10 @@ def test_folders_must_be_there_and_hold_an_image(place):
     (place / "rgb/top").mkdir()
     (place / "rgb/top/.000001.png").write_bytes(b"")
     (place / "rgb/top/notes.txt").write_text("no image")
-    assert complaints(place, images=ALL, masks=("masks",), cameras=("top",)) == [
+    assert complaints(place, images=ALL, masks=("masks",), grids=of("top")) == [
         "stages.images: masks, but there is no folder rec/masks; remove it from the list",
         "stages.images: rgb/top, but no image is in rec/rgb/top; remove it from the list",
-        "stages.cameras: top, but no image is in rec/rgb/top; copy its images there, or choose another",
+        "stages.grids.cameras: top, but no image is in rec/rgb/top; copy its images there, or choose another",
         "stages.masks: [masks], but there is no folder rec/masks; set it to []",
     ]
 
@@ -226,7 +241,7 @@ def test_what_it_repeats_is_what_the_branches_say():
 
 def test_the_script_reads_its_keys_of_the_sections_and_writes_what_the_stages_use(place, stage, tmp_path):
     (tmp_path / "params.yaml").write_text(
-        "stages: {images: [masks, rgb/left], depth: [], cameras: [], masks: [masks], demonstrations: [], "
+        "stages: {images: [masks, rgb/left], depth: [], grids: {cameras: []}, masks: [masks], demonstrations: [], "
         "segmentation_with: [], pack: {views: []}, rollouts: []}\n"
         "segmentation: {camera: left, lr: 7}\nviews: {image_size: 3}\n"
     )
@@ -251,7 +266,7 @@ def test_dvc_repro_says_it_in_seconds_before_any_other_stage(tmp_path):
     """On a recording without masks, with the list of masks left in place."""
     clone = Clone(tmp_path / "clone")
     recording_folder(clone.root / "data/mine", ["front"], masks=False)
-    changes = ["data.root=data/mine", "stages.images=[depth,masks,rgb/front]", "stages.cameras=[front]"]
+    changes = ["data.root=data/mine", "stages.images=[depth,masks,rgb/front]", "stages.grids.cameras=[front]"]
     apply_overrides(
         clone.root / "params.yaml",
         [*changes, "segmentation.camera=front", "stages.demonstrations=[]", "stages.pack.views=[]"],

@@ -98,7 +98,7 @@ def test_what_is_no_feature_is_refused(tmp_path):
         opened(tmp_path / "none.hdf5")
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file["depth"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"other.hdf5: holds none of depth embeddings, CLIP grids, depth images; name"):
+    with pytest.raises(UserError, match=r"other.hdf5: holds none of depth embeddings, grids, depth images; name"):
         opened(tmp_path / "other.hdf5")
     path = write_embeddings(tmp_path / "e.hdf5")
     with pytest.raises(UserError, match=r"f.hdf5: depth embeddings, as .*e.hdf5; a model takes one of each kind"):
@@ -121,7 +121,7 @@ def test_a_model_takes_the_features_that_it_was_trained_with(tmp_path):
         (other, shapes, r"o.hdf5: made by another network, or with other settings, than the features that m.safet"),
         (features, {}, r"e.hdf5: depth embeddings, but m.safetensors was trained without; leave it out"),
         ({}, shapes, r"m.safetensors: was trained with depth embeddings as a further input; add --feature PATH of"),
-        (features, shapes | {"grid": (4, 5)}, r"m.safetensors: was trained with CLIP grids as a further input; add"),
+        (features, shapes | {"grid": (4, 5)}, r"m.safetensors: was trained with grids as a further input; add"),
     ):
         with pytest.raises(UserError, match=message) as error:
             check_features(given, trained, makers, MODEL)

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 NAMES = {
-    "clip": ["ClipParams", "GridStore", "LiveGrids", "open_grids"],
+    "clip": ["GridParams", "GridStore", "LiveGrids", "open_grids"],
     "depth": ["ModelEvaluator", "SemanticEncoder", "create_semantic_encoder"],
     "fusion": ["FusionPolicy", "ImageJointEncoder", "Policy", "ResNet18Encoder", "load_policy"],
     "segmentation": [

@@ -325,7 +325,7 @@ ON_ARRAYS = "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
 SUMMARY = "reference/summary.json"
 LEFT_VIDEO = "lerobot/videos/chunk-000/observation.images.left/episode_000000.mp4"
-WITH_WEIGHTS = with_set("clip_grids", "clip.pretrained=weights.pt")
+WITH_WEIGHTS = with_set("clip_grids", "grids.pretrained=weights.pt")
 TRAINED = (
     '{"model_cfg": {"vision_cfg": {"image_size": 32, "layers": 12, "width": 384, "patch_size": 16}}, '
     '"preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}'
@@ -343,7 +343,10 @@ CASES = [
          with_set("check", "stages.images=[masks,rgb/left_wrist,rgb/right_wrist,rgb/global]")),
     Case("check", "stages.images", "not a folder of a recording", nothing,
          with_set("check", "stages.images=[depth,masks,rgb/left_wrist,rgb/right_wrist,rgb/global,labels]")),
-    Case("check", "stages.cameras", "not in the recording", nothing, with_set("check", "stages.cameras=[front]")),
+    Case("check", "stages.grids.cameras", "not in the recording", nothing,
+         with_set("check", "stages.grids.cameras=[front]")),
+    Case("check", "stages.grids.names", "not a name", nothing, with_set("check", "stages.grids.names=[../clip]")),
+    Case("check", "stages.cameras", "of an older version", nothing, with_set("check", "stages.cameras=[global]")),
     Case("check", "stages.demonstrations", "no such column", nothing,
          with_set("check", "stages.demonstrations=[torques]", "stages.pack.views=[torques]")),
     Case("check", "stages.demonstrations", "not a list of numbers", nothing,
@@ -352,9 +355,12 @@ CASES = [
          with_set("check", "stages.rollouts=[actions]")),
     Case("check", "stages.designs", "not a choice", nothing, with_set("check", "stages.designs=[ten]")),
     Case("check", "stages.fusion_with.features", "made by no stage", nothing,
-         with_set("check", "stages.fusion_with.features=[clip/left_wrist]")),
+         with_set("check", "stages.fusion_with.features=[grids/clip/left_wrist]")),
     Case("check", "stages.segmentation_with", "of another camera than the masks", nothing,
-         with_set("check", "stages.cameras=[left_wrist,global]", "stages.segmentation_with=[clip/left_wrist]")),
+         with_set("check", "stages.grids.cameras=[left_wrist,global]",
+                  "stages.segmentation_with=[grids/clip/left_wrist]")),
+    Case("check", "stages.segmentation_with", "of an older version", nothing,
+         with_set("check", "stages.segmentation_with=[clip/global]")),
     Case("check", "stages.masks", "another folder", nothing, with_set("check", "stages.masks=[labels]")),
     Case("check", "stages.imagse", "mistyped", nothing, with_set("check", "stages.imagse=[depth]")),
     Case("check", "segmentation.camera", "not in the recording", nothing,
@@ -520,14 +526,14 @@ CASES = [
     Case("clip_grids", "--ids", "another table", replaced("ids.csv", "picture,label\n000002.png,5\n"),
          "rec/rgb/global out/clip --ids ids.csv"),
     Case("clip_grids", "index/rgb/global.parquet", "missing", missing("index/rgb/global.parquet")),
-    Case("clip_grids", "clip.model", "unknown", nothing, with_set("clip_grids", "clip.model=ViT-X")),
-    Case("clip_grids", "clip.tokens", "not a choice", nothing, with_set("clip_grids", "clip.tokens=all")),
-    Case("clip_grids", "clip.grid", "does not divide the model's", nothing, with_set("clip_grids", "clip.grid=3")),
-    Case("clip_grids", "clip.pretrained", "neither file nor tag", nothing,
-         with_set("clip_grids", "clip.pretrained=weights.pt")),
+    Case("clip_grids", "grids.model", "unknown", nothing, with_set("clip_grids", "grids.model=ViT-X")),
+    Case("clip_grids", "grids.tokens", "not a choice", nothing, with_set("clip_grids", "grids.tokens=all")),
+    Case("clip_grids", "grids.grid", "does not divide the model's", nothing, with_set("clip_grids", "grids.grid=3")),
+    Case("clip_grids", "grids.pretrained", "neither file nor tag", nothing,
+         with_set("clip_grids", "grids.pretrained=weights.pt")),
     Case("clip_grids", "output", "a folder", nothing, "rec/rgb/global rec/depth"),
-    Case("clip_grids", "clip.keyed", "not a list", nothing, with_set("clip_grids", "clip.keyed=true")),
-    Case("clip_grids", "clip.mean", "of 0 to 255", nothing, with_set("clip_grids", "clip.mean=[123.7,116.3,103.5]")),
+    Case("clip_grids", "grids.keyed", "not a list", nothing, with_set("clip_grids", "grids.keyed=true")),
+    Case("clip_grids", "grids.mean", "of 0 to 255", nothing, with_set("clip_grids", "grids.mean=[123.7,116.3,103.5]")),
     Case("clip_grids", "weights.pt", "tells nothing of its training", clip_weights(), WITH_WEIGHTS),
     Case("clip_grids", "weights.pt", "of another kind of model", torch_file(fc=torch.zeros(2)), WITH_WEIGHTS),
     Case("clip_grids", "weights.pt", "a module, not its weights",

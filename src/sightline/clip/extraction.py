@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sightline.clip.params import ClipParams
+from sightline.clip.params import GridParams
 from sightline.clip.photographs import Preparation, list_photographs, prepare
 from sightline.clip.store import Rows, StoreLayout, shard_ranges, write_shards, write_store
 from sightline.clip.survey import merged, refuse, survey_photographs, tell
@@ -38,7 +38,7 @@ _DECISIVE = (
 def extract_grids(
     folders: Sequence[Path],
     output: Path,
-    params: ClipParams,
+    params: GridParams,
     on_error: Literal["fail", "skip"] = "fail",
     index: Path | None = None,
     previous: Path | None = None,
@@ -67,7 +67,7 @@ def extract_grids(
     if previous and not previous.exists():
         raise UserError(f"{previous}: no such file or folder")
     # hash this process's share of the photographs and read their headers: most faults show before any computing
-    listed = list_photographs(folders, index, naming)
+    listed = list_photographs(folders, index, naming, params.frames)
     paths = listed.paths
     items = list(paths.items())[rank() :: world_size()]  # of all: which are missing changes while others compute
     survey = survey_photographs(items)
@@ -78,13 +78,13 @@ def extract_grids(
     encoder = GridEncoder(params, device)
     if encoder.tower.random and rank() == 0:
         warnings.warn(
-            f"clip.pretrained is random: {params.model} has untrained weights, its grids are for trying the pipeline "
-            "only; name a tag or a file of weights for real ones",
+            f"{params.key('pretrained')} is random: {params.model} has untrained weights, its grids are for trying the "
+            "pipeline only; name a file of weights, a package that has one, or a tag for real ones",
             stacklevel=2,
         )
     # open the cache of all that decides a grid, and add the grids of the previous store
     attributes = encoder.attributes()
-    decisive = [attributes[name] for name in _DECISIVE]
+    decisive = [attributes.get(name) for name in _DECISIVE]
     cache = ArrayCache(
         fingerprint(*decisive, params.batch_size if device.type == "cuda" else None), encoder.shape, params.dtype
     )
@@ -98,7 +98,7 @@ def extract_grids(
     # compute the missing grids into the cache
     done = len(survey.digests) - len(missing)
     faults: dict[bytes, str] = {}
-    with tqdm(desc="clip grids", total=len(survey.digests), initial=done, unit="img", mininterval=0.5) as bar:
+    with tqdm(desc="grids", total=len(survey.digests), initial=done, unit="img", mininterval=0.5) as bar:
         for keys, grids, broken in _encoded(encoder, list(missing.items())):
             cache.append(keys, grids)
             faults |= broken
@@ -170,10 +170,10 @@ def _episodes(ids: np.ndarray, index: Path | None) -> np.ndarray:
 def _take_over(previous: Path, cache: ArrayCache, attributes: dict[str, Any], wanted: set[bytes]) -> None:
     with GridStore(previous) as store:
         for name in _DECISIVE:
-            if store.attributes.get(name) != attributes[name]:
+            theirs, ours = (made.get(name) for made in (store.attributes, attributes))
+            if theirs != ours:
                 raise UserError(
-                    f"{previous}: made with {name} {store.attributes.get(name)}, now it is {attributes[name]}; leave "
-                    "it out to compute everything"
+                    f"{previous}: made with {name} {theirs}, now it is {ours}; leave it out to compute everything"
                 )
         hashes = [bytes.fromhex(name.decode()) for name in store.content_hash.tolist()]
         rows = np.array([row for row, key in enumerate(hashes) if key in wanted], np.int64)
@@ -260,8 +260,8 @@ def _encoded(
             raise
         if "</torch_" in str(error):  # the name of a piece of shared memory
             raise UserError(
-                f"{size} images do not fit into shared memory; lower clip.batch_size, or give it more room, e.g. "
-                "`ulimit -f unlimited` or `docker run --shm-size 1g`"
+                f"{size} images do not fit into shared memory; lower {encoder.params.key('batch_size')}, or give it "
+                "more room, e.g. `ulimit -f unlimited` or `docker run --shm-size 1g`"
             ) from None
         raise UserError("a process that reads images died, often for lack of memory; run it again to go on") from None
     if waiting:
@@ -271,11 +271,11 @@ def _encoded(
 def _fetched(
     encoder: GridEncoder, keys: list[bytes], grids: Tensor, broken: dict[bytes, str]
 ) -> tuple[list[bytes], np.ndarray, dict[bytes, str]]:
-    values = grids.cpu().numpy()
+    values, params = grids.cpu().numpy(), encoder.params
     if not np.isfinite(values).all():
         raise UserError(
-            f"{encoder.params.model} gives grids that are not finite in {encoder.params.dtype}; set clip.dtype to "
-            "float32, and clip.precision to fp32"
+            f"{params.model} gives grids that are not finite in {params.dtype}; set {params.key('dtype')} to float32, "
+            f"and {params.key('precision')} to fp32"
         )
     return keys, values, broken
 

@@ -15,7 +15,7 @@ from sightline.fusion.views import Views
 from sightline.grids.features import Feature, FramesOf, open_features
 from sightline.training.order import Draw
 
-NAMES = ("depth", "clip", DEPTH_IMAGES)  # what models call vectors, grids and depth images
+NAMES = ("depth", "grid", DEPTH_IMAGES)  # what models call vectors, grids and depth images
 
 
 def chunk_rows(episode_N: np.ndarray, steps: int, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +101,7 @@ def resident_views(views: Views, device: torch.device) -> Tensor | None:
 
 
 def read_features(paths: Sequence[Path], views: Views) -> dict[str, Feature]:
-    """Features of every frame of ``views``, by name: ``depth`` embeddings, ``clip`` grids, ``depth_images``.
+    """Features of every frame of ``views``, by name: ``depth`` embeddings, ``grid`` grids, ``depth_images``.
 
     Raises:
         UserError: files of another kind or another recording, two of a kind, or a frame that is missing.

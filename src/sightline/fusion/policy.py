@@ -19,6 +19,7 @@ from sightline.fusion.heads import ChunkHead, CvaeHead, Loss, Objective
 from sightline.fusion.linear import LinearChunks
 from sightline.fusion.network import RENAMED, Conv1Init, Design, ImageJointEncoder, Norm
 from sightline.fusion.views import Fit, Views
+from sightline.grids.features import Extras
 
 Target = Literal["residual", "absolute"]
 _KEY = "sightline_fusion"  # in the header of the file
@@ -44,7 +45,7 @@ class PolicyConfig(Section):
     fusion_dim: int = 256
     conv1_init: Conv1Init = "independent"
     norm: Norm = "bn"
-    extras: dict[str, tuple[int, ...]] = Field(default={})  # shapes of one frame; depth images as they are stored
+    extras: Extras = Field(default={})  # shapes of one frame; depth images as they are stored
     makers: dict[str, str] = Field(default={})  # of the further inputs, see `sightline.grids.features.Feature`
     train_episodes: tuple[int, ...] = ()  # so that a later evaluation can refuse to test on them
     seed: int = 0

@@ -190,7 +190,7 @@ def train_fusion(
 
     Args:
         data: file of views.
-        features: files of depth embeddings, CLIP grids or depth images of the same frames, as further inputs.
+        features: files of depth embeddings, grids or depth images of the same frames, as further inputs.
         by_hand: checkpoints to write and to start from.
 
     Raises:

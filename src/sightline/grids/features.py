@@ -1,7 +1,7 @@
 """Features of frames as inputs of other models: a vector for each frame, a grid, or an image; the file tells which.
 
 depth embeddings   HDF5 with ``embeddings`` float [N, D] and ``frame_id`` [N], as stages/embed.py writes it
-CLIP grids         [N, P, C] in a file or a folder of shards, see `sightline.grids.store`
+grids              [N, P, C] in a file or a folder of shards, see `sightline.grids.store`
 depth images       HDF5 with ``depth`` float [N, H, W] or [N, D, H, W] in [-1, 1], ``valid`` bool [N, H, W] and
                    ``frame_id`` [N], as stages/normalize.py writes it
 """
@@ -12,15 +12,26 @@ from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
 from sightline.core.errors import UserError
 from sightline.core.hdf5 import open_hdf5, require
 from sightline.grids.store import GridRows, GridStore
 
-KINDS = ("depth embeddings", "CLIP grids", "depth images")  # by `Feature.kind`
+KINDS = ("depth embeddings", "grids", "depth images")  # by `Feature.kind`
 _OF_GRIDS = ("model", "pretrained", "weights_sha256", "tokens", "pool", "image_size", "preprocessing")
+
+
+def _has_no_older_name(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    if "clip" in shapes:
+        raise ValueError("an older version wrote it, which called its input of grids clip")
+    return shapes
+
+
+Extras = Annotated[dict[str, tuple[int, ...]], AfterValidator(_has_no_older_name)]  # shapes of a model's further inputs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -59,7 +59,7 @@ class FusionWith(Section):
 
     designs: Names = Field(("joints_only",), description="fusion models, as in stages.designs")
     features: Names = Field(
-        ("embeddings/depth.hdf5", "clip/global"),
+        ("embeddings/depth.hdf5", "grids/efficientnet/global"),
         description="files or folders in data/ that stages make; normalized/depth.hdf5: depth as a channel; []: none",
     )
 
@@ -103,14 +103,22 @@ def check_pack(stage: str, cameras: int) -> None:
         )
 
 
+class GridsOf(Section):
+    """Grid features of colour images: for each name and camera, data/grids/<name>/<camera>."""
+
+    names: Names = Field(("efficientnet", "clip"), description="sections of grids, each a network; []: no grids")
+    cameras: Names = Field(("global",), description="folders under rgb/ whose images are encoded; []: no grids")
+
+
 class StageLists(Section):
     """Lists that make stages, one for each entry; a longer list makes no other stage run again."""
+
+    renamed: ClassVar[dict[str, str]] = {"cameras": "stages.grids.cameras"}
 
     images: Names = Field(
         ("depth", "masks", "rgb/left_wrist", "rgb/right_wrist", "rgb/global"), description="folders of images"
     )
     depth: Names = Field(("depth",), description="folders with depth images, depth or depth/<camera>; []: none")
-    cameras: Names = Field(("global",), description="folders under rgb/ that CLIP encodes, each to files of its own")
     masks: Names = Field(("masks",), description="the folder with masks to learn a segmentation from; []: none")
     demonstrations: Names = Field(("actions",), description="columns of frames.parquet to learn from views; []: none")
     designs: Names = Field(
@@ -120,8 +128,10 @@ class StageLists(Section):
         ("actions",), description="those of the demonstrations whose models drive the simulated robot; []: none"
     )
     segmentation_with: Names = Field(
-        ("clip/global",), description="features in data/, each for a segmentation with it as one more input; []: none"
+        ("grids/efficientnet/global",),
+        description="features in data/, each for a segmentation with it as one more input; []: none",
     )
+    grids: GridsOf = GridsOf()
     fusion_with: FusionWith = FusionWith()
     pack: Packs = Packs()
 

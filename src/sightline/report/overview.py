@@ -55,12 +55,13 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def _banners(params: dict[str, Any]) -> list[str]:
-    clip, fusion = params.get("clip", {}), params.get("fusion", {})
-    stages = params.get("stages", {})
+    networks, fusion, stages = params.get("grids", {}), params.get("fusion", {}), params.get("stages", {})
     learns = stages.get("demonstrations") and set(stages.get("designs", [])) - {"joints_only"}
     texts = []
-    if stages.get("cameras") and clip.get("pretrained") == "random":
-        texts.append(page.RANDOM_CLIP)
+    grids = stages.get("grids", {})
+    names = [name for name in grids.get("names", []) if networks.get(name, {}).get("pretrained") == "random"]
+    if names and grids.get("cameras"):
+        texts.append(page.RANDOM_GRIDS)
     if learns and fusion.get("pretrained") is None:
         texts.append(
             "fusion.pretrained is null: the image networks of the fusion model started from random weights, and have "
@@ -86,10 +87,14 @@ def _data(recording: Path, index: Path, params: dict[str, Any]) -> list[str]:
     if index.is_file():
         tables.append(_frames(index, fps))
     tables.append(Table("recording", ("value",), {name: (value,) for name, value in facts.items()}))
-    lists = {"depth": "depth", "masks": "masks", "demonstrations": "demonstrations", "CLIP grids": "cameras"}
-    lacking = {name: key for name, key in lists.items() if not stages.get(key)}
+    lists = {"depth": "depth", "masks": "masks", "demonstrations": "demonstrations", "grids": "grids"}
+    lacking = {name: key for name, key in lists.items() if not _names_any(stages.get(key))}
     missing = "".join(f"No {name}: stages.{key} does not name any. " for name, key in lacking.items())
     return [page.tables(tables), page.paragraph(missing.strip(), "note") if missing else ""]
+
+
+def _names_any(lists: Any) -> bool:
+    return all(lists.values()) if isinstance(lists, dict) else bool(lists)
 
 
 def _frames(index: Path, fps: float) -> Table:

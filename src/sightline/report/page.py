@@ -41,9 +41,9 @@ img { max-width: 100%; height: auto; display: block; }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1c2330; }
 """
-RANDOM_CLIP = (
-    "These CLIP grids come from random weights: they carry no meaning and serve only to try the pipeline. "
-    "Name real weights with clip.pretrained."
+RANDOM_GRIDS = (
+    "Some grids come from random weights (random_weights is 1): they carry no meaning and serve only to try the "
+    "pipeline. Name real weights with grids.<name>.pretrained."
 )
 COLOURS = ("#1b5faa", "#d1660a", "#2b8a5b", "#a03a8a", "#6b7280", "#b8860b")  # of the lines of a chart
 _HEADING = re.compile(r'<section id="([^"]*)">\n<h2>(.*?)</h2>')

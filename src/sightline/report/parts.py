@@ -20,7 +20,7 @@ def section_of(title: str, folders: list[Path]) -> str:
             parts.append(page.paragraph(folder.as_posix(), "note"))
         for path in sorted(folder.glob("*.json")):
             figures = read_json(path)
-            parts += [page.paragraph(page.RANDOM_CLIP, "banner")] if figures.get("random_weights") else []
+            parts += [page.paragraph(page.RANDOM_GRIDS, "banner")] if figures.get("random_weights") else []
             parts += [page.paragraph(path.name, "note"), page.tables(tables(figures))]
         parts += [_curves(path) for path in sorted(folder.glob("*.csv"))]
         parts += [page.picture(path) for path in sorted(folder.glob("*.png"))]

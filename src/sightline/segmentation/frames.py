@@ -31,7 +31,7 @@ from sightline.segmentation.values import class_ids, count_values, jpeg_advice, 
 from sightline.training.processes import rank
 
 Read = Callable[[int], np.ndarray]  # row -> one image, mask or depth image, at its own size
-NAMES = ("embedding", "clip")  # what models call vectors and grids; depth is an image
+NAMES = ("embedding", "grid")  # what models call vectors and grids; depth is an image
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SegmentationFrames:
         void: class id that is ignored like 255.
         mask_values: class id of each value in the masks; values that it does not name are class ids.
         is_jpeg: row -> whether its mask is, so that values are not exact.
-        features: of each image, by name: ``embedding`` [N, D], ``clip`` grids [N, P, C].
+        features: of each image, by name: ``embedding`` [N, D], ``grid`` grids [N, P, C].
     """
 
     name: str
@@ -90,7 +90,7 @@ class SegmentationFrames:
             root: folder of the recording.
             index_dir: what stages/validate.py wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
             depth: folder of depth images of the same view, as a further input.
-            features: files of CLIP grids or depth embeddings of the same frames, as further inputs.
+            features: files of grids or depth embeddings of the same frames, as further inputs.
 
         Raises:
             UserError: no such camera or index, no class names, depth that recording.json does not describe, features
@@ -244,7 +244,7 @@ class SegmentationFrames:
         return depth
 
     def extras(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Further inputs of these rows, float32, by name: ``depth`` [n, 2, H, W], ``embedding`` [n, D], ``clip``
+        """Further inputs of these rows, float32, by name: ``depth`` [n, 2, H, W], ``embedding`` [n, D], ``grid``
         [n, P, C].
         """
         extras = {"depth": self.depth(rows)} if self.read_depth else {}

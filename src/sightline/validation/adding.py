@@ -102,15 +102,16 @@ def choose(
     """
     root, cameras, lists, remarks = contents.root, list(contents.info.cameras), params.stages, dict[str, str]()
     values: dict[str, Any] = {"data.root": root.as_posix(), "stages.images": folders}
-    # one depth camera makes an autoencoder of its own, which takes long: as with CLIP, more of them when asked for
+    # one depth camera makes an autoencoder of its own, which takes long: as with grids, more of them when asked for
     depth = [folder for folder in folders if folder.split("/")[0] == "depth"]
     values["stages.depth"] = [folder for folder in lists.depth if folder in depth] or depth[:1]
     if len(depth) > 1:
         remarks["stages.depth"] = f"  (an autoencoder for each; there are {', '.join(depth)})"
-    # CLIP goes on with the cameras that it encodes; more of them are hours of work that nobody asked for
-    values["stages.cameras"] = [camera for camera in lists.cameras if camera in cameras] or cameras[:1]
-    if values["stages.cameras"] and values["stages.cameras"] != list(lists.cameras):
-        remarks["stages.cameras"] = "  (CLIP encodes these; change the list for others)"
+    # grids go on with the cameras that they are of; more of them are hours of work that nobody asked for
+    encoded = [camera for camera in lists.grids.cameras if camera in cameras] or cameras[:1]
+    values["stages.grids.cameras"] = encoded
+    if encoded and encoded != list(lists.grids.cameras):
+        remarks["stages.grids.cameras"] = "  (their images are encoded; change the list for others)"
     # masks belong to the images of one camera
     values["stages.masks"] = ["masks"] if "masks" in folders and cameras else []
     if values["stages.masks"]:
@@ -145,13 +146,14 @@ def choose(
 
 def _features(values: dict[str, Any], lists: StageLists) -> dict[str, Any]:
     """The lists of features that trainings read, without those that are no longer made, or lie over other images."""
-    new = {name: tuple(values[f"stages.{name}"]) for name in ("depth", "cameras")}
+    grids = lists.grids.model_copy(update={"cameras": tuple(values["stages.grids.cameras"])})
+    new = {"depth": tuple(values["stages.depth"]), "grids": grids}
     made, camera = made_features(lists.model_copy(update=new)), values.get("segmentation.camera")
     chosen: dict[str, Any] = {}
     if values["stages.masks"]:
         chosen["stages.segmentation_with"] = [
             feature for feature in lists.segmentation_with
-            if feature in made and feature.partition("/")[::2] in (("clip", camera), ("embeddings", "depth.hdf5"))
+            if feature in made and (feature == "embeddings/depth.hdf5" or feature.endswith(f"/{camera}"))
         ]  # fmt: skip
     if values["stages.demonstrations"]:
         made += made_depth(lists.model_copy(update=new)) if values["views.cameras"] else []

@@ -97,8 +97,9 @@ def check_parameters(
     lines += check.rollouts()
     if lines:
         raise UserError("\n".join(lines))
-    names = ["images", "depth", "cameras", "masks", "demonstrations"]
+    names = ["images", "depth", "masks", "demonstrations"]
     uses: dict[str, tuple[str, ...]] = {f"stages.{name}": getattr(stages, name) for name in names}
+    uses |= {f"stages.grids.{key}": value for key, value in stages.grids}
     uses |= {"segmentation.camera": (mask_camera,)} if stages.masks else {}
     uses |= {"stages.segmentation_with": stages.segmentation_with} if stages.masks else {}
     uses |= {"stages.designs": stages.designs, "views.cameras": views} if stages.demonstrations else {}
@@ -109,7 +110,8 @@ def check_parameters(
 
 def made_features(stages: StageLists) -> list[str]:
     """What the stages embed and clip_grids write below data/, that trainings may read."""
-    return [f"embeddings/{folder}.hdf5" for folder in stages.depth] + [f"clip/{camera}" for camera in stages.cameras]
+    grids = [f"grids/{name}/{camera}" for name in stages.grids.names for camera in stages.grids.cameras]
+    return [f"embeddings/{folder}.hdf5" for folder in stages.depth] + grids
 
 
 def made_depth(stages: StageLists) -> list[str]:
@@ -139,7 +141,10 @@ class _Check:
                 yield from self._unlisted("stages.depth", folder)
 
     def cameras(self) -> Iterator[str]:
-        yield from self._cameras("stages.cameras", self.stages.cameras)
+        for name in self.stages.grids.names:
+            if not re.fullmatch(r"\w+", name):
+                yield f"stages.grids.names: {name!r} names a folder and a section; use letters, digits and _ only"
+        yield from self._cameras("stages.grids.cameras", self.stages.grids.cameras)
 
     def masks(self, camera: str) -> Iterator[str]:
         for folder in self.stages.masks:
@@ -222,16 +227,19 @@ class _Check:
         ):
             for feature in listed if read else ():
                 if feature not in made:
+                    old = ": it was renamed, grids are in grids/<name>/<camera>" if feature.startswith("clip/") else ""
                     yield (
-                        f"{key}: no stage makes {feature}; with stages.depth and stages.cameras as they are, these are "
-                        f"made: {', '.join(made) or 'none'}; remove it, or choose from them"
+                        f"{key}: no stage makes {feature}{old}; with stages.depth and stages.grids as they are, these "
+                        f"are made: {', '.join(made) or 'none'}; remove it, or choose from them"
                     )
         for feature in of_masks if lists.masks else ():
-            of_others = feature.startswith("clip/") and feature != f"clip/{mask_camera}"
+            kind, _, rest = feature.partition("/")
+            name, _, camera = rest.partition("/")
+            of_others = kind == "grids" and camera != mask_camera
             if of_others and feature in for_masks and mask_camera in self.contents.info.cameras:
                 yield (
                     f"stages.segmentation_with: {feature} is not of the images that the masks belong to, those of "
-                    f"{mask_camera} (segmentation.camera); remove it, or take clip/{mask_camera}"
+                    f"{mask_camera} (segmentation.camera); remove it, or take grids/{name}/{mask_camera}"
                 )
 
     def rollouts(self) -> Iterator[str]:
@@ -249,7 +257,7 @@ class _Check:
         contents = self.contents
         for camera in cameras:
             if camera not in contents.info.cameras:
-                way = "; set it to []" if key == "stages.cameras" and not contents.info.cameras else ""
+                way = "; set it to []" if key == "stages.grids.cameras" and not contents.info.cameras else ""
                 yield f"{key}: {camera} is not a camera of {contents.json}, which has: {contents.cameras}{way}"
                 continue
             fault = self._fault(f"rgb/{camera}")
