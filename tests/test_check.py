@@ -135,7 +135,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
          "joints_only sees no images, so not normalized/depth.hdf5; remove it, or take stacked, separate, shared, "
          "images_only"),
         ({"masks": ("masks",), "images": ALL, "depth": ("depth",), "segmentation_with": ("normalized/depth.hdf5",)},
-         "stages.segmentation_with: no stage makes normalized/depth.hdf5; with stages.depth and stages.cameras as they "
+         "stages.segmentation_with: no stage makes normalized/depth.hdf5; with stages.depth and stages.grids as they "
          "are, these are made: embeddings/depth.hdf5; remove it, or choose from them"),
         ({"demonstrations": ("torques",), "images": ALL}, "stages.demonstrations: rec/frames.parquet has no column "
          "torques; it has: frame_id, episode, step, time_s, joints, actions"),

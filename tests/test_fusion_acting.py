@@ -126,11 +126,11 @@ def test_the_joints_alone_are_enough_where_the_model_sees_nothing_else(tmp_path)
 
 
 def test_further_inputs_come_under_their_names(tmp_path):
-    path = save(tmp_path / "with.safetensors", design="joints_only", extras={"depth": (6,), "clip": (4, 5)})
+    path = save(tmp_path / "with.safetensors", design="joints_only", extras={"depth": (6,), "grid": (4, 5)})
     policy, rng = Policy.load(path, replan_every=1), np.random.default_rng(0)
-    seen = observation(depth=rng.normal(size=6), clip=rng.normal(size=(4, 5)).astype(np.float16))
+    seen = observation(depth=rng.normal(size=6), grid=rng.normal(size=(4, 5)).astype(np.float16))
     assert not np.allclose(policy.act(seen), policy.act(seen | {"depth": np.zeros(6)}))
-    with pytest.raises(UserError, match=r"no clip, a further input .*; give numbers \[4, 5\] under 'clip'"):
+    with pytest.raises(UserError, match=r"no grid, a further input .*; give numbers \[4, 5\] under 'grid'"):
         policy.act({name: seen[name] for name in ("joints", "depth")})
     with pytest.raises(UserError, match=r"depth must be \[6\], not \[7\]"):
         policy.act(seen | {"depth": np.zeros(7)})

@@ -75,7 +75,7 @@ class FusionParams(TrainerParams):
     jitter: float = Field(0.2, ge=0, lt=1, description="largest random change of colours, as a share")
     joint_dropout: float = Field(0.2, ge=0, lt=1, description="probability of hiding the joints; 0: cameras go unused")
     view_dropout: float = Field(0.0, ge=0, lt=1, description="probability of hiding the views, never with the joints")
-    extra_dropout: float = Field(0.5, ge=0, lt=1, description="probability that a further input is hidden")
+    extra_dropout: float = Field(0.75, ge=0, lt=1, description="probability that a further input is hidden")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights and statistics; 0 switches it off")
 
 
