@@ -107,7 +107,8 @@ def test_what_a_recording_lacks_is_an_empty_list_and_other_lines_stay(project):
     expected = before[:first].replace("root: data/demo", "root: data/mine").replace(views, "  cameras:\n  - front\n")
     assert after.startswith(expected)
     lists = before[designs : before.index("    features:\n")]
-    assert lists.replace("  rollouts:\n  - actions\n", "  rollouts: []\n") in after
+    lists = lists.replace("  rollouts:\n  - actions\n", "  rollouts: []\n")
+    assert lists.replace("    cameras:\n    - global\n", "    cameras:\n    - front\n") in after
 
 
 def test_without_cameras(project):
