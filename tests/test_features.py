@@ -88,7 +88,7 @@ def test_a_model_takes_the_kinds_that_it_names(tmp_path):
         file["depth"], file["valid"] = np.zeros((6, 4, 4), "f4"), np.ones((6, 4, 4), bool)
         file["frame_id"], file.attrs["preprocessing"] = IDS, "{}"
     assert opened(tmp_path / "d.hdf5")["image"].shape == (1, 4, 4)
-    message = r"d.hdf5: depth images, which this model does not take; it takes depth embeddings and CLIP grids$"
+    message = r"d.hdf5: depth images, which this model does not take; it takes depth embeddings and grids$"
     with pytest.raises(UserError, match=message):
         opened(tmp_path / "d.hdf5", kinds=2)
 
