@@ -9,6 +9,8 @@ def about_policy(config: PolicyConfig) -> About:
     cameras, size = config.cameras, config.image_size
     return About(
         what="Policy learnt from demonstrations: camera views and joints to a chunk of coming actions.",
+        task="robotics",
+        tags=("imitation-learning", config.objective),
         use="python -m sightline.predict act MODEL RECORDING actions.parquet" + " --feature PATH" * len(config.extras),
         inputs=(
             f"views uint8 [B, {len(cameras)}, 3, {size}, {size}], RGB, in this order: {', '.join(cameras)}",
