@@ -110,7 +110,7 @@ def draw_latents(path: Path, latents_ND: np.ndarray, episode_N: np.ndarray, step
         spectrum.semilogy(numbers[used], share[used])
         spectrum.set(title="Variance along principal axes", xlabel="axis", ylabel="share of the variance")
         cumulative.plot(numbers[used], np.cumsum(share)[used])
-        cumulative.axvline(rank, color=OKABE_ITO[4], linestyle="--", label=f"effective rank {rank:.1f}")
+        cumulative.axvline(rank, color=OKABE_ITO[3], linestyle="--", label=f"effective rank {rank:.1f}")
         cumulative.set(title="Cumulative", xlabel="axes", ylabel="share of the variance", xscale="log", ylim=(0, 1.02))
         cumulative.legend(loc="lower right")
         for axis in (spectrum, cumulative):

@@ -5,10 +5,12 @@ It reads ``metrics/`` as it is on disk: a verdict on each part first, then chart
 
 import platform
 from argparse import ArgumentParser, Namespace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sightline.core.cli import run_stage
+from sightline.core.figures import HEADLINE
 from sightline.core.files import atomic_output
 from sightline.core.params import Section
 from sightline.report import project
@@ -24,8 +26,7 @@ def write_report(root: Path, output: Path, experiments: list[str]) -> tuple[int,
     Raises:
         UserError: a file or an experiment that cannot be read.
     """
-    import jinja2  # these take seconds to load, which no page of help should wait for
-    import vl_convert
+    import jinja2
 
     from sightline.report.story import chapters
     from sightline.report.verdicts import words
@@ -45,11 +46,19 @@ def write_report(root: Path, output: Path, experiments: list[str]) -> tuple[int,
         graph=_graph(edges),
         tables={path: project.read_json(root / path) for part in here for path in part.jsons()},
         params=params,
-        script=vl_convert.javascript_bundle(),
+        script=_script(),
     )
     with atomic_output(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return len(here), [part for part in parts if part not in here]
+
+
+@cache
+def _script() -> str:
+    """Vega-Lite with all that it needs."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _graph(edges: list[tuple[str, str]]) -> dict[str, Any]:
@@ -73,9 +82,7 @@ def main(args: Namespace, _: Params) -> None:
     output = args.output or args.root / "metrics/report.html"
     count, missing = write_report(args.root, output, args.exp)
     for part in missing:
-        print(
-            f"left out: {part.path} is not here; `dvc repro` makes it, `dvc pull {part.path}/metrics.json` fetches it"
-        )
+        print(f"left out: {part.path} is not here; `dvc repro` makes it, `dvc pull {part.path / HEADLINE}` fetches it")
     print(f"{output}: {count} parts")
 
 

@@ -18,7 +18,8 @@ from sightline.recording.images import read_depth, read_mask, read_rgb
 from sightline.recording.layout import RecordingInfo
 from sightline.report.verdicts import Score, words
 
-ORANGE, BLUE, GREEN, _, RED, *_ = OKABE_ITO
+MODEL, BASELINE = OKABE_ITO[0], OKABE_ITO[1]
+ON_TOP = alt.Legend(orient="top", title=None)
 WIDE, WIDEST, QUALITY = 480, 1400, 80  # pixels of a sample and of a picture; of its WebP
 NO_READING = (213, 94, 0)
 Spec = dict[str, Any]
@@ -32,24 +33,25 @@ def bars(title: str, axis: str, scores: Iterable[Score]) -> Spec:
         for s in scores
     ]  # fmt: skip
     y = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=170))
-    colour = alt.Color("kind:N", scale=alt.Scale(domain=["model", "baseline"], range=[ORANGE, BLUE]), title=None)
-    if len({row["kind"] for row in rows}) == 1:
-        colour.legend = None
+    scale = alt.Scale(domain=["model", "baseline"], range=[MODEL, BASELINE])
+    colour = alt.Color("kind:N", scale=scale, legend=ON_TOP if len({row["kind"] for row in rows}) > 1 else None)
     base = alt.Chart(pd.DataFrame(rows)).encode(y=y, tooltip=["name", "value", "low", "high"])
     drawn = base.mark_bar(height=14).encode(x=alt.X("value:Q", title=axis), color=colour)
-    whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, color="#888")
-    return _spec(drawn + whiskers.encode(x="low:Q", x2="high:Q"), title, 24 * len(rows))
+    if any(row["low"] is not None for row in rows):
+        whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, color="#777", aria=False)
+        drawn += whiskers.encode(x=alt.X("low:Q", title=axis), x2="high:Q")
+    return _spec(drawn, title, 26 * len(rows))
 
 
 def lines(title: str, x: str, y: str, table: pd.DataFrame) -> Spec:
     """Lines with points over ``x``; columns x, value, line and, where it has several, run."""
     nearest = ["line", alt.Tooltip("x", title=x), alt.Tooltip("value", title=y)]
-    colour = alt.Color("line:N", title=None, sort=None, scale=alt.Scale(range=[ORANGE, BLUE, GREEN, RED, *OKABE_ITO]))
+    colour = alt.Color("line:N", sort=None, scale=alt.Scale(range=list(OKABE_ITO)), legend=ON_TOP)
     chart = alt.Chart(table).mark_line(point=alt.OverlayMarkDef(size=25)).encode(
         x=alt.X("x:Q", title=x), y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False)), color=colour, tooltip=nearest
     )  # fmt: skip
     if "run" in table:
-        chart = chart.encode(strokeDash=alt.StrokeDash("run:N", title=None, sort=None), tooltip=["run", *nearest])
+        chart = chart.encode(strokeDash=alt.StrokeDash("run:N", sort=None, legend=ON_TOP), tooltip=["run", *nearest])
     return _spec(chart, title, 200)
 
 

@@ -139,7 +139,7 @@ def read_trainings(root: Path) -> list[dict[str, Any]]:
 
 
 def read_recording(root: Path, params: dict[str, Any]) -> dict[str, Any]:
-    """A sentence on the recording (``text``), and ``samples`` of the middle of its first test episode.
+    """A sentence on the recording (``text``), and ``samples`` of a held-out frame, with masks if any has some.
 
     Raises:
         UserError: a file that is there but cannot be read, naming it.
@@ -161,7 +161,7 @@ def read_recording(root: Path, params: dict[str, Any]) -> dict[str, Any]:
         f"{name}: {len(frames):,} frames at {info.fps:g} per second ({len(frames) / info.fps:,.0f} s), split by whole "
         f"episodes: {split}. Cameras: {', '.join(info.cameras)}. {len(info.joints)} joints."
     )
-    held_out = frames[frames["split"] == "test"] if "test" in counts else frames
-    ids = held_out.loc[held_out["episode"] == held_out["episode"].iloc[0], "frame_id"]
-    frame = int(ids.iloc[len(ids) // 2])
+    ids = frames.loc[(frames["split"] == "test") | ("test" not in counts), "frame_id"].tolist()
+    ids = [i for i in ids if (data / f"masks/{i:06d}.png").is_file()] or ids
+    frame = ids[len(ids) // 2]
     return {"text": text, "frame": frame, "samples": samples(data, info, frame, params["segmentation"]["camera"])}

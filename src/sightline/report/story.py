@@ -1,7 +1,6 @@
 """The chapters of the report: what each part of the pipeline measured, in verdicts, charts, pictures and tables."""
 
 import re
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,25 @@ Experiments = dict[str, dict[Path, pd.DataFrame]]
 
 
 def chapters(parts: list[Part], experiments: Experiments) -> list[dict[str, Any]]:
-    """Each chapter with its ``title``, ``verdicts``, ``charts``, ``pictures`` and what is ``missing``."""
-    told = []
-    for title, (_, noun) in CHAPTERS.items():
-        own = [
-            part
-            for part in parts
-            if next(t for t, (stages, _) in CHAPTERS.items() if re.search(stages, part.stage)) == title
-        ]
+    """Each chapter with its ``title``, ``verdicts``, ``charts``, ``pictures`` by caption, and what is ``missing``."""
+    told, left = [], parts
+    for title, (stages, noun) in CHAPTERS.items():
+        own = [part for part in left if re.search(stages, part.stage)]
+        left = [part for part in left if part not in own]
         here = [part for part in own if part.folder.is_dir()]
-        verdicts, compared = _compare(noun, here)
-        pictures = {
-            f"{words(path.stem)}: {_label(part, own)}".removesuffix(": "): charts.picture(path)
-            for part in here
-            for path in [*part.files("png"), *part.files("gif")]
-        }
-        told.append({
-            "title": title, "verdicts": verdicts, "pictures": pictures, "missing": [p for p in own if p not in here],
-            "charts": compared + [spec for part in here for spec in _charts(part, _label(part, own), experiments)],
-        })  # fmt: skip
+        verdicts, specs = _compare(noun, here)
+        pictures = {}
+        for part in here:
+            specs += _charts(part, _label(part, here), experiments)
+            for path in [*part.files("png"), *part.files("gif")]:
+                pictures[_of(words(path.stem), _label(part, here))] = charts.picture(path)
+        missing = [part for part in own if part not in here]
+        told.append({"title": title, "verdicts": verdicts, "charts": specs, "pictures": pictures, "missing": missing})
     return told
+
+
+def _of(title: str, label: str) -> str:
+    return f"{title}: {label.replace('_', ' ')}" if label else title
 
 
 def _label(part: Part, among: list[Part]) -> str:
@@ -70,51 +68,44 @@ def _compare(noun: str, parts: list[Part]) -> tuple[list[Verdict], list[charts.S
         verdicts += judge_embedding(subject, figures.get("embedding", {}))
         verdicts += filter(None, [judge_grids(subject, figures)])
     specs = []
-    for (measure, _), of in groupby(sorted(rows, key=lambda row: row[0]), key=lambda row: row[0]):
-        named = {(s.is_model, design if s.is_model and design else words(s.name)): s for _, s, design in of}
-        shown = [
-            Score(name, s.value, s.interval, own) for (own, name), s in sorted(named.items(), key=lambda n: not n[0][0])
-        ]
-        noun_, unit, higher = MEASURES[measure]
+    for key in dict.fromkeys(key for key, _, _ in rows):
+        shown: dict[str, Score] = {}  # models before baselines, which are the same for all
+        for _, score, design in sorted((row for row in rows if row[0] == key), key=lambda row: not row[1].is_model):
+            name = design if score.is_model and design else words(score.name)
+            shown[name] = Score(name, score.value, score.interval, score.is_model)
+        noun_, unit, higher = MEASURES[key[0]]
         axis = f"{noun_}{',' + unit if unit else ''}: {'higher' if higher else 'lower'} is better"
-        specs.append(charts.bars("Model and baselines", axis, shown))
+        specs.append(charts.bars("Model and baselines", axis, shown.values()))
     return verdicts, specs
 
 
 def _charts(part: Part, label: str, experiments: Experiments) -> list[charts.Spec]:
     """What one instance has: curves over epochs or steps, values of classes, what its inputs are worth."""
     specs = []
-    of = f": {label}" if label else ""
     for path in part.files("csv"):
         table = read_csv(path)
         if path.stem == "curves":
             runs = {"here": table} | {name: of[part.path] for name, of in experiments.items() if part.path in of}
-            specs += _curves(f"{words(part.stage)}{of}", runs)
+            specs.append(charts.lines(_of(words(part.stage), label), "epoch", "loss", _curves(runs)))
         elif table[table.columns[0]].dtype.kind in "if":
-            x, *ys = [name for name in table.columns if name not in ("share", "mean_confidence")]
-            specs.append(charts.lines(f"{words(path.stem)}{of}", words(x), "value", _long(table, x, ys)))
+            x, *ys = (name for name in table.columns if name not in ("share", "mean_confidence"))
+            specs.append(charts.lines(_of(words(path.stem), label), words(x), "value", _long(table, x, ys)))
     figures = part.figures()
-    for key, axis in (
-        ("use", "added error when this input is replaced"),
-        ("dice_lost", "Dice lost without this input"),
-    ):
+    for key, axis in (("use", "added error without this input"), ("dice_lost", "Dice lost without this input")):
         if figures.get(key):
             used = [Score(words(name), value) for name, value in figures[key].items()]
-            specs.append(charts.bars(f"What it uses{of}", axis, used))
-    if classes := {name: values.get("dice") for name, values in figures.get("classes", {}).items()}:
-        given = [Score(name, dice) for name, dice in classes.items() if dice is not None]
-        specs.append(charts.bars(f"Each class{of}", "Dice: higher is better", given))
+            specs.append(charts.bars(_of("What it uses", label), axis, used))
+    dice = {name: values.get("dice") for name, values in figures.get("classes", {}).items()}
+    if given := [Score(name, value) for name, value in dice.items() if value is not None]:
+        specs.append(charts.bars(_of("Each class", label), "Dice: higher is better", given))
     return specs
 
 
-def _curves(title: str, runs: dict[str, pd.DataFrame]) -> list[charts.Spec]:
-    table = pd.concat(
-        [
-            _long(t, "epoch", [n for n in ("train_loss", "val_loss") if n in t]).assign(run=name)
-            for name, t in runs.items()
-        ]
-    )
-    return [charts.lines(title, "epoch", "loss", table if len(runs) > 1 else table.drop(columns="run"))]
+def _curves(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Losses of one run or several, as `charts.lines` takes them."""
+    losses = [name for name in ("train_loss", "val_loss") if all(name in table for table in runs.values())]
+    tables = [_long(table, "epoch", losses).assign(run=name) for name, table in runs.items()]
+    return pd.concat(tables) if len(runs) > 1 else tables[0].drop(columns="run")
 
 
 def _long(table: pd.DataFrame, x: str, ys: list[str]) -> pd.DataFrame:
