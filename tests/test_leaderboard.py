@@ -59,7 +59,7 @@ def test_it_filters_by_values(table):
         (["lr"], None, "--where lr: expected COLUMN=VALUE"),
         (["lr<little"], None, "--where lr<little: little is no number"),
         ([], "loss", "loss: 0 columns have this in their name; there are: experiment, train.lr"),
-        ([], "r", "r: 4 columns have this in their name"),
+        ([], "r", "r: 3 columns have this in their name"),
     ],
 )
 def test_a_wrong_question_is_answered_in_one_line(table, where, sort, message):

@@ -40,7 +40,7 @@ def bars(title: str, axis: str, scores: Iterable[Score]) -> Spec:
     if any(row["low"] is not None for row in rows):
         whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, color="#777", aria=False)
         drawn += whiskers.encode(x=alt.X("low:Q", title=axis), x2="high:Q")
-    return _spec(drawn, title, 26 * len(rows))
+    return _spec(drawn, title, 22 * len(rows) + 80)
 
 
 def lines(title: str, x: str, y: str, table: pd.DataFrame) -> Spec:
@@ -52,11 +52,11 @@ def lines(title: str, x: str, y: str, table: pd.DataFrame) -> Spec:
     )  # fmt: skip
     if "run" in table:
         chart = chart.encode(strokeDash=alt.StrokeDash("run:N", sort=None, legend=ON_TOP), tooltip=["run", *nearest])
-    return _spec(chart, title, 200)
+    return _spec(chart, title, 260)
 
 
 def _spec(chart: Any, title: str, height: int) -> Spec:
-    spec = chart.properties(title=title, description=title, width="container", height=height).to_dict()
+    spec = chart.properties(description=title, width="container", height=height).to_dict()  # the page has the title
     return spec | {"autosize": {"type": "fit", "contains": "padding"}}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -103,19 +104,21 @@ def read_experiments(root: Path, names: list[str], parts: list[Part]) -> dict[st
     """Curves of DVC experiments (or any revisions) by their name: folder -> table.
 
     Raises:
-        UserError: there is no such experiment.
+        UserError: there is no such experiment, or it has no curves here.
     """
     from dvc.api import DVCFileSystem
 
-    curves: dict[str, dict[Path, pd.DataFrame]] = {}
-    for name in names:
+    curves: dict[str, dict[Path, pd.DataFrame]] = {name: {} for name in names}
+    for name, found in curves.items():
         try:
             files = DVCFileSystem(str(root), rev=name)
-            paths = [part.path for part in parts if files.exists(f"/{part.path}/curves.csv")]
-            texts = {path: files.read_text(f"/{path}/curves.csv") for path in paths}
+            for part in parts:
+                with suppress(FileNotFoundError):  # not in that experiment, or not fetched
+                    found[part.path] = pd.read_csv(StringIO(files.read_text(f"/{part.path}/curves.csv")))
         except Exception as error:  # DVC, its file systems and git have no common one
             raise UserError(f"experiment {name}: cannot be read ({' '.join(str(error).split())})") from None
-        curves[name] = {path: pd.read_csv(StringIO(text)) for path, text in texts.items()}
+        if not found:
+            raise UserError(f"experiment {name}: no curves are here; fetch them with `dvc exp pull` or `dvc fetch`")
     return curves
 
 

@@ -40,13 +40,16 @@ def chapters(parts: list[Part], experiments: Experiments) -> list[dict[str, Any]
 
 
 def _of(title: str, label: str) -> str:
-    return f"{title}: {label.replace('_', ' ')}" if label else title
+    return f"{title}: {label}" if label else title
 
 
 def _label(part: Part, among: list[Part]) -> str:
-    """The name of an instance, without what all of the chapter share: nine, or clip/global."""
+    """The name of an instance in words, without what all of the chapter share: joints alone with clip/global."""
     targets = {other.path.parts[2] for other in among if len(other.path.parts) > 2}
-    return "/".join(part.path.parts[3 if len(targets) == 1 else 2 :])
+    design, *more = part.path.parts[3 if len(targets) == 1 else 2 :] or ("",)
+    if not part.stage.endswith("_with"):
+        return "/".join([words(design), *more])
+    return f"with {'/'.join([design, *more])}" if "segment" in part.stage else f"{words(design)} with {'/'.join(more)}"
 
 
 def _compare(noun: str, parts: list[Part]) -> tuple[list[Verdict], list[charts.Spec]]:
@@ -54,9 +57,7 @@ def _compare(noun: str, parts: list[Part]) -> tuple[list[Verdict], list[charts.S
     verdicts, rows = [], []
     for part in parts:
         figures, label = part.figures(), _label(part, parts)
-        of_rollouts = "In rollouts, the policy" if part.stage == "rollout" else noun
-        design = words(label) if label.startswith(JOINTS_ALONE) else label.replace("_", " ")
-        subject = f"{of_rollouts} “{design}”" if label else of_rollouts
+        subject = " ".join(filter(None, ["In rollouts, the policy" if part.stage == "rollout" else noun, label]))
         measure, given = scores(figures)
         if given:
             sibling = part.folder.parent / JOINTS_ALONE
@@ -64,18 +65,18 @@ def _compare(noun: str, parts: list[Part]) -> tuple[list[Verdict], list[charts.S
                 alone = scores(Part(part.stage, part.path.parent / JOINTS_ALONE, part.root).figures())[1]
                 given += [Score(JOINTS_ALONE, alone[0].value)] if alone else []
             verdicts.append(judge(subject, measure, given))
-            rows += [((measure, part.path.parts[2]), s, design) for s in given if s.name != JOINTS_ALONE]
+            rows += [((measure, part.path.parts[2]), s, label) for s in given if s.name != JOINTS_ALONE]
         verdicts += judge_embedding(subject, figures.get("embedding", {}))
         verdicts += filter(None, [judge_grids(subject, figures)])
     specs = []
     for key in dict.fromkeys(key for key, _, _ in rows):
         shown: dict[str, Score] = {}  # models before baselines, which are the same for all
-        for _, score, design in sorted((row for row in rows if row[0] == key), key=lambda row: not row[1].is_model):
-            name = design if score.is_model and design else words(score.name)
+        for _, score, label in sorted((row for row in rows if row[0] == key), key=lambda row: not row[1].is_model):
+            name = label if score.is_model and label else words(score.name)
             shown[name] = Score(name, score.value, score.interval, score.is_model)
         noun_, unit, higher = MEASURES[key[0]]
-        axis = f"{noun_}{',' + unit if unit else ''}: {'higher' if higher else 'lower'} is better"
-        specs.append(charts.bars("Model and baselines", axis, shown.values()))
+        title = f"{noun_[0].upper()}{noun_[1:]}: {'higher' if higher else 'lower'} is better"
+        specs.append(charts.bars(title, unit.strip() or noun_.split("(")[-1].rstrip(")"), shown.values()))
     return verdicts, specs
 
 

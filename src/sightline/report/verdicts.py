@@ -92,8 +92,10 @@ def judge(subject: str, measure: str, given: list[Score]) -> Verdict:
     else:
         is_clear, note = abs(gain) >= LITTLE, ""
     tail = f" {against}." + ("" if own.interval else " No interval is stored.")
+    if not is_clear and own.interval:
+        return Verdict("undecided", f"{subject} may be no better than {words(best.name)}: {gain:+.0%}{note}{tail}")
     if not is_clear:
-        return Verdict("no better", f"{subject} is no better than {words(best.name)}: {gain:+.0%}{note}{tail}")
+        return Verdict("no better", f"{subject} is no better than {words(best.name)}: {gain:+.0%}{tail}")
     verb, result = ("beats", "better") if gain > 0 else ("is worse than", "worse")
     return Verdict(result, f"{subject} {verb} {words(best.name)} by {abs(gain):.0%}{note}{tail}")
 
