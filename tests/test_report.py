@@ -81,7 +81,10 @@ def test_a_model_is_judged_beside_the_best_baseline_with_the_interval_that_is_st
 def test_an_interval_that_holds_the_baseline_proves_nothing():
     verdict = judge("The segmentation", *scores(SEGMENTATION))
     assert verdict.result == "undecided"
-    assert "may be no better than the most frequent mask: +7%, 95 % interval -7% to 13%" in verdict.text
+    assert (
+        "may be no better than the most frequent mask: 5 points better, 95 % interval -5 points to 10 points"
+        in verdict.text
+    )
 
 
 def test_without_an_interval_that_is_said_and_little_counts_as_nothing():
@@ -103,7 +106,9 @@ def test_rollouts_are_judged_beside_other_drivers_but_not_the_expert():
     measure, given = scores(figures)
     assert [score.name for score in given] == ["policy", "expert", "hold", "linear"]
     text = judge("In rollouts, the policy", measure, given).text
-    start = "In rollouts, the policy beats a linear map of the joints by 200%, 95 % interval 50% to 200%"
+    start = (
+        "In rollouts, the policy beats a linear map of the joints by 40 points, 95 % interval 10 points to 40 points"
+    )
     assert text.startswith(start)
     assert scores({"frames": 3}) == ("", [])
 
@@ -180,7 +185,7 @@ def test_the_page_tells_the_story_in_words_first_and_needs_nothing_else(tmp_path
     assert any(re.fullmatch(r"depth, 500 \(blue\) to 1500 mm \(yellow\); red: no reading", text) for text in captions)
     assert "6 frames at 10 per second" in without_script
     assert "not under git" in without_script
-    expected = ("Error of the actions (NMSE): lower is better", "train autoencoder", "Each class",
+    expected = ("Error of the actions (NMSE): lower is better", "Learning curve", "Each class",
                 "Error by step of the chunk: joints alone")  # fmt: skip
     assert {*expected} <= {spec["description"] for spec in charts_of(text)}
 
@@ -274,7 +279,7 @@ def test_curves_of_experiments_lie_over_those_that_are_here(tmp_path):
     curves = tmp_path / "metrics/train_autoencoder/depth/curves.csv"
     curves.write_text("epoch,train_loss,val_loss\n0,9,9\n")
     write_report(tmp_path, tmp_path / "report.html", ["faster"])
-    (chart,) = [s for s in charts_of((tmp_path / "report.html").read_text()) if s["description"] == "train autoencoder"]
+    (chart,) = [s for s in charts_of((tmp_path / "report.html").read_text()) if s["description"] == "Learning curve"]
     (rows,) = chart["datasets"].values()
     assert {(row["run"], row["x"], row["value"]) for row in rows if row["line"] == "validation loss"} == {
         ("here", 0, 9), ("faster", 0, 0.5), ("faster", 1, 0.5), ("faster", 2, 0.5),

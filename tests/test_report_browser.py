@@ -73,7 +73,7 @@ def test_the_page_draws_everything_fits_and_is_accessible(browser, pages, name, 
 def test_a_point_of_a_curve_tells_its_value(browser, pages):
     page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.goto(pages["results"].as_uri())
-    title = page.locator(".card", has_text="train autoencoder")
+    title = page.locator(".card", has_text="Learning curve").last
     point = title.locator(".mark-symbol.role-mark path").first
     point.scroll_into_view_if_needed()
     point.hover(force=True)

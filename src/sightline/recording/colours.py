@@ -6,7 +6,7 @@ from sightline.recording.layout import IGNORE
 
 # Okabe and Ito, "Color Universal Design" (2008), without black; the best apart come first
 OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2", "#f0e442")
-LINE, HAZE = 2, 0.5  # width of an outline in pixels of the picture; how white ignored pixels become
+LINE, HAZE = 4, 0.5  # width of an outline in pixels of the picture; how white ignored pixels become
 
 
 def class_colours(classes: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from sightline.recording.layout import RecordingInfo
 from sightline.report.verdicts import Score, words
 
 MODEL, BASELINE = OKABE_ITO[0], OKABE_ITO[1]
-ON_TOP = alt.Legend(orient="top", title=None)
+ON_TOP = alt.Legend(orient="top", title=None, columns=2)
 WIDE, WIDEST, QUALITY = 480, 1400, 80  # pixels of a sample and of a picture; of its WebP
 NO_READING = (213, 94, 0)
 Spec = dict[str, Any]

@@ -85,9 +85,9 @@ def _charts(part: Part, label: str, experiments: Experiments) -> list[charts.Spe
     specs = []
     for path in part.files("csv"):
         table = read_csv(path)
-        if path.stem == "curves":
+        if path.stem == "curves" and {"epoch", "val_loss"} <= {*table.columns}:
             runs = {"here": table} | {name: of[part.path] for name, of in experiments.items() if part.path in of}
-            specs.append(charts.lines(_of(words(part.stage), label), "epoch", "loss", _curves(runs)))
+            specs.append(charts.lines(_of(words(path.stem), label), "epoch", "loss", _curves(runs)))
         elif table[table.columns[0]].dtype.kind in "if":
             x, *ys = (name for name in table.columns if name not in ("share", "mean_confidence"))
             specs.append(charts.lines(_of(words(path.stem), label), words(x), "value", _long(table, x, ys)))

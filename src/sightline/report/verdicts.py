@@ -84,20 +84,23 @@ def judge(subject: str, measure: str, given: list[Score]) -> Verdict:
         return Verdict("alone", f"{subject}: {has}{of_own}. There is nothing to compare it with.")
     best = (max if higher else min)(others, key=lambda score: score.value)
     against = f"({has} against {best.value:.3g}{unit}{of_own})"
-    sign, size = (1 if higher else -1), max(abs(best.value), 1e-12)
-    gain = sign * (own.value - best.value) / size
+    sign, size = (1, 1.0) if higher else (-1, best.value or 1e-12)  # shares differ by points, errors by percent
+
+    def show(gain: float) -> str:
+        return f"{100 * gain:.0f} points" if higher else f"{gain:.0%}"
+
+    gain, note, is_clear = sign * (own.value - best.value) / size, "", True
     if own.interval:
-        ends = sorted(sign * (end - best.value) / size for end in own.interval)
-        is_clear, note = ends[0] > 0 or ends[1] < 0, f", 95 % interval {ends[0]:.0%} to {ends[1]:.0%}"
-    else:
-        is_clear, note = abs(gain) >= LITTLE, ""
-    tail = f" {against}." + ("" if own.interval else " No interval is stored.")
-    if not is_clear and own.interval:
-        return Verdict("undecided", f"{subject} may be no better than {words(best.name)}: {gain:+.0%}{note}{tail}")
-    if not is_clear:
-        return Verdict("no better", f"{subject} is no better than {words(best.name)}: {gain:+.0%}{tail}")
-    verb, result = ("beats", "better") if gain > 0 else ("is worse than", "worse")
-    return Verdict(result, f"{subject} {verb} {words(best.name)} by {abs(gain):.0%}{note}{tail}")
+        low, high = sorted(sign * (end - best.value) / size for end in own.interval)
+        is_clear, note = low > 0 or high < 0, f", 95 % interval {show(low)} to {show(high)}"
+    than, tail = words(best.name), f" {against}." + ("" if own.interval else " No interval is stored.")
+    way = "better" if gain > 0 else "worse"
+    if own.interval and not is_clear:
+        return Verdict("undecided", f"{subject} may be no better than {than}: {show(abs(gain))} {way}{note}{tail}")
+    if not own.interval and abs(gain) < LITTLE:
+        return Verdict("no better", f"{subject} is no better than {than}: {show(abs(gain))} {way}{tail}")
+    verb = "beats" if gain > 0 else "is worse than"
+    return Verdict(way, f"{subject} {verb} {than} by {show(abs(gain))}{note}{tail}")
 
 
 def judge_embedding(subject: str, embedding: dict[str, Any]) -> list[Verdict]:
