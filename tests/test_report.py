@@ -279,7 +279,7 @@ def test_curves_of_experiments_lie_over_those_that_are_here(tmp_path):
     curves = tmp_path / "metrics/train_autoencoder/depth/curves.csv"
     curves.write_text("epoch,train_loss,val_loss\n0,9,9\n")
     write_report(tmp_path, tmp_path / "report.html", ["faster"])
-    (chart,) = [s for s in charts_of((tmp_path / "report.html").read_text()) if s["description"] == "Learning curve"]
+    *_, chart = [s for s in charts_of((tmp_path / "report.html").read_text()) if s["description"] == "Learning curve"]
     (rows,) = chart["datasets"].values()
     assert {(row["run"], row["x"], row["value"]) for row in rows if row["line"] == "validation loss"} == {
         ("here", 0, 9), ("faster", 0, 0.5), ("faster", 1, 0.5), ("faster", 2, 0.5),
