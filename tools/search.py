@@ -7,6 +7,7 @@ Trials are stored in ``runs/search.db``: run it again to go on.
 
 import argparse
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import optuna
 
-METRIC = ("metrics/evaluate/depth/metrics.json", "rmse_mm")  # file and key; on test frames: choose by val instead
-TARGET = "evaluate@depth"  # the last stage that a trial runs
+METRIC = ("metrics/train_autoencoder/depth/metrics.json", "val_rmse_mm")  # file and key; never of the test frames
+TARGET = "train_autoencoder@depth"  # the last stage that a trial runs
 SPACE: dict[str, Callable[[optuna.Trial, str], object]] = {
     "train.lr": lambda trial, name: trial.suggest_float(name, 1e-4, 1e-2, log=True),
     "train.weight_decay": lambda trial, name: trial.suggest_float(name, 1e-6, 1e-2, log=True),
@@ -27,8 +28,9 @@ def run_trial(trial: optuna.Trial) -> float:
     """Run one experiment -> its metric. A trial that fails is pruned: the search goes on without it."""
     changes = [f"{name}={suggest(trial, name)}" for name, suggest in SPACE.items()]
     settings = [part for change in changes for part in ("--set-param", change)]
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--name", f"trial-{trial.number}", "--force", *settings]
-    if subprocess.run([*command, TARGET], check=False).returncode:
+    name = f"{trial.study.user_attrs['name']}-{trial.number}"
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, *settings, TARGET]
+    if subprocess.run(command, check=False).returncode:
         raise optuna.TrialPruned
     path, key = METRIC
     return float(json.loads(Path(path).read_text(encoding="utf-8"))[key])
@@ -38,10 +40,15 @@ def main(trials: int) -> None:
     Path("runs").mkdir(exist_ok=True)
     study = optuna.create_study(
         study_name=TARGET, storage="sqlite:///runs/search.db", load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=0),
+        sampler=optuna.samplers.TPESampler(),  # with a seed, a second call would try the same again
     )  # fmt: skip
+    if "name" not in study.user_attrs:
+        study.set_user_attr("name", f"search-{secrets.token_hex(2)}")
     study.optimize(run_trial, n_trials=trials)
-    print(f"best: trial-{study.best_trial.number}, {METRIC[1]} {study.best_value:.5g}, {study.best_params}")
+    if not study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+        raise SystemExit("search: error: no trial succeeded; DVC says why above")
+    best = f"{study.user_attrs['name']}-{study.best_trial.number}"
+    print(f"best: {best}, {METRIC[1]} {study.best_value:.5g}, {study.best_params}")
 
 
 parser = argparse.ArgumentParser(description=__doc__.replace("``", ""), formatter_class=argparse.RawTextHelpFormatter)
