@@ -82,8 +82,7 @@ def test_an_interval_that_holds_the_baseline_proves_nothing():
     verdict = judge("The segmentation", *scores(SEGMENTATION))
     assert verdict.result == "undecided"
     assert (
-        "may be no better than the most frequent mask: 5 points better, 95 % interval -5 points to 10 points"
-        in verdict.text
+        "may be no better than the most frequent mask: 5 points better, 95 % interval -5 to 10 points" in verdict.text
     )
 
 
@@ -106,9 +105,7 @@ def test_rollouts_are_judged_beside_other_drivers_but_not_the_expert():
     measure, given = scores(figures)
     assert [score.name for score in given] == ["policy", "expert", "hold", "linear"]
     text = judge("In rollouts, the policy", measure, given).text
-    start = (
-        "In rollouts, the policy beats a linear map of the joints by 40 points, 95 % interval 10 points to 40 points"
-    )
+    start = "In rollouts, the policy beats a linear map of the joints by 40 points, 95 % interval 10 to 40 points"
     assert text.startswith(start)
     assert scores({"frames": 3}) == ("", [])
 

@@ -90,7 +90,8 @@ def _charts(part: Part, label: str, experiments: Experiments) -> list[charts.Spe
             specs.append(charts.lines(_of(words(path.stem), label), "epoch", "loss", _curves(runs)))
         elif table[table.columns[0]].dtype.kind in "if":
             x, *ys = (name for name in table.columns if name not in ("share", "mean_confidence"))
-            specs.append(charts.lines(_of(words(path.stem), label), words(x), "value", _long(table, x, ys)))
+            y = "NMSE" if path.stem == "error_by_step" else ys[0]
+            specs.append(charts.lines(_of(words(path.stem), label), x, y, _long(table, x, ys)))
     figures = part.figures()
     for key, axis in (("use", "added error without this input"), ("dice_lost", "Dice lost without this input")):
         if figures.get(key):

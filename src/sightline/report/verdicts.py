@@ -92,7 +92,7 @@ def judge(subject: str, measure: str, given: list[Score]) -> Verdict:
     gain, note, is_clear = sign * (own.value - best.value) / size, "", True
     if own.interval:
         low, high = sorted(sign * (end - best.value) / size for end in own.interval)
-        is_clear, note = low > 0 or high < 0, f", 95 % interval {show(low)} to {show(high)}"
+        is_clear, note = low > 0 or high < 0, f", 95 % interval {show(low).removesuffix(' points')} to {show(high)}"
     than, tail = words(best.name), f" {against}." + ("" if own.interval else " No interval is stored.")
     way = "better" if gain > 0 else "worse"
     if own.interval and not is_clear:
