@@ -200,7 +200,7 @@ def test_a_film_stays_one(tmp_path):
 
 
 def test_charts_stand_in_for_models_once_and_baselines_once(tmp_path):
-    (policy,) = [s for s in charts_of(written(small_project(tmp_path))) if "NMSE" in json.dumps(s)]
+    (policy,) = [s for s in charts_of(written(small_project(tmp_path))) if "(NMSE)" in s["description"]]
     (rows,) = policy["datasets"].values()
     kinds = [(row["name"], row["kind"], row["low"]) for row in rows]
     assert kinds == sorted(kinds, key=lambda row: row[1] != "model")
