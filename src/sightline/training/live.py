@@ -72,8 +72,8 @@ class Lines(Callback):
         self.start = time.monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        shown = {"train_loss": trainer.callback_metrics["train_loss"]} | _validation(trainer)  # of all processes
         if trainer.is_global_zero:
-            shown = {name: trainer.callback_metrics[name] for name in ("train_loss",)} | _validation(trainer)
             figures = ", ".join(f"{name} {float(value):.4g}" for name, value in shown.items())
             epoch, seconds = f"{trainer.current_epoch + 1} of {trainer.max_epochs}", time.monotonic() - self.start
             print(f"{self.stage}: epoch {epoch}, {seconds:.1f} s: {figures}", file=sys.stderr)
