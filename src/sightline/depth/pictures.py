@@ -48,7 +48,7 @@ def draw_reconstructions(
     limits = _limits(depth_mm[valid_KHW])
     error_mm = {name: preprocessing.to_mm(y.astype(np.float64)) - depth_mm for name, y in reconstructions.items()}
     largest = float(np.quantile(np.abs(np.stack(list(error_mm.values()))[:, valid_KHW]), 0.99)) or 1.0
-    cases = CASES if len(depth_KHW) == len(CASES) else ("best",) * len(depth_KHW)
+    cases = CASES if len(depth_KHW) == len(CASES) else CASES[::2]  # of two frames, or one
     with _figure(path, 1 + len(error_mm), 2 * len(depth_KHW), "Held-out frames, from best to worst") as (figure, axes):
         depth_map, error_map = _map("cividis", limits), _map("PuOr", (-largest, largest))
         for k, (above, below) in enumerate(zip(axes[::2], axes[1::2], strict=True)):
