@@ -16,8 +16,8 @@ dev: $(VENV)/.installed-dev  ## setup, and what tests and checks need
 repro: setup  ## run the pipeline (dvc repro), its check first; what has not changed is not run again
 	$(RUN) dvc repro check && dvc repro
 
-report: setup  ## show what the pipeline has measured on one page, metrics/report.html
-	$(RUN) python -m sightline.report
+report: setup  ## tell what the pipeline has learnt on one page, metrics/report.html; EXP="a b": beside experiments
+	$(RUN) python -m sightline.report $(if $(EXP),--exp $(EXP))
 
 results: setup  ## make the tables of docs/results.md again, hours; goes on where it was (benchmarks/results.sh)
 	$(RUN) bash benchmarks/results.sh $(RUNS)
@@ -25,8 +25,8 @@ results: setup  ## make the tables of docs/results.md again, hours; goes on wher
 share: setup  ## push outputs and the run cache to the default remote
 	$(RUN) dvc push --run-cache
 
-leaderboard: setup  ## experiments, what was changed in them, and the figures that matter
-	$(RUN) python tools/leaderboard.py
+leaderboard: setup  ## experiments, what was changed in them, and the figures that matter; ARGS="--sort rmse"
+	$(RUN) python tools/leaderboard.py $(ARGS)
 
 verify-cache: setup  ## find files of DVC's cache that were changed behind its back
 	$(RUN) python tools/verify_cache.py

@@ -25,7 +25,7 @@ from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.store import DepthStore
 from sightline.depth.training import DepthImages, TrainParams, mean_errors, resident_images
 from sightline.recording.split import SplitParams
-from sightline.training.fitting import clip_gradients
+from sightline.training.gradients import clip_gradients
 from sightline.training.order import EpochBatches
 from sightline.training.precision import use_bf16
 from sightline.training.processes import process_device

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
 from sightline.core.errors import UserError
@@ -65,6 +66,29 @@ def test_an_evaluation_adds_its_figures_and_the_limits_that_follow_from_them(mod
     assert "a\\|b" in text
     assert card["use"].endswith(f"act {model} RECORDING actions.parquet --feature PATH")
     assert "depth float32 \\[B, 64\\]" in text
+
+
+def test_a_card_is_one_of_hugging_face(model, tmp_path):
+    card = card_of(model, about_policy(POLICY), POLICY.model_dump(mode="json"))
+    write_measured_card(tmp_path / "nine.card.md", card, FIGURES)
+    read = ModelCard.load(tmp_path / "nine.card.md")
+    assert read.data.license == "unknown"  # the model's owner knows
+    assert read.data.pipeline_tag == "robotics"
+    assert read.data.tags == ["sightline", "imitation-learning", "bc"]
+    assert read.data.metrics == ["nmse", "l1_mean"]
+    assert [(result.metric_type, result.metric_value) for result in read.data.eval_results] == [
+        ("nmse", 0.5), ("l1_mean", 0.1),
+    ]  # fmt: skip
+    assert read.text.lstrip().startswith(f"# {model}")
+    for name in ("depth", "segmentation"):  # and with nothing to compare with
+        write_measured_card(tmp_path / f"{name}.card.md", card, {})
+        assert ModelCard.load(tmp_path / f"{name}.card.md").data.eval_results is None
+
+
+def test_a_card_leaves_out_what_is_no_measure_of_quality(model, tmp_path):
+    codes = {"numbers": 768, "rmse": 0.1, "rmse_mm": 20.0, "rmse_per_image_mm": 21.0, "valid_share": 0.9, "psnr": 30.0}
+    write_measured_card(tmp_path / "a.md", card_of(model, about_policy(POLICY), {}), {"codes": {"autoencoder": codes}})
+    assert ModelCard.load(tmp_path / "a.md").data.metrics == ["rmse_mm", "psnr"]
 
 
 def test_a_card_of_a_segmentation_names_its_further_inputs(model):

@@ -1,4 +1,4 @@
-"""The report: everything that stages measured, on a page that needs nothing else."""
+"""The report: what the figures mean, in words first, on a page that needs nothing else."""
 
 import json
 import re
@@ -9,28 +9,35 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 from closure import ROOT
-from conftest import default_params, only_error_line
+from conftest import default_params, only_error_line, recording_folder
 from PIL import Image
 
 from sightline.core.errors import UserError
-from sightline.report.__main__ import metrics_files, write_report
-from sightline.report.figures import tables
-from sightline.report.overview import overview, read_parameters, settings
-from sightline.report.page import page as whole_page
-from sightline.report.parts import section_of
-from sightline.training.comparison import comparison, direction, format_cell
+from sightline.report.__main__ import write_report
+from sightline.report.project import read_pipeline
+from sightline.report.verdicts import Score, judge, judge_embedding, scores, words
 
 HOSTILE = "</td></main><script>alert(1)</script>'\""
-FIGURES = {
-    "nmse": 0.5, "l1_mean": 0.1, "frames": 160, "part": "test", "interval": [0.25, 0.75],
-    "baselines": {"mean": {"nmse": 1.0, "l1_mean": 0.2}, "hold": {"nmse": 0.4, "l1_mean": 0.3}},
-    "classes": {HOSTILE: {"dice": 0.5}, "ball": {"dice": None}},
-    "use": {"shuffled_views": 0.001, "shuffled_joints": 0.9},
+NUMBERS = {"nmse": 0.5, "l1_mean": 0.1}
+FUSION = {
+    **NUMBERS, "nmse_interval": [0.45, 0.55], "frames": 160, "part": "test",
+    "baselines": {"mean": {"nmse": 1.0, "l1_mean": 0.2}, "linear": {"nmse": 0.6, "l1_mean": 0.3}},
+    "use": {"shuffled_views": 0.001, "shuffled_joints": 0.9}, HOSTILE: 1,
 }  # fmt: skip
+SEGMENTATION = {
+    "dice_mean": 0.8, "dice_mean_interval": [0.7, 0.85], "baselines": {"mean_mask": {"dice_mean": 0.75}},
+    "classes": {"background": {"dice": 0.9}, HOSTILE: {"dice": 0.7}, "ball": {"dice": None}},
+}  # fmt: skip
+DEPTH = {
+    "codes": {"autoencoder": {"rmse_mm": 20.0}, "dct": {"rmse_mm": 24.0}, "mean_image": {"rmse_mm": 120.0}},
+    "embedding": {
+        "retrieval": {"autoencoder": {"recall_at_1": 0.725}, "dct": {"recall_at_1": 0.719}},
+        "probe": {"object_position": {"autoencoder": {"r2": -0.1}, "dct": {"r2": -0.2}}},
+    },
+}
 
 
 class Page(HTMLParser):
@@ -47,113 +54,77 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.addresses += [value for name, value in attributes if name in ("src", "href", "action", "data")]
-        if tag not in ("meta", "img", "line", "path", "rect", "polyline"):
+        if tag not in ("meta", "img", "path", "rect"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        if tag not in ("line", "path", "rect", "polyline"):
+        if tag not in ("path", "rect"):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
         self.texts.append(data)
 
 
-@pytest.fixture
-def metrics(tmp_path) -> Path:
-    folder = tmp_path / "metrics/evaluate_fusion/actions/stacked"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps(FIGURES))
-    (folder / "curves.csv").write_text("epoch,lr,train_loss,val_loss\n0,1e-3,3.0,4.0\n1,1e-4,1.0,2.0\n")
-    (folder / "per_class.csv").write_text(f'class,dice\n"{HOSTILE.replace(chr(34), "")}",0.5\n')
-    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder / "actions.png")
-    return folder
+# --- verdicts
 
 
-def written(folders: list[Path]) -> str:
-    return whole_page("Report", [section_of(f"Fusion {HOSTILE}", folders)])
+def test_a_model_is_judged_beside_the_best_baseline_with_the_interval_that_is_stored():
+    measure, given = scores(FUSION)
+    verdict = judge("The policy", measure, given)
+    assert verdict.result == "better"
+    assert verdict.text.startswith("The policy beats a linear map of the joints by 17%, 95 % interval 8% to 25% (")
+    worse = judge("It", measure, [Score("model", 0.7, (0.65, 0.75)), Score("linear", 0.6)])
+    assert worse.result == "worse"
+    assert "is worse than a linear map of the joints by 17%, 95 % interval -25% to -8%" in worse.text
 
 
-def test_a_model_stands_beside_its_baselines():
-    compared = comparison(FIGURES)
-    assert compared.rows == {"model": (0.5, 0.1), "mean": (1.0, 0.2), "hold": (0.4, 0.3)}
-    codes = {"codes": {"autoencoder": {"psnr": 33.0}, "dct": {"psnr": 30.0}}, "frames": 3}
-    assert list(comparison(codes).rows) == ["autoencoder", "dct"]
-    assert comparison({"frames": 3, "val": {"mae": 1.0}}) is None
+def test_an_interval_that_holds_the_baseline_proves_nothing():
+    verdict = judge("The segmentation", *scores(SEGMENTATION))
+    assert verdict.result == "undecided"
+    assert (
+        "may be no better than the most frequent mask: 5 points better, 95 % interval -5 to 10 points" in verdict.text
+    )
 
 
-def test_every_figure_is_in_a_table():
-    shown = {(table.title, name, cell) for table in tables(FIGURES) for name, row in table.rows.items() for cell in row}
-    assert ("", "frames", 160) in shown
-    assert ("", "interval", "0.25, 0.75") in shown
-    assert ("use", "shuffled_joints", 0.9) in shown
-    assert ("classes", "ball", None) in shown
-    (numbered,) = tables({"l1": {"10": 1.0, "2": 2.0}})
-    assert list(numbered.rows) == ["2", "10"]
-    assert not any(name == "nmse" for title, name, _ in shown if title == "")  # it is in the comparison
+def test_without_an_interval_that_is_said_and_little_counts_as_nothing():
+    measure, given = scores(DEPTH)
+    assert given[0] == Score("autoencoder", 20.0, None, True)
+    verdict = judge("The autoencoder", measure, given)
+    assert verdict.text.startswith("The autoencoder beats a cosine transform by 17% (")
+    assert verdict.text.endswith("20 mm against 24 mm). No interval is stored.")
+    retrieval, objects = judge_embedding("It", DEPTH["embedding"])
+    assert retrieval.text.startswith("It is no better than a cosine transform at finding another frame")
+    assert "is of no use for telling where the object is" in objects.text
+    single = FUSION | {"nmse_interval": [0.5, 0.5]}  # of a single episode
+    assert judge("It", *scores(single)).text.endswith("No interval is stored.")
 
 
-def test_names_tell_which_way_is_better():
-    assert [direction(name) for name in ("val.rmse_mm", "r2", "dice_mean", "frames")] == [-1, 1, 1, 0]
-    assert [format_cell(value) for value in (0.123456, 12345, 12345.6, None, True, 2.5e-6)] == [
-        "0.1235", "12,345", "12,346", "–", "yes", "2.5e-06",  # noqa: RUF001
-    ]  # fmt: skip
+def test_rollouts_are_judged_beside_other_drivers_but_not_the_expert():
+    rates = {"expert": 1.0, "hold": 0.0, "linear": 0.2}
+    drivers = {name: {"success_rate": rate, "success_rate_interval": [0.0, rate]} for name, rate in rates.items()}
+    figures = {"success_rate": 0.6, "success_rate_interval": [0.3, 0.6], "baselines": drivers}
+    measure, given = scores(figures)
+    assert [score.name for score in given] == ["model", "expert", "hold", "linear"]
+    text = judge("In rollouts, the policy", measure, given).text
+    start = "In rollouts, the policy beats a linear map of the joints by 40 points, 95 % interval 10 to 40 points"
+    assert text.startswith(start)
+    none = figures | {"success_rate": 0.2, "success_rate_interval": [0.1, 0.4]}
+    assert judge("It", *scores(none)).text.startswith(
+        "It is no better than a linear map of the joints: it has the same"
+    )
+    assert scores({"frames": 3}) == ("", [])
 
 
-def test_the_best_value_is_bold(tmp_path, metrics):
-    text = written([metrics])
-    row = re.search(r"<tr><th>hold</th>(.*?)</tr>", text)[1]
-    assert row == '<td class="best">0.4</td><td>0.3</td>'
+def test_keys_have_words():
+    assert words("joints_only") == "joints alone"
+    assert words("some_other_key") == "some other key"
 
 
-def test_a_page_needs_nothing_else_and_escapes_what_data_name(tmp_path, metrics):
-    page = Page(written([metrics]))
-    assert not page.open
-    assert "script" not in page.tags
-    assert any(HOSTILE in text for text in page.texts)
-    assert page.tags.count("polyline") == 3  # lr; loss of training and validation
-    assert page.addresses
-    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+# --- the page
 
 
-def test_figures_tell_their_file(metrics):
-    (metrics / "more.json").write_text('{"frames": 3}')
-    text = written([metrics])
-    assert "more.json" in text
-    assert "metrics.json" in text
-
-
-def test_the_same_metrics_give_the_same_bytes(tmp_path, metrics):
-    assert written([metrics]) == written([metrics])
-
-
-def test_random_weights_are_announced_once(tmp_path, metrics):
-    assert 'class="banner"' not in written([metrics])
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.json").write_text('{"random_weights": 1}')
-    assert written([tmp_path / "a", tmp_path / "b"]).count('class="banner"') == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("metrics.json", "[1]", "metrics.json: expected an object of figures, got list"),
-        ("metrics.json", "{", "metrics.json: cannot be read as JSON"),
-        ("curves.csv", "epoch,loss\n1\n", "curves.csv: line 2 has 1 values, the header 2"),
-    ],
-)
-def test_broken_metrics_are_named_in_one_line(metrics, name, content, message):
-    (metrics / name).write_text(content)
-    with pytest.raises(UserError, match=message) as error:
-        section_of("Part", [metrics])
-    assert "\n" not in str(error.value)
-
-
-# --- the whole report
-
-
-def small_project(root: Path, change: str = "") -> Path:
-    """A project's parameters, pipeline, recording.json and frame index."""
+def small_project(root: Path, change: str = "", epochs: int = 3) -> Path:
+    """A project with its pipeline, a recording, and what a few stages have measured."""
     text = default_params()
     for line in filter(None, change.split(";")):
         name, value = line.split("=")
@@ -163,76 +134,159 @@ def small_project(root: Path, change: str = "") -> Path:
     (root / "params.yaml").write_text(text)
     for file in ("dvc.yaml", "demo/dvc.yaml"):
         (root / file).write_text((ROOT / file).read_text())
-    info = {"fps": 10, "cameras": ["left_wrist"], "joints": ["a", "b"], "classes": ["background", HOSTILE]}
-    (root / "data/demo").mkdir(parents=True)
-    (root / "data/demo/recording.json").write_text(json.dumps(info))
+    recording_folder(root / "data/demo", ("left_wrist", "global"))
     (root / "data/index").mkdir()
-    frames = pa.table({"episode": [0, 0, 1, 2], "split": ["train", "train", "val", "test"]})
-    pq.write_table(frames, root / "data/index/frames.parquet")
+    frames = pd.DataFrame({"frame_id": range(6), "episode": [0, 0, 1, 1, 2, 2], "split": ["train"] * 4 + ["test"] * 2})
+    frames.to_parquet(root / "data/index/frames.parquet")
+    for stage, figures in (("evaluate", DEPTH), ("evaluate_fusion", FUSION), ("evaluate_segmentation", SEGMENTATION)):
+        for part in read_pipeline(root)[0]:
+            if part.stage == stage:
+                part.folder.mkdir(parents=True)
+                (part.folder / "evaluation_results.json").write_text(json.dumps(figures))
+                (part.folder / "metrics.json").write_text("{}")
+                Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(part.folder / "actions.png")
+            elif part.stage == {"evaluate": "train_autoencoder"}.get(stage, stage.replace("evaluate", "train")):
+                part.folder.mkdir(parents=True)
+                curves = {"epoch": range(epochs), "train_loss": np.ones(epochs), "val_loss": np.full(epochs, 0.5)}
+                pd.DataFrame(curves).to_csv(part.folder / "curves.csv", index=False)
+    film = [Image.fromarray(np.full((20, 30), 90 * i, np.uint8)) for i in range(3)]
+    (evaluated,) = [p for p in read_pipeline(root)[0] if p.path.name == "joints_only" and p.stage == "evaluate_fusion"]
+    film[0].save(evaluated.folder / "episodes.gif", save_all=True, append_images=film[1:], duration=80)
+    steps = {"step": [1, 2, 3], "model": [0.1, 0.2, 0.3], "hold": [0.2, 0.4, 0.6]}
+    pd.DataFrame(steps).to_csv(evaluated.folder / "error_by_step.csv", index=False)
     return root
 
 
-def data_of(root: Path) -> str:
-    params = read_parameters(root / "params.yaml")
-    parts = overview(params, root / "data/demo/recording.json", root / "data/index/frames.parquet")
-    return "".join([parts, *settings(params)])
+def written(root: Path) -> str:
+    write_report(root, root / "report.html", [])
+    return (root / "report.html").read_text()
 
 
-def test_the_data_are_summed_up_and_what_is_not_real_is_said(tmp_path):
-    text = data_of(small_project(tmp_path))
-    page = Page(text)
-    assert f"0 background, 1 {HOSTILE}" in page.texts
-    assert "<tr><th>train</th><td>1</td><td>2</td><td>0.2</td></tr>" in text
-    assert "<tr><th>all</th><td>3</td><td>4</td><td>0.4</td></tr>" in text
-    assert text.count('class="banner"') == 2  # random CLIP weights, fusion model from random weights
-    assert "No depth" not in text
-    assert np.__version__ in text
+def charts_of(text: str) -> list[dict]:
+    return json.loads(re.search(r"const charts = (\[.*\]), dark", text)[1])
 
 
-def test_what_a_recording_lacks_is_said(tmp_path):
-    text = data_of(small_project(tmp_path, "demonstrations=[];depth=[];masks=[]"))
-    assert "No depth: stages.depth does not name any. No masks: " in text
-    assert "fusion.pretrained" not in text
-
-
-def test_metrics_are_shown_and_missing_ones_named(tmp_path, metrics):
-    small_project(tmp_path)
-    count, missing = write_report(tmp_path, tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text()
-    page = Page(text)
+def test_the_page_tells_the_story_in_words_first_and_needs_nothing_else(tmp_path):
+    text = written(small_project(tmp_path))
+    without_script = re.sub(r'<script type="module">.*?</script>', "", text, flags=re.DOTALL)
+    page = Page(without_script)
     assert not page.open
-    assert count == 1
-    assert "metrics/evaluate/depth/metrics.json" in missing
-    assert "metrics/evaluate_fusion/actions/stacked/metrics.json" not in missing
-    assert all(path in page.texts for path in missing)
-    headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings == ["Data", "evaluate_fusion", "Not in this report", "Parameters", "Versions"]
-    anchors = [address for address in page.addresses if address.startswith("#")]
-    assert len(anchors) == len(headings)
-    assert all(f'<section id="{anchor[1:]}">' in text for anchor in anchors)
-    assert text.count("fusion.pretrained is null") == 1
+    assert "script" not in page.tags
+    assert HOSTILE not in without_script
+    assert all(address.startswith(("data:image/webp;base64,", "#")) for address in page.addresses)
+    headings = re.findall(r"<h2>(.*?)</h2>", without_script)
+    assert headings == [
+        "Verdicts", "What the robot sees", "Policy", "Segmentation", "Depth", "The pipeline", "Not here", "All figures",
+    ]  # fmt: skip
+    said = re.findall(r"<li class=\"[\w-]+\"><b>(.*?)</b><span>(.*?)</span>", text)
+    assert ("Better", "The policy joints alone beats a linear map of the joints by 17%, 95 % interval 8% to 25% "
+            "(error of the actions (NMSE) 0.5 against 0.6, 95 % interval 0.45 to 0.55).") in said  # fmt: skip
+    captions = {text for text in page.texts if "global" in text or "depth" in text}
+    assert {"left wrist", "global", "global, outlined: cup"} & {*page.texts} == {"left wrist", "global",
+                                                                                "global, outlined: cup"}  # fmt: skip
+    assert any(re.fullmatch(r"depth, 500 \(blue\) to 1500 mm \(yellow\); red: no reading", text) for text in captions)
+    assert "6 frames at 10 per second" in without_script
+    assert "not under git" in without_script
+    expected = ("Error of the actions (NMSE): lower is better", "Learning curve", "Each class",
+                "Error by step of the chunk: joints alone")  # fmt: skip
+    assert {*expected} <= {spec["description"] for spec in charts_of(text)}
 
 
-def test_the_report_is_a_command_that_fails_where_there_is_nothing(tmp_path, metrics):
+def test_a_film_stays_one(tmp_path):
+    import base64
+    import io
+
+    text = written(small_project(tmp_path))
+    address = re.search(r'alt="Rollouts: joints alone" src="data:image/webp;base64,(.*?)"', text)[1]
+    with Image.open(io.BytesIO(base64.b64decode(address))) as film:
+        assert film.n_frames == 3
+        film.load()
+        assert film.info["duration"] == 80
+
+
+def test_charts_stand_in_for_models_once_and_baselines_once(tmp_path):
+    (policy,) = [s for s in charts_of(written(small_project(tmp_path))) if "(NMSE)" in s["description"]]
+    (rows,) = policy["datasets"].values()
+    kinds = [(row["name"], row["kind"], row["low"]) for row in rows]
+    assert kinds == sorted(kinds, key=lambda row: row[1] != "model")
+    assert ("joints alone", "model", 0.45) in kinds
+    assert ("a linear map of the joints", "baseline", None) in kinds
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path):
     small_project(tmp_path)
+    assert written(tmp_path) == written(tmp_path)
+
+
+def test_a_clone_without_outputs_gets_a_page_that_names_what_is_missing(tmp_path):
+    small_project(tmp_path)
+    shutil.rmtree(tmp_path / "metrics")
+    shutil.rmtree(tmp_path / "data")
     command = [sys.executable, "-m", "sightline.report", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"{tmp_path}/metrics/report.html: 1 parts" in done.stdout
-    shutil.rmtree(tmp_path / "metrics")
-    line = only_error_line(subprocess.run(command, capture_output=True, text=True, check=False))
-    assert "metrics: holds no metrics yet; make them with `dvc repro`" in line
+    assert f"{tmp_path}/metrics/report.html: 0 parts" in done.stdout
+    assert "left out: metrics/evaluate/depth is not here; `dvc repro` makes it, `dvc pull " in done.stdout
+    text = (tmp_path / "metrics/report.html").read_text()
+    assert "Nothing was evaluated here yet." in text
+    assert "The recording data/demo or its index is not here." in text
+    assert "<code>metrics/evaluate/depth</code>" in text
 
 
-def test_a_list_that_is_empty_makes_no_metrics(tmp_path):
-    whole = list(metrics_files(small_project(tmp_path / "whole")))
-    assert ("train_autoencoder", Path("metrics/train_autoencoder/depth/metrics.json")) in whole
-    without = dict(metrics_files(small_project(tmp_path / "without", "depth=[]")))
-    assert "train_autoencoder" not in without
-    assert set(without) < {stage for stage, _ in whole}
+def test_a_list_that_is_empty_leaves_nothing_missing(tmp_path):
+    parts, edges = read_pipeline(small_project(tmp_path, "depth=[]"))
+    assert "train_autoencoder" not in {part.stage for part in parts}
+    assert ("train_fusion", "evaluate_fusion") in edges
+    assert not any("train_autoencoder" in edge for edge in edges)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.json", "[1]", "metrics.json: expected an object of figures, got list"),
+        ("metrics.json", "{", "metrics.json: cannot be read as JSON"),
+        ("curves.csv", "epoch,loss\n1,2,3\n1,2\n3,4,5,6,7\n", "curves.csv: cannot be read as CSV"),
+    ],
+)
+def test_broken_metrics_are_named_in_one_line(tmp_path, name, content, message):
+    (small_project(tmp_path) / "metrics/evaluate/depth" / name).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        written(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_pipeline_that_dvc_cannot_read_is_named(tmp_path):
     root = small_project(tmp_path)
     (root / "dvc.yaml").write_text("stages: {a: {cmd: 'echo ${nothing}'}}")
     with pytest.raises(UserError, match=r"DVC cannot read its pipelines .*nothing"):
-        list(metrics_files(root))
+        read_pipeline(root)
+
+
+def test_trainings_of_this_machine_have_their_duration(tmp_path):
+    small_project(tmp_path)
+    run = {"metrics": "metrics/train_autoencoder/depth", "epochs": 3, "seconds": 120.0, "machine": "x86_64, 2 cores"}
+    (tmp_path / "runs/train_autoencoder/a").mkdir(parents=True)
+    (tmp_path / "runs/train_autoencoder/a/run.json").write_text(json.dumps(run))
+    text = written(tmp_path)
+    assert "Trainings on this machine took 2 minutes." in text
+    assert "x86_64, 2 cores" in text
+
+
+def test_curves_of_experiments_lie_over_those_that_are_here(tmp_path):
+    small_project(tmp_path)
+    for command in (
+        "git init -q .", f"{sys.executable} -m dvc init -q", "git add -A",
+        "git -c user.name=t -c user.email=t@t commit -qm first", "git tag faster",
+    ):  # fmt: skip
+        subprocess.run(command.split(), cwd=tmp_path, check=True)
+    curves = tmp_path / "metrics/train_autoencoder/depth/curves.csv"
+    curves.write_text("epoch,train_loss,val_loss\n0,9,9\n")
+    write_report(tmp_path, tmp_path / "report.html", ["faster"])
+    *_, chart = [s for s in charts_of((tmp_path / "report.html").read_text()) if s["description"] == "Learning curve"]
+    (rows,) = chart["datasets"].values()
+    assert {(row["run"], row["x"], row["value"]) for row in rows if row["line"] == "validation loss"} == {
+        ("here", 0, 9), ("faster", 0, 0.5), ("faster", 1, 0.5), ("faster", 2, 0.5),
+    }  # fmt: skip
+    assert "with changes that are not committed" in (tmp_path / "report.html").read_text()
+    command = [sys.executable, "-m", "sightline.report", "--root", str(tmp_path), "--exp", "slower"]
+    line = only_error_line(subprocess.run(command, capture_output=True, text=True, check=False))
+    assert "experiment slower: cannot be read" in line

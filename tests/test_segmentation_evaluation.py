@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sightline.core.errors import UserError
+from sightline.recording.colours import class_colours, outlined
 from sightline.recording.layout import RecordingInfo, write_recording_info
 from sightline.recording.split import DataParams, SplitParams
+from sightline.segmentation import evaluation
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation, table
 from sightline.segmentation.frames import FrameParams, SegmentationFrames
 from sightline.segmentation.model import SegmentationConfig, SegmentationModel, load_model, save_model
-from sightline.segmentation.pictures import class_colours, overlay
 from sightline.validation.validation import validate_recording
 
 SPLIT = SplitParams(val=0.25, test=0.25)
@@ -235,12 +237,24 @@ def test_the_stage_takes_a_recording(weights, tmp_path, stage):
     assert f"{figures['dice_mean']:.4f}" in result.stdout
 
 
-def test_overlays_show_classes_over_greys():
-    image = np.full((3, 4, 5), 100, np.uint8)
-    mask = np.zeros((4, 5), np.uint8)
-    mask[0, 0], mask[1, 1], mask[2, 2] = 1, 2, 255
-    shown = overlay(image, mask, 3).astype(int)
-    assert (shown[3] == 100).all()
-    assert len({tuple(shown[i, i]) for i in range(4)}) == 4
-    assert (shown[2, 2] > 200).all()
+def test_outlines_leave_the_inside_of_a_class_and_the_background_as_they_are():
+    image, mask = np.full((9, 12, 3), 100, np.uint8), np.zeros((9, 12), np.uint8)
+    mask[1:8, 1:8], mask[8, 11] = 1, 255
+    shown = outlined(image, mask, 3, width=48).reshape(9, 4, 12, 4, 3)
+    inside, edge, outside, ignored = (shown[y, :, x, :] for y, x in ((4, 4), (1, 4), (4, 10), (8, 11)))
+    assert (inside == 100).all()
+    assert (outside == 100).all()
+    colour = class_colours(3)[1]
+    assert (edge == colour).all()
+    assert (ignored > 150).all()
     assert len({tuple(colour) for colour in class_colours(20).tolist()}) == 20
+
+
+def test_the_best_the_median_and_the_worst_image_are_shown(arrays, weights, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(evaluation, "draw_overlays", lambda *arguments: shown.extend(arguments[4]))
+    evaluate(weights, arrays, tmp_path)
+    assert [title.split(":")[0] for title in shown] == ["best", "median", "worst"]
+    dice = [float(title.rpartition(" ")[2]) for title in shown]
+    assert dice == sorted(dice, reverse=True)
+    assert all(re.fullmatch(r"\w+: (group )?\w+, frame \d+, Dice 0\.\d\d", title) for title in shown), shown

@@ -24,7 +24,8 @@ from sightline.depth.store import DepthStore
 from sightline.depth.training import DepthImages, TrainParams, gradient_difference
 from sightline.depth.weights import load_weights
 from sightline.recording.split import SplitParams
-from sightline.training.fitting import clip_gradients, configure_optimizer
+from sightline.training.fitting import configure_optimizer
+from sightline.training.gradients import clip_gradients
 from sightline.training.order import Draw, EpochBatches
 
 SCRIPT = ROOT / "stages/train_autoencoder.py"

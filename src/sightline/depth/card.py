@@ -12,6 +12,8 @@ def about_autoencoder(header: Header) -> About:
     raw = "depth images" if network.input_channels == 1 else "images of 8-bit channels"
     return About(
         what="Autoencoder of depth images: a ResNet with self-attention. Its encoder makes embeddings.",
+        task="image-feature-extraction",
+        tags=("depth", "autoencoder", "robotics"),
         use="python stages/extract_encoder.py MODEL --output encoder.safetensors",
         inputs=(
             f"{raw}, uint16, any size; counts {near} to {far} ({millimetres}), {list(done.invalid)} mean no reading",

@@ -267,7 +267,12 @@ def _draw(
 ) -> None:
     """Write the three pictures: the autoencoder beside the baseline with the lowest RMSE."""
     by_error = np.argsort(accuracies[AUTOENCODER].rmse_of_images_mm().numpy(), kind="stable")
-    shown = rows[_spaced(by_error, 5)]
+    shown = rows[_spaced(by_error, 3)]
+    steps, names_of = probing.steps_in_episodes(store.episode), np.array([f"frame {i}" for i in store.frame_id], object)
+    recorded = store.episode >= 0  # not of a bare folder
+    names_of[recorded] = [
+        f"episode {e}, step {s}" for e, s in zip(store.episode[recorded], steps[recorded], strict=True)
+    ]
     rmse = {name: accuracy.figures()["rmse"] or 0.0 for name, accuracy in accuracies.items() if name != AUTOENCODER}
     names = [AUTOENCODER, *sorted(rmse, key=lambda name: rmse[name])[:1]]
     images = torch.from_numpy(store.depth[shown]).to(device)
@@ -275,18 +280,17 @@ def _draw(
         name: codes[name].decode(codes[name].encode(images)).clamp(-1, 1).cpu().numpy() for name in names
     }
     pictures.draw_reconstructions(
-        output / "reconstruction_results.png", store.depth[shown], store.valid[shown], store.frame_id[shown],
+        output / "reconstruction_results.png", store.depth[shown], store.valid[shown], names_of[shown],
         reconstructions, store.preprocessing,
     )  # fmt: skip
-    steps = probing.steps_in_episodes(store.episode)[rows]
-    pictures.draw_latents(output / "latent_analysis.png", latents_MD, store.episode[rows], steps)
+    pictures.draw_latents(output / "latent_analysis.png", latents_MD, store.episode[rows], steps[rows])
     ends = _pairs(store.episode[rows])  # (K, 2), into rows
     latents = torch.from_numpy(latents_MD[ends]).to(device)
     weights = torch.linspace(0, 1, pictures.INTERPOLATED, device=device)[None, :, None]
     between = latents[:, :1] * (1 - weights) + latents[:, 1:] * weights  # (K, INTERPOLATED, D)
     decoded = codes[AUTOENCODER].decode(between.flatten(0, 1)).unflatten(0, (len(ends), -1))
     pictures.draw_interpolation(
-        output / "interpolation.png", store.depth[rows[ends]], store.valid[rows[ends]], store.frame_id[rows[ends]],
+        output / "interpolation.png", store.depth[rows[ends]], store.valid[rows[ends]], names_of[rows[ends]],
         decoded.cpu().numpy(), store.preprocessing,
     )  # fmt: skip
 

@@ -15,6 +15,8 @@ def about_policy(config: PolicyConfig) -> About:
     )
     return About(
         what="Policy learnt from demonstrations: camera views and joints to a chunk of coming actions.",
+        task="robotics",
+        tags=("imitation-learning", config.objective),
         use="python -m sightline.predict act MODEL RECORDING actions.parquet" + " --feature PATH" * len(config.extras),
         inputs=(
             *([of_views] if cameras else []),

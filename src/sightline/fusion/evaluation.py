@@ -45,7 +45,7 @@ from sightline.training.order import in_order
 from sightline.training.processes import process_device
 
 ACTIVE = 0.01  # variance of a latent's posterior mean above which it is used (Burda et al. 2016)
-_RESAMPLES, _SHOWN = 1000, 4  # bootstrap; actions in the picture
+_RESAMPLES, _SHOWN = 1000, 2  # bootstrap; actions of an episode in the picture
 
 
 class EvaluateFusionParams(Section):
@@ -112,7 +112,7 @@ def evaluate_fusion(
     figures = rounded(figures)
     write_figures(output, _headline(figures), figures, "evaluation_results.json")
     _write_steps(output / "error_by_step.csv", {"model": error, **baselines})
-    _draw_actions(output / "actions.png", run, rows, plain)
+    _draw_actions(output / "actions.png", run, rows, plain, figures["by_episode"])
     return figures
 
 
@@ -280,26 +280,32 @@ def _write_steps(path: Path, errors: dict[str, _Error]) -> None:
             writer.writerow([step, *(f"{value:.6g}" for value in row)])
 
 
-def _draw_actions(path: Path, run: _Run, rows: np.ndarray, predicted: np.ndarray) -> None:
-    """True actions of the first held-out episode, and the chunks predicted on the way, one after the other."""
-    episode = run.views.episode[rows]
-    first = np.flatnonzero(episode == episode[0])
-    steps, scale = run.views.step[rows[first]], np.where(run.moves, run.policy.actions_scale.cpu().numpy(), np.inf)
-    liveliest = np.argsort(-run.views.actions[rows[first]].std(0) / scale)[:_SHOWN]
+def _draw_actions(path: Path, run: _Run, rows: np.ndarray, predicted: np.ndarray, by_episode: dict[str, float]) -> None:
+    """True actions of the best, the median and the worst episode, and the chunks predicted on the way, end to end."""
+    views, config = run.views, run.policy.config
+    order = sorted(by_episode, key=lambda episode: by_episode[episode])
+    middle = order[(len(order) - 1) // 2]
+    cases = {order[-1]: "worst", middle: "median", order[0]: "best"}  # of few episodes, one may be several: the best
+    episode, scale = views.episode[rows], np.where(run.moves, run.policy.actions_scale.cpu().numpy(), np.inf)
+    names = views.joint_names if len(views.joint_names) == config.actions else range(config.actions)
     with matplotlib.rc_context({"svg.hashsalt": "sightline"}):
-        figure = Figure(figsize=(9, 2.2 * len(liveliest)), layout="constrained")
-        axes = figure.subplots(len(liveliest), 1, squeeze=False)[:, 0]
-        for axis, action in zip(axes, liveliest, strict=True):
-            axis.plot(steps, run.views.actions[rows[first], action], color="black", label="recorded")
-            for number in range(0, len(first), run.policy.config.steps * run.policy.config.stride):
-                inside = run.chunks.inside[rows[first[number]]]
-                x = steps[number] + run.policy.config.stride * np.arange(len(inside))[inside]
-                axis.plot(
-                    x, predicted[first[number], inside, action], color="tab:orange", label="predicted" * (number == 0)
-                )
-            axis.set_ylabel(f"action {action}")
-        axes[0].legend(loc="best")
-        axes[0].set_title(f"episode {episode[0]}: chunks of {run.policy.config.steps} steps")
-        axes[-1].set_xlabel("step")
+        figure = Figure(figsize=(5.2, 2.1 * _SHOWN * len(cases)), layout="constrained")  # 390 pixels: texts are read
+        axes = iter(figure.subplots(_SHOWN * len(cases), 1, squeeze=False)[:, 0])
+        for name, case in reversed(cases.items()):
+            own = np.flatnonzero(episode == int(name))
+            steps, recorded = views.step[rows[own]], views.actions[rows[own]]
+            for number, action in enumerate(np.argsort(-recorded.std(0) / scale)[:_SHOWN]):
+                axis = next(axes)
+                axis.plot(steps, recorded[:, action], color="#888888", linewidth=3, label="recorded")
+                for start in range(0, len(own), config.steps * config.stride):
+                    inside = run.chunks.inside[rows[own[start]]]
+                    x = steps[start] + config.stride * np.arange(len(inside))[inside]
+                    y = predicted[own[start], inside, action]
+                    axis.plot(x, y, color="#d55e00", label="predicted" * (start == 0))
+                axis.set(ylabel=f"{names[action]}\n(data units)", xlabel="step of the episode (frames)")
+                if number == 0:
+                    title = f"{case}: episode {name}, NMSE {by_episode[name]:.3g}"
+                    axis.set_title(title, loc="left", fontsize="medium")
+                    axis.legend(loc="best", fontsize="small")
         with atomic_output(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+            figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})

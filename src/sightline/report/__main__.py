@@ -1,68 +1,77 @@
-"""Show everything that the pipeline has measured on one page: ``python -m sightline.report``.
+"""Tell on one page what the pipeline has measured: ``python -m sightline.report``.
 
-It reads ``metrics/`` as it is on disk. After a section about the data comes one for each stage, then the parameters
-and the versions. ``dvc dag`` draws the graph of the stages.
+It reads ``metrics/`` as it is on disk: a verdict on each part first, then charts, pictures and curves, tables last.
 """
 
+import platform
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sightline.core.cli import run_stage
-from sightline.core.errors import UserError
 from sightline.core.figures import HEADLINE
 from sightline.core.files import atomic_output
 from sightline.core.params import Section
-from sightline.report import page
-from sightline.report.overview import overview, read_parameters, settings
-from sightline.report.parts import section_of
+from sightline.report import project
+from sightline.report.project import Part
 
 
-def write_report(root: Path, output: Path) -> tuple[int, list[str]]:
+def write_report(root: Path, output: Path, experiments: list[str]) -> tuple[int, list[Part]]:
     """Write the page of the project ``root`` -> how many folders of metrics it shows, and which are not here.
 
+    Args:
+        experiments: names of DVC experiments (or revisions), whose curves are shown beside those that are here.
+
     Raises:
-        UserError: no metrics are here, or a file that cannot be read.
+        UserError: a file or an experiment that cannot be read.
     """
-    params = read_parameters(root / "params.yaml")
-    folders: dict[str, list[Path]] = {}
-    missing = []
-    for stage, path in metrics_files(root):
-        if (root / path).parent.is_dir():
-            folders.setdefault(stage, []).append((root / path).parent)
-        else:
-            missing.append(path.as_posix())
-    if not folders:
-        raise UserError(
-            f"{root / 'metrics'}: holds no metrics yet; make them with `dvc repro`, or fetch them with `dvc pull`"
-        )
-    first = overview(params, root / params["data"]["root"] / "recording.json", root / "data/index/frames.parquet")
-    parts = [section_of(name, those) for name, those in folders.items()]
-    absent = [page.section("Not in this report", *(page.paragraph(path) for path in missing))] if missing else []
+    import jinja2
+
+    from sightline.report.story import chapters
+    from sightline.report.verdicts import words
+
+    params = project.read_parameters(root / "params.yaml")
+    parts, edges = project.read_pipeline(root)
+    here = [part for part in parts if part.folder.is_dir()]
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("sightline.report", ""), autoescape=True)
+    environment.filters["words"] = words
+    text = environment.get_template("page.html").render(
+        chapters=chapters(parts, project.read_experiments(root, experiments, parts)),
+        experiments=experiments,
+        commit=project.commit_of(root),
+        machine=f"{platform.system()} {platform.machine()}",
+        recording=project.read_recording(root, params),
+        trainings=project.read_trainings(root),
+        graph=_graph(edges),
+        tables={path: project.read_json(root / path) for part in here for path in part.jsons()},
+        params=params,
+        script=_script(),
+    )
     with atomic_output(output) as temporary:
-        sections = [first, *parts, *absent, *settings(params)]
-        temporary.write_text(page.page("Sightline report", sections), encoding="utf-8")
-    return sum(map(len, folders.values())), missing
+        temporary.write_text(text, encoding="utf-8")
+    return len(here), [part for part in parts if part not in here]
 
 
-def metrics_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """The headline figures of each stage: its name (all of a matrix have the same one), and their path below ``root``.
+@cache
+def _script() -> str:
+    """Vega-Lite with all that it needs."""
+    import vl_convert
 
-    Raises:
-        UserError: DVC cannot read the pipelines of the project ``root``.
-    """
-    from dvc.exceptions import DvcException  # takes a second to load, which no page of help should wait for
-    from dvc.repo import Repo
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
-    try:
-        stages = Repo(str(root), uninitialized=True).index.stages
-    except DvcException as error:
-        raise UserError(f"{root}: DVC cannot read its pipelines ({' '.join(str(error).split())})") from None
-    for stage in stages:
-        for out in stage.outs:
-            path = Path(out.fs_path)
-            if stage.name and out.protocol == "local" and path.name == HEADLINE:  # a file that was added has no name
-                yield stage.name.split("@")[0], path.relative_to(root.resolve())
+
+def _graph(edges: list[tuple[str, str]]) -> dict[str, Any]:
+    """Where to draw the stages: each one column to the right of the last stage that it needs."""
+    columns = {stage: 0 for edge in edges for stage in edge}
+    for _ in columns:
+        for needed, stage in edges:
+            columns[stage] = max(columns[stage], columns[needed] + 1)
+    places: dict[str, tuple[int, int]] = {}
+    for stage, column in sorted(columns.items(), key=lambda item: item[1]):
+        places[stage] = (column, sum(other == column for other, _ in places.values()))
+    rows = 1 + max((row for _, row in places.values()), default=0)
+    return {"places": places, "edges": edges, "columns": 1 + max(columns.values(), default=0), "rows": rows}
 
 
 class Params(Section):
@@ -71,15 +80,16 @@ class Params(Section):
 
 def main(args: Namespace, _: Params) -> None:
     output = args.output or args.root / "metrics/report.html"
-    count, missing = write_report(args.root, output)
-    for path in missing:
-        print(f"left out: {path} is not here; `dvc repro` makes it, `dvc pull {path}` fetches it")
+    count, missing = write_report(args.root, output, args.exp)
+    for part in missing:
+        print(f"left out: {part.path} is not here; `dvc repro` makes it, `dvc pull {part.path / HEADLINE}` fetches it")
     print(f"{output}: {count} parts")
 
 
-parser = ArgumentParser(prog="python -m sightline.report", description="Show what the pipeline measured on one page.")
+parser = ArgumentParser(prog="python -m sightline.report", description="Tell on one page what the pipeline measured.")
 parser.add_argument("--root", type=Path, default=Path(), help="root of the project (the working directory)")
 parser.add_argument("--output", type=Path, help="HTML file to write (ROOT/metrics/report.html)")
+parser.add_argument("--exp", nargs="*", default=[], metavar="NAME", help="experiments whose curves to show, too")
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -226,9 +226,9 @@ def _one_thread() -> Iterator[None]:
 def _figures(outcomes: dict[int, Outcome]) -> dict[str, Any]:
     """Of one driver in all scenes."""
     successes, count = sum(outcome.success for outcome in outcomes.values()), len(outcomes)
-    low, high = wilson_interval(successes, count)
     distance_mm = sum(outcome.distance_mm for outcome in outcomes.values()) / count
-    return {"success_rate": successes / count, "success_low": low, "success_high": high, "distance_mm": distance_mm}
+    interval = list(wilson_interval(successes, count))
+    return {"success_rate": successes / count, "success_rate_interval": interval, "distance_mm": distance_mm}
 
 
 def _by_scene(outcomes: dict[int, Outcome]) -> dict[str, dict[str, Any]]:
@@ -241,7 +241,8 @@ def _by_scene(outcomes: dict[int, Outcome]) -> dict[str, dict[str, Any]]:
 
 def _headline(figures: dict[str, Any]) -> dict[str, Any]:
     rates = [baseline["success_rate"] for name, baseline in figures["baselines"].items() if name != "expert"]
-    own = {name: figures[name] for name in ("success_rate", "success_low", "success_high")}
+    low, high = figures["success_rate_interval"]
+    own = {"success_rate": figures["success_rate"], "success_low": low, "success_high": high}
     return own | {"best_baseline_success": max(rates)}
 
 

@@ -11,6 +11,8 @@ def about_segmentation(config: SegmentationConfig) -> About:
     options = ["--depth FOLDER" if name == "depth" else "--feature PATH" for name in config.extras]
     return About(
         what="Segmentation of images: the class of every pixel.",
+        task="image-segmentation",
+        tags=("semi-supervised", "robotics"),
         use=" ".join([evaluate, *options]) if options else "python -m sightline.predict segment MODEL IMAGES masks",
         inputs=(
             f"images of {config.image_channels} channels, 8 bits",

@@ -41,7 +41,7 @@ from sightline.segmentation.model import SegmentationModel, load_model
 from sightline.segmentation.pictures import draw_overlays
 from sightline.training.processes import process_device
 
-_SHOWN = 4  # frames in the picture
+_SHOWN = ("best", "median", "worst")  # frames in the picture, by their mean Dice
 
 
 class EvaluateSegmentationParams(Section):
@@ -91,11 +91,15 @@ def evaluate_segmentation(
         for name in model.config.extras
     }
     figures = rounded(figures)
-    shown = rows[np.unique(np.linspace(0, len(rows) - 1, _SHOWN).round().astype(int))]
-    images = frames.images(shown)
+    shown = _cases(metrics.nan_mean(metrics.dice(of_interest["model"]).T))
+    images, kind = frames.images(rows[list(shown)]), "group" if group.dtype.kind in "iu" else ""
+    titles = [
+        f"{case}: {kind} {group[i]}, frame {frames.frame_id[rows[i]]}, Dice {dice:.2f}".replace(":  ", ": ")
+        for i, (case, dice) in shown.items()
+    ]
     draw_overlays(
-        output / "overlays.png", images, frames.masks(shown), run.predict(shown, images)[0],
-        [f"frame {frames.frame_id[row]}" for row in shown], names,
+        output / "overlays.png", images, frames.masks(rows[list(shown)]), run.predict(rows[list(shown)], images)[0],
+        titles, names,
     )  # fmt: skip
     _write_table(output / "per_class.csv", ["class", *classes], zip(names, *classes.values(), strict=True))
     _write_table(output / "confidence.csv", ["confidence", "share", "mean_confidence", "accuracy"], _bin_rows(bins))
@@ -248,6 +252,15 @@ def _per_class(counts: Counts, surfaces_MC2: np.ndarray, group: np.ndarray) -> d
         "images": (of_model[:, 2] > 0).sum(axis=0),
         "share": total[2] / max(total[2].sum(), 1),
     }
+
+
+def _cases(dice_M: np.ndarray) -> dict[int, tuple[str, float]]:
+    """Position -> case and Dice, of the best, the median and the worst image that has any class."""
+    order = np.argsort(-np.nan_to_num(dice_M, nan=-1.0), kind="stable")
+    order = order[: max(1, int(np.isfinite(dice_M).sum()))]
+    places = (len(order) - 1, (len(order) - 1) // 2, 0)
+    cases = {order[at]: case for case, at in zip(reversed(_SHOWN), places, strict=True)}  # one may be several: the best
+    return {int(i): (case, float(dice_M[i])) for i, case in reversed(cases.items())}
 
 
 def _overlap_means(counts: np.ndarray) -> dict[str, float]:

@@ -30,6 +30,8 @@ class About:
     """What a kind of model is."""
 
     what: str
+    task: str  # as Hugging Face names it
+    tags: tuple[str, ...]
     use: str  # a command; MODEL stands for the file
     inputs: tuple[str, ...]  # with shape, unit and range
     outputs: tuple[str, ...]
@@ -93,28 +95,57 @@ def read_card(model: Path) -> dict[str, Any]:
 
 
 def write_measured_card(output: Path, card: dict[str, Any], evaluation: dict[str, Any]) -> None:
-    """Write a ``card`` (`read_card`) with the figures of the evaluation to ``output``, as Markdown."""
+    """Write a ``card`` (`read_card`) with the figures of the evaluation to ``output``, as Hugging Face's model cards.
+
+    The header names no licence: who publishes the model knows what the training data allow.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData  # takes a second to load
+
+    compared = _short(comparison(evaluation))
+    own = zip(compared.columns, next(iter(compared.rows.values())), strict=True) if compared else ()
+    figures = {name: value for name, value in own if isinstance(value, float)}
+    where = {"task_type": card["task"], "dataset_type": "recording", "dataset_name": "held-out frames"}
+    results = [EvalResult(**where, metric_type=name, metric_value=value) for name, value in figures.items()]
+    header = ModelCardData(
+        model_name=Path(card["file"]).stem,
+        license="unknown",
+        library_name="sightline",
+        pipeline_tag=card["task"],
+        tags=["sightline", *card["tags"]],
+        metrics=list(figures) or None,
+        eval_results=results or None,
+    )
+    text = str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n{_markdown(card, compared, evaluation)}"))
     with atomic_output(output) as temporary:
-        temporary.write_text(_markdown(card, comparison(evaluation), evaluation), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _short(compared: Table | None) -> Table | None:
+    """Without what is no measure of quality, means over images, and what is there in millimetres too."""
+    if compared is None:
+        return None
+    names = compared.columns
+    kept = [
+        i for i, name in enumerate(names) if direction(name) and "_per_image" not in name and f"{name}_mm" not in names
+    ]
+    rows = {name: tuple(cells[i] for i in kept) for name, cells in compared.rows.items()}
+    return Table(compared.title, tuple(names[i] for i in kept), rows)
 
 
 def _markdown(card: dict[str, Any], compared: Table | None, evaluation: dict[str, Any]) -> str:
-    data = "; ".join(
-        f"{part}: {held['frames']} frames in {held['groups']} groups" for part, held in card["training_data"].items()
-    )
+    data = ", ".join(f"{part} {of['frames']} ({of['groups']} groups)" for part, of in card["training_data"].items())
     limits = [*card["limits"], *(_worse(compared) if compared else []), *_unused(evaluation)]
-    settings = sorted(card["configuration"].items())
+    precision = f", trained in {_plain(card['precision'])}" if "precision" in card else ""
     lines = [
-        *(f"# {card['file']}", "", card["what"], "", f"`{card['use']}`", ""),
-        f"- {card['parameters']:,} weights and statistics, {card['bytes']:,} bytes, SHA-256 `{card['sha256']}`",
-        *([f"- trained in {_plain(card['precision'])}"] if "precision" in card else ()),
+        *(f"# {card['file']}", "", card["what"], "", "## Use", "", f"`{card['use']}`", ""),
         *(f"- in: {_plain(text)}" for text in card["inputs"]),
         *(f"- out: {_plain(text)}" for text in card["outputs"]),
-        *(f"- data, split by whole groups: {data}", "", "## Measured", ""),
+        f"- {card['parameters']:,} weights and statistics{precision}; SHA-256 `{card['sha256']}`",
+        f"- frames, split by whole groups: {data}",
+        f"- configuration: `{Path(card['file']).with_suffix(SUFFIX).name}`",
+        *("", "## Measured", ""),
         *(_rows(compared.by_figure()) if compared else ()),
         *("", "## Limits", "", *(f"- {_plain(text)}" for text in limits)),
-        *("", "## Configuration", ""),
-        *(f"- {_plain(name)}: {_plain(json.dumps(value, ensure_ascii=False))}" for name, value in settings),
     ]
     return "\n".join([*lines, ""])
 

@@ -7,17 +7,14 @@ for bit, as a run that was never killed; a run with any other parameter never se
 
 import csv
 import inspect
-import logging
 import math
 import os
 import pickle
 import shutil
 import sys
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +23,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -37,6 +33,8 @@ from sightline.core.figures import write_figures
 from sightline.core.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder, write_json
 from sightline.core.params import Section
 from sightline.training.by_hand import ByHand
+from sightline.training.gradients import Gradients
+from sightline.training.live import is_terminal, loggers, quiet, watchers, write_run
 from sightline.training.precision import Precision, computed_in, use_bf16
 from sightline.training.processes import process_device, rank, world_size
 
@@ -109,18 +107,6 @@ def parameter_groups(
     ]
 
 
-def clip_gradients(parameters: Iterable[Tensor], largest: float) -> Tensor:
-    """Scale gradients whose norm is above ``largest`` -> their norm before.
-
-    As `torch.nn.utils.clip_grad_norm_`, which also on a processor multiplies all of them where that changes nothing.
-    """
-    parameters = list(parameters)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if norm.device.type != "cpu" or norm > largest:  # looking at a GPU's would wait for it
-        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-    return norm
-
-
 @dataclass(frozen=True)
 class Batches:
     """What a training reads: data sets that make a batch of a draw, and the draws of an epoch."""
@@ -140,6 +126,8 @@ class FitResult:
     best: dict[str, float]  # that epoch's row of the history
     history: list[dict[str, float]]  # one row per epoch: epoch, lr and everything the module logged
     scratch: Path  # to be deleted, by `report`, when the outputs are written
+    runs: Path  # folder of the logs
+    seconds: float  # of this process: of a run that was resumed, since then
 
     def best_weights_of(self, part: str) -> dict[str, Tensor]:
         """Those of the module's attribute ``part``, under its own names."""
@@ -159,25 +147,11 @@ class FitResult:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.history)
+        write_run(self.runs, metrics_dir, len(self.history), self.seconds)
         discard(self.scratch)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning to errors: its hints (more workers, logging intervals) are not the user's to act on here."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            warnings.filterwarnings("ignore", module=r"torch\..*", category=UserWarning)
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@_quiet()
+@quiet()
 def fit(
     module: lightning.LightningModule,
     batches: Batches,
@@ -211,6 +185,8 @@ def fit(
         claim(scratch)
     # Every epoch ends in the keeper, which saves that state, and copies of it for a run by hand.
     keeper, output_dir = _Keeper(scratch, by_hand), by_hand.output_dir
+    project = scratch.parents[2]
+    runs = output_dir / "tensorboard" if output_dir else project / "runs" / stage / key[:12]
     if output_dir:
         write_json(output_dir / "config.json", {"stage": stage, "identity": identity})
     # Lightning's own checkpoints, summary, sampler and clipping are off: ours are above, or in the callbacks.
@@ -226,16 +202,15 @@ def fit(
         callbacks=[
             EarlyStopping("val_loss", patience=params.patience, check_finite=False),
             keeper,
-            _Gradients(params.gradient_clip, batches.train_order, batches.frame_id),
-            _ProgressBar(),
+            Gradients(params.gradient_clip, batches.train_order, batches.frame_id),
+            *watchers(stage),
         ],
-        logger=TensorBoardLogger(output_dir, name="tensorboard", version="")
-        if output_dir
-        else TensorBoardLogger(scratch.parents[2] / "runs", name=stage, version=key[:12]),
+        logger=loggers(runs, None if output_dir else project, keeper.last.is_file()),
         # explicit, because Lightning takes any job of SLURM for one whose processes SLURM has started
         plugins=[_AtomicCheckpoints(), TorchElasticEnvironment() if world_size() > 1 else LightningEnvironment()],
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=is_terminal(),
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -251,11 +226,12 @@ def fit(
     # Lightning answers Ctrl-C with SystemExit; both leave as the one that `run_stage` reports.
     train = DataLoader(batches.train, sampler=batches.train_order, batch_size=None)
     val = DataLoader(batches.val, sampler=batches.val_order, batch_size=None)
+    began = time.monotonic()
     try:
         trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
     except (SystemExit, KeyboardInterrupt):
         raise KeyboardInterrupt(f"{len(keeper.history)} of {params.epochs} epochs are kept") from None
-    return keeper.result()
+    return keeper.result(runs, time.monotonic() - began)
 
 
 class _Keeper(Callback):
@@ -278,7 +254,6 @@ class _Keeper(Callback):
                 f"{trainer.current_epoch}, it was {self.history[0]['val_loss']:.3g} in epoch 0; lower the lr"
             )
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        trainer.logger.log_metrics({"lr": lr}, step=trainer.global_step)  # type: ignore[union-attr]
         self.history.append({"epoch": trainer.current_epoch, "lr": lr, **dict(sorted(metrics.items()))})
         is_best = self._best_row() is self.history[-1]
         if trainer.is_global_zero and is_best:
@@ -301,66 +276,14 @@ class _Keeper(Callback):
         self.history = state["history"]
         self.start = state["start"] if self.last.is_file() else len(self.history)
 
-    def result(self) -> FitResult:
+    def result(self, runs: Path, seconds: float) -> FitResult:
         if len(self.history) == self.start:
             raise UserError(f"the checkpoint has {self.start} epochs already; raise the number of epochs to go on")
         best = torch.load(self.best, map_location="cpu", weights_only=True) if rank() == 0 else {}
-        return FitResult(best, self._best_row(), self.history, self.scratch)
+        return FitResult(best, self._best_row(), self.history, self.scratch, runs, seconds)
 
     def _best_row(self) -> dict[str, float]:
         return min(self.history[self.start :], key=lambda row: row["val_loss"])
-
-
-class _Gradients(Callback):
-    """Clips the gradient's norm (Lightning's own clipping refuses fused optimizers), logs it, stops if not finite.
-
-    It checks before the step, so that the weights stay sound. On a GPU it checks once in `EVERY` batches, because a
-    check waits for all computations; the weights of the last epoch stay sound in any case.
-    """
-
-    EVERY = 32
-
-    def __init__(self, largest: float, order: Iterable[Any], frame_id: np.ndarray) -> None:
-        self.largest, self.order, self.frame_id = largest, order, frame_id
-        self.unsound: Tensor | None = None  # the first batch of the epoch with such a gradient, -1 for none
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self.batch, self.unsound = 0, torch.full((), -1, device=module.device)
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        self.batch = batch_idx
-
-    def on_before_optimizer_step(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        assert self.unsound is not None
-        norm = clip_gradients(module.parameters(), self.largest or math.inf)
-        module.log("gradient_norm", norm, on_step=False, on_epoch=True, batch_size=1)
-        is_first = ~norm.isfinite() & (self.unsound < 0)
-        self.unsound = torch.where(is_first, self.batch, self.unsound)
-        if norm.device.type == "cpu" or self.batch % self.EVERY == 0:
-            self._check(trainer)
-
-    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._check(trainer)
-
-    def _check(self, trainer: lightning.Trainer) -> None:
-        if self.unsound is None or self.unsound < 0:
-            return
-        last = int(self.unsound) + 1
-        draws = list(islice(self.order, last))[max(0, last - trainer.accumulate_grad_batches) :]
-        ids = sorted({int(i) for draw in draws for i in self.frame_id[draw.rows]})
-        raise UserError(
-            f"the gradient is not finite in batch {last - 1} of epoch {trainer.current_epoch}, of frames "
-            f"{', '.join(map(str, ids))}: look at these frames for NaN, or lower the lr; the last good epoch is kept"
-        )
-
-
-class _ProgressBar(TQDMProgressBar):
-    """Without the version number that the logger adds."""
-
-    def get_metrics(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):
