@@ -21,8 +21,8 @@ def main(args: Namespace, params: Params) -> None:
         args.weights, args.views, args.output, params.rollout, params.simulate, params.render, args.processes
     )
     for name, of in {"policy": figures, **figures["baselines"]}.items():
-        interval = f"{of['success_low']:.2f} to {of['success_high']:.2f}"
-        print(f"{name:8}{of['success_rate']:6.2f} success, 95 % interval {interval}")
+        low, high = of["success_rate_interval"]
+        print(f"{name:8}{of['success_rate']:6.2f} success, 95 % interval {low:.2f} to {high:.2f}")
 
 
 parser = ArgumentParser(description=__doc__)
