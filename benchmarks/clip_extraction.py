@@ -1,4 +1,4 @@
-"""Extraction of CLIP grids against public tools' ways, and of 1 % new photographs against all of them again.
+"""Extraction of grids against public tools' ways, and of 1 % new photographs against all of them again.
 
     python benchmarks/clip_extraction.py [--quick] [--photographs FOLDER]
 
@@ -9,29 +9,61 @@ model loaded. The bound is the model on images in memory, in our precision.
 import shutil
 
 import open_clip
+import timm
 import torch
 from measuring import Bench, Row, command, in_turn, per, scratch_in
-from peers.clip_scripts import by_loader, one_by_one
+from peers.clip_scripts import LastMap, by_loader, one_by_one
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-from sightline.clip import ClipParams
+from sightline.clip import GridParams
 from sightline.clip.extraction import extract_grids
+from sightline.clip.networks import load_feature_network
 from sightline.clip.photographs import prepare
 from sightline.clip.tokens import GridEncoder
 from sightline.clip.weights import load_image_tower
 from sightline.training.processes import process_device
 
-TINY = ClipParams(model="ViT-S-16", image_size=32, grid=2)
+TINY = GridParams(model="ViT-S-16", image_size=32, grid=2)
 
 
 def rows(bench: Bench) -> list[Row]:
     """Rows of the extraction, of decoding, and of extracting what is new."""
-    return [*_extraction(bench), _decoding(bench), _incremental(bench)]
+    return [*_extraction(bench), _by_timm(bench), _decoding(bench), _incremental(bench)]
+
+
+def _by_timm(bench: Bench) -> Row:
+    params, device = GridParams(**GridParams.entries["efficientnet"]), process_device()
+    if bench.quick:
+        params = params.model_copy(update={"image_size": 64, "grid": 2})
+    many = bench.size(384 if device.type == "cpu" else 8192, 4)
+    folder = bench.photograph_folder("for_timm", many)
+    paths, encoder, tower = sorted(folder.iterdir()), GridEncoder(params, device), load_feature_network(params)
+    images = torch.stack([prepare(path, encoder.preparation) for path in paths])
+    visual = LastMap(tower.network.to(device))
+    size = tower.image_size
+    transform = timm.data.create_transform(size, mean=tower.mean, std=tower.std, interpolation="bicubic", crop_pct=1.0)
+
+    def stage() -> None:
+        with scratch_in(bench.room):
+            extract_grids([folder], bench.room / "extracted.hdf5", params)
+
+    seconds = in_turn(
+        {
+            "stage": stage,
+            "loader": lambda: by_loader(paths, bench.room / "all.npy", visual, transform, params.grid),
+            "model": lambda: encoder.encode(images),
+        },
+        bench.size(3, 1),
+        warm=False,
+    )
+    ours, peer, model = (per(seconds[name], many) for name in ("stage", "loader", "model"))
+    work, between = f"grids of {many} photographs, each, {params.model}", "starting up, decoding, hashing, writing"
+    return Row(work, "ms", ours, peer, "DataLoader, fp32", model, "the model, images in memory", between)
 
 
 def _extraction(bench: Bench) -> list[Row]:
-    params, device = TINY if bench.quick else ClipParams(), process_device()
+    params, device = TINY if bench.quick else GridParams(), process_device()
     many, some, few = (384, 16, 8) if device.type == "cpu" else (8192, 2048, 512)
     many, some, few = bench.size(many, 4), bench.size(some, 2), bench.size(few, 2)
     folder = bench.photograph_folder("extracted", many)
@@ -87,7 +119,7 @@ def _decoding(bench: Bench) -> Row:
 
 
 def _incremental(bench: Bench) -> Row:
-    params, device = TINY if bench.quick else ClipParams(model="ViT-B-32"), process_device()
+    params, device = TINY if bench.quick else GridParams(model="ViT-B-32"), process_device()
     count = bench.size(100 if device.type == "cpu" else 10_000, 4)
     new, rounds = max(1, count // 100), bench.size(2, 1)
     folder = bench.photograph_folder("growing", count)

@@ -13,7 +13,7 @@ from measuring import Bench, Row, command, in_turn, per, scratch_in, timed
 from peers import gzip_grids
 from torch import Tensor, nn
 
-from sightline.clip import ClipParams, GridStore, LiveGrids
+from sightline.clip import GridParams, GridStore, LiveGrids
 from sightline.clip.extraction import extract_grids
 from sightline.clip.store import Rows, StoreLayout, write_store
 from sightline.core.hdf5 import open_rows
@@ -115,7 +115,7 @@ class Captioner(nn.Module):
 
 
 def _training(bench: Bench) -> Row:
-    params = ClipParams(model="ViT-S-16", image_size=32, grid=2) if bench.quick else ClipParams()
+    params = GridParams(model="ViT-S-16", image_size=32, grid=2) if bench.quick else GridParams()
     device, batch = process_device(), bench.size(16, 2)
     folder = bench.photograph_folder("captioned", batch)
     with scratch_in(bench.room):

@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, float]] = {
     "camera 40 cm aside": OTHER | {"render.camera_shift_m": 0.4, "simulate.episodes": 6},
 }
 MODALITIES = ("joints", "rgb/global", "rgb/left_wrist", "rgb/right_wrist", "depth", "masks")
-CLIP = "--model ViT-S-32 --set clip.pretrained=random"  # small, for two cores
+CLIP = "--model ViT-S-32 --set grids.pretrained=random"  # small, for two cores
 
 
 def run(*command: str | Path) -> str:

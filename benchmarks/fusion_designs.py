@@ -1,6 +1,6 @@
 """The designs of the fusion model beside simple predictors, over seeds, on one file of views.
 
-    python benchmarks/fusion_designs.py run VIEWS RUNS --design nine --seed 0 [--label NAME] [--set key=value ...]
+    python benchmarks/fusion_designs.py run VIEWS RUNS --design stacked --seed 0 [--label NAME] [--set key=value ...]
     python benchmarks/fusion_designs.py run VIEWS RUNS --design joints_only --label told --truth frames.parquet COLUMN
     python benchmarks/fusion_designs.py table RUNS --name demo [--write docs/results.md]
 
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from running import ROOT, put, stage
 
-USES = ("shuffled_views", "swapped_left_right", "shuffled_joints")
+USES = ("shuffled_views", "swapped_first_two", "shuffled_joints")
 
 
 def run(
@@ -61,7 +61,7 @@ def table(runs: Path) -> str:
         by_label.setdefault(path.parents[2].name, []).append(json.loads(path.read_text(encoding="utf-8")))
     if not by_label:
         raise SystemExit(f"{runs}: no runs in it; make some with the command run")
-    columns = ("model", "NMSE of the seeds", "mean", "R2", "views of other frames", "left and right swapped",
+    columns = ("model", "NMSE of the seeds", "mean", "R2", "views of other frames", "first two cameras swapped",
                "joints of other frames")  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, figures in next(iter(by_label.values()))[0]["baselines"].items():

@@ -74,9 +74,9 @@ def _commands(root: Path, count: int) -> dict[str, tuple[object, ...]]:
         "train_autoencoder": ("depth.hdf5", "a.safetensors", "--metrics-dir", "m1", *_set("train", autoencoder)),
         "evaluate": ("a.safetensors", "depth.hdf5", "e1", "--frames", root / "frames.parquet"),
         "embed": ("encoder.safetensors", "depth.hdf5", "embeddings.hdf5", *_set("embed", {"batch_size": 8})),
-        "clip_grids": (root / "rgb/global", "c.hdf5", "--index", index / "rgb/global.parquet", *_set("clip", clip)),
+        "clip_grids": (root / "rgb/global", "c.hdf5", "--index", index / "rgb/global.parquet", *_set("grids", clip)),
         "verify_clip_grids": (
-            "c.hdf5", root / "rgb/global", "--index", index / "rgb/global.parquet", *_set("clip", clip),
+            "c.hdf5", root / "rgb/global", "--index", index / "rgb/global.parquet", *_set("grids", clip),
         ),
         "pack_views": (root, "views.hdf5", "--index", index, *_set("fusion", {"image_size": 32})),
         "train_fusion": (

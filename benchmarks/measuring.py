@@ -230,7 +230,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 @contextmanager
 def opened(args: argparse.Namespace) -> Iterator[Bench]:
     """The run that ``args`` ask for, in a folder of its own that is deleted afterwards."""
-    warnings.filterwarnings("ignore", message="clip.pretrained is random")
+    warnings.filterwarnings("ignore", message="grids.pretrained is random")
     with tempfile.TemporaryDirectory() as room, scratch_in(Path(room)):
         yield Bench(Path(room), args.quick, args.depth, args.photographs)
 

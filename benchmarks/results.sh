@@ -20,14 +20,14 @@ fi
 dvc repro pack_views validate_images clip_grids
 fusion() { python benchmarks/fusion_designs.py run "$@"; }
 for seed in 0 1 2; do
-    for design in nine joints_only three; do
+    for design in stacked joints_only separate; do
         fusion data/fusion/actions.hdf5 "$runs/demo" --design $design --seed $seed
     done
     fusion data/fusion/actions.hdf5 "$runs/demo" --design joints_only --seed $seed \
         --label joints_only_told_the_object --truth data/demo/frames.parquet object_position
 done
 for design in images_only shared; do fusion data/fusion/actions.hdf5 "$runs/demo" --design $design --seed 0; done
-fusion data/fusion/actions.hdf5 "$runs/demo" --design nine --seed 0 --label nine_without_views \
+fusion data/fusion/actions.hdf5 "$runs/demo" --design stacked --seed 0 --label stacked_without_views \
     --set fusion.view_dropout=0.8
 python benchmarks/fusion_designs.py table "$runs/demo" --name demo --write $page
 
@@ -37,12 +37,12 @@ if [ -n "${LEROBOT:-}" ]; then
     python stages/pack_views.py "$runs/recording" "$runs/views.hdf5" --index "$runs/index" \
         --set 'views.cameras=[left,right,top]'
     for seed in 0 1 2; do
-        for design in nine joints_only three; do
+        for design in stacked joints_only separate; do
             fusion "$runs/views.hdf5" "$runs/real" --design $design --seed $seed --set fusion.stride=3 \
                 --set fusion.epochs=14 --set fusion.lr=3e-4 --set fusion.trunk_lr=3e-4
         done
     done
-    fusion "$runs/views.hdf5" "$runs/real" --design nine --seed 0 --label nine_without_views \
+    fusion "$runs/views.hdf5" "$runs/real" --design stacked --seed 0 --label stacked_without_views \
         --set fusion.stride=3 --set fusion.epochs=14 --set fusion.lr=3e-4 --set fusion.trunk_lr=3e-4 \
         --set fusion.view_dropout=0.8
     python benchmarks/fusion_designs.py table "$runs/real" --name "real recording" --write $page
@@ -63,7 +63,7 @@ segmentation "$runs/short" $demo --labelled all --seeds 0 --methods supervised $
 segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 \
     --variant supervised_bank segmentation.method=supervised segmentation.contrastive.weight=0.1 \
     --variant bcp_bank segmentation.method=bcp segmentation.contrastive.weight=0.1 \
-    --variant supervised_clip segmentation.method=supervised clip --feature data/clip/global $small
+    --variant supervised_grid segmentation.method=supervised grid --feature data/grids/efficientnet/global $small
 python benchmarks/segmentation.py table "$runs/short" --name "short trainings of segmentation" --write $page
 
 python benchmarks/phantom.py "$runs/hearts"

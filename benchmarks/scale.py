@@ -22,7 +22,7 @@ from large_store import SHAPE, index_bytes, million, store_table
 from running import put
 from torch.utils.flop_counter import FlopCounterMode
 
-from sightline.clip import ClipParams
+from sightline.clip import GridParams
 from sightline.clip.weights import load_image_tower
 from sightline.core.files import write_json
 from sightline.depth.network import Encoder, NetworkConfig
@@ -32,7 +32,7 @@ GPUS = (8, 64)
 # assumed, because nothing here could measure them
 GPU_FLOP_PER_S, CORES_PER_GPU, PHOTOGRAPH_BYTES = 200e12, 16, 100_000
 REMOTE_BYTES_PER_S = WRITTEN_BYTES_PER_S = 1e9  # the remote, and a shared file system as one process writes to it
-SHARD = ClipParams().shard_frames
+SHARD = GridParams().shard_frames
 GRID_BYTES, DEPTH_BYTES = 2 * SHAPE[0] * SHAPE[1], 128 * 128 * 5  # float16; float32 and a byte for each pixel
 # what a team would not put up with
 STATUS_S, PROCESS_BYTES, HOUR = 600, 16e9, 3600
@@ -70,7 +70,7 @@ def costs_table(rate: dict[str, float]) -> str:
     def hours(seconds: float) -> str:
         return f"{seconds / HOUR:.3g} h"
 
-    clip = flop_of(load_image_tower(ClipParams()).visual, 3, 224, 224) / GPU_FLOP_PER_S
+    clip = flop_of(load_image_tower(GridParams()).visual, 3, 224, 224) / GPU_FLOP_PER_S
     embed = flop_of(Encoder(NetworkConfig()).eval(), 1, 128, 128) / GPU_FLOP_PER_S
     lines = [f"| {IMAGES:,} images | {' | '.join(f'{n} GPUs' for n in GPUS)} | from |", "|---|---|---|---|"]
     for name, each, source in (

@@ -3,13 +3,13 @@
     python benchmarks/segmentation.py run RUNS --recording data/demo --index data/index \
         --methods supervised unimatch bcp --labelled 1 2 4 all --seeds 0 1 2 [--set segmentation.epochs=12 ...]
     python benchmarks/segmentation.py run RUNS ... --variant bcp_bank segmentation.method=bcp \
-        segmentation.contrastive.weight=0.1 --variant bcp_clip segmentation.method=bcp clip --feature FILE
+        segmentation.contrastive.weight=0.1 --variant bcp_grid segmentation.method=bcp grid --feature FILE
     python benchmarks/segmentation.py table RUNS [--name NAME] [--write docs/results.md] [--picture FILE.png]
 
 Frames are a recording with its index, ``--images`` with ``--masks``, or ``--arrays``. ``--labelled`` counts groups
 (episodes, patients); a number with a point is a share of them. The labelled groups follow from the seed: for one number
 of them and one seed, every method has the same. ``--variant`` names settings of its own; the words ``depth`` and
-``clip`` among them give it that further input, which methods without a name of their own do not have.
+``grid`` among them give it that further input, which methods without a name of their own do not have.
 
 RUNS keeps a folder for each run. One that is done is left as it is, one that was interrupted continues; several
 commands may work on the same RUNS side by side. A run that was made with other settings is an error. Decoded images
@@ -79,8 +79,8 @@ def work(args: Namespace) -> None:
 def run(args: Namespace, place: Path, name: str, labelled: str, seed: int, settings: list[str]) -> None:
     """Train and evaluate in the folder ``place``, where that is not done."""
     inputs = [word for word in settings if "=" not in word]
-    if wrong := set(inputs) - {"depth", "clip"}:
-        raise UserError(f"--variant {name}: {sorted(wrong)[0]}: expected section.key=value, depth or clip")
+    if wrong := set(inputs) - {"depth", "grid"}:
+        raise UserError(f"--variant {name}: {sorted(wrong)[0]}: expected section.key=value, depth or grid")
     key = "labeled_fraction" if "." in labelled else "labeled_groups"
     other = {"labeled_fraction", "labeled_groups"} - {key}
     amount = "null" if labelled == "all" else labelled
@@ -116,13 +116,13 @@ def run(args: Namespace, place: Path, name: str, labelled: str, seed: int, setti
 
 def frames_of(args: Namespace, params: Params, inputs: list[str], config: Any = None) -> SegmentationFrames:
     """The frames that the arguments name, as the parameters or a model's ``config`` say."""
-    for word, file in (("depth", args.depth), ("clip", args.feature)):
+    for word, file in (("depth", args.depth), ("grid", args.feature)):
         if word in inputs and not file:
-            raise UserError(f"a variant has {word} as an input; give --{'feature' if word == 'clip' else word}")
+            raise UserError(f"a variant has {word} as an input; give --{'feature' if word == 'grid' else word}")
     frames = open_frames(
         config or params.segmentation, params.data.split, recording=args.recording, index=args.index,
         images=args.images, masks=args.masks, arrays=args.arrays,
-        depth=args.depth if "depth" in inputs else None, features=[args.feature] if "clip" in inputs else [],
+        depth=args.depth if "depth" in inputs else None, features=[args.feature] if "grid" in inputs else [],
     )  # fmt: skip
     return replace(
         frames, read_image=remembering(frames.read_image, "image"), read_mask=remembering(frames.read_mask, "mask")

@@ -17,7 +17,7 @@ from running import put
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sightline.clip import ClipParams
+from sightline.clip import GridParams
 from sightline.clip.weights import load_image_tower
 from sightline.depth.network import Autoencoder, NetworkConfig
 from sightline.fusion import ImageJointEncoder
@@ -58,13 +58,13 @@ def applied(name: str, model: nn.Module, forward: Callable[[], Any]) -> tuple[st
 def table() -> str:
     """Markdown: a row for each model."""
     depth, views = torch.zeros(SAMPLES, 1, 128, 128), [torch.rand(SAMPLES, 3, 84, 84) for _ in range(3)]
-    autoencoder, tower = Autoencoder(NetworkConfig()), load_image_tower(ClipParams()).visual
+    autoencoder, tower = Autoencoder(NetworkConfig()), load_image_tower(GridParams()).visual
     rows = [
         trained("train_autoencoder, an image of 128x128", autoencoder, lambda: autoencoder(depth)[0]),
         applied("embed, an image of 128x128", autoencoder.encoder, lambda: autoencoder.encoder(depth)),
         applied("clip_grids, ViT-B/16, an image of 224x224", tower, lambda: tower(torch.zeros(SAMPLES, 3, 224, 224))),
     ]
-    for design in ("nine", "three"):
+    for design in ("stacked", "separate"):
         encoder = ImageJointEncoder(design=design)  # type: ignore[arg-type]
         rows.append(trained(
             f"train_fusion, {design}, three views of 84x84", encoder,

@@ -16,8 +16,8 @@ parser = ArgumentParser(description=__doc__)
 parser.add_argument("recording", type=Path, help="folder in this project, e.g. data/mine; again when it has grown")
 parser.add_argument("--mask-camera", metavar="NAME", help="camera whose images the masks belong to, if there are more")
 parser.add_argument(
-    "--views", nargs=3, metavar=("LEFT", "RIGHT", "GLOBAL"),
-    help="cameras of the fusion model (default: those of views.cameras, if the recording has them)",
+    "--views", nargs="*", metavar="NAME",
+    help="cameras of the fusion model, in order; none: joints alone (default: as before, or all there are)",
 )  # fmt: skip
 parser.add_argument("--processes", type=int, help="processes that read images (default: one per core)")
 

@@ -1,11 +1,11 @@
-"""Extract CLIP grid features of folders of photographs into HDF5; again, only what is new or changed."""
+"""Extract grid features of folders of photographs, CLIP's or timm's, into HDF5; again, only what is new or changed."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sightline.core.cli import add_shorthands, run_stage  # isort: skip
 from sightline.clip.extraction import extract_grids
-from sightline.clip.params import SHORTHANDS, ClipParams
+from sightline.clip.params import RENAMED, SHORTHANDS, GridParams
 from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.recording.names import add_naming, naming
@@ -15,21 +15,21 @@ from sightline.training.processes import join_srun
 
 class Params(Section):
     data: DataParams = DataParams()
-    clip: ClipParams = ClipParams()
+    grids: GridParams = GridParams()
+    renamed = RENAMED
 
 
 def main(args: Namespace, params: Params) -> None:
     join_srun()
-    figures = extract_grids(
-        args.images, args.output, params.clip, params.data.on_error, args.index, args.previous, naming(args)
-    )
+    on_error = params.data.on_error
+    figures = extract_grids(args.images, args.output, params.grids, on_error, args.index, args.previous, naming(args))
     if figures:  # of several processes, the first one reports
         report(figures, {name: figures[name] for name in ("images", "random_weights")}, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("images", type=Path, nargs="+", help="folders of photographs")
-parser.add_argument("output", type=Path, help="file to write (*.hdf5), or folder of shards of clip.shard_frames")
+parser.add_argument("output", type=Path, help="file to write (*.hdf5), or folder of shards of grids.shard_frames")
 parser.add_argument("--index", type=Path, help="frame index; only its frames are encoded")
 parser.add_argument("--previous", type=Path, help="older one of the same settings; unchanged images are taken from it")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")

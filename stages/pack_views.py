@@ -1,5 +1,6 @@
 """Decode the views of every frame once, to one HDF5 file with joints, actions and split."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from sightline.core.cli import run_stage
 from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.fusion.views import ViewParams, pack_views
+from sightline.recording.layout import check_pack
 
 
 class Params(Section):
@@ -14,6 +16,7 @@ class Params(Section):
 
 
 def main(args: Namespace, params: Params) -> None:
+    check_pack(os.environ.get("DVC_STAGE", ""), len(params.views.cameras))
     figures = pack_views(args.recording, args.index, args.output, params.views, args.target, args.processes)
     report(figures, {name: figures[name] for name in ("frames", "episodes")}, args.metrics_dir)
 

@@ -1,4 +1,4 @@
-"""Simulate the demo recording: two arms that reach for, grasp and lift objects; some attempts fail, on purpose."""
+"""Simulate the demo recording: an arm puts a ball on a plate; some attempts fail, on purpose."""
 
 import argparse
 from pathlib import Path

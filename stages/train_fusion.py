@@ -2,11 +2,9 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import get_args
 
 from sightline.core.cli import run_stage
 from sightline.core.params import Section, Seed
-from sightline.fusion.network import Design
 from sightline.fusion.training import FusionParams, train_fusion
 from sightline.grids.features import add_features
 from sightline.training.by_hand import ByHand
@@ -29,7 +27,7 @@ def main(args: Namespace, params: Params) -> None:
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("views", type=Path, help="HDF5 file written by stages/pack_views.py")
 parser.add_argument("weights", type=Path, help="safetensors file to write")
-parser.add_argument("--design", choices=get_args(Design), default="nine", help="what encodes the views (nine)")
+parser.add_argument("--design", default="stacked", help="stacked, separate, shared, images_only, joints_only (stacked)")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
 add_features(parser)
 ByHand.add_options(parser)

@@ -1,9 +1,9 @@
-"""Check CLIP grid features against the photographs and against open_clip's own way to them."""
+"""Check grid features against the photographs, and against the way of open_clip or timm to them."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sightline.clip.params import ClipParams, VerifyParams
+from sightline.clip.params import RENAMED, GridParams, VerifyParams
 from sightline.clip.verification import verify_grids
 from sightline.core.cli import run_stage
 from sightline.core.figures import report
@@ -12,13 +12,14 @@ from sightline.recording.names import add_naming, naming
 
 
 class Params(Section):
-    clip: ClipParams = ClipParams()
+    grids: GridParams = GridParams()
+    renamed = RENAMED
     verify_clip_grids: VerifyParams = VerifyParams()
 
 
 def main(args: Namespace, params: Params) -> None:
     limits = params.verify_clip_grids
-    figures = verify_grids(args.store, args.images, params.clip, limits, args.index, naming(args))
+    figures = verify_grids(args.store, args.images, params.grids, limits, args.index, naming(args))
     headline = {"min_cosine": figures["reference"]["min_cosine"], "relative": figures["reference"]["relative"]}
     report(figures, headline, args.metrics_dir)
 

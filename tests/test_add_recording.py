@@ -52,9 +52,11 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
     recording_folder(MINE, VIEWS)
     said = add_recording(MINE, "top", VIEWS, processes=1)
     lists = {
-        "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"], "cameras": ["left"],
-        "masks": ["masks"], "demonstrations": ["actions"], "designs": ["nine", "joints_only"], "segmentation_with": [],
+        "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"],
+        "masks": ["masks"], "demonstrations": ["actions"], "designs": ["stacked", "joints_only"],
+        "grids": {"names": ["efficientnet", "clip"], "cameras": ["left"]}, "segmentation_with": [], "rollouts": [],
         "fusion_with": {"designs": ["joints_only"], "features": ["embeddings/depth.hdf5"]},
+        "pack": {"views": ["actions"], "no_views": [], "one_view": [], "many_views": []},
     }  # fmt: skip
     expected = parse_yaml(default_params(), "")
     expected["data"]["root"], expected["stages"] = "data/mine", lists
@@ -70,11 +72,16 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
         "  data.root: data/mine",
         "  stages.images: [depth, masks, rgb/left, rgb/right, rgb/top]",
         "  stages.depth: [depth]",
-        "  stages.cameras: [left]  (CLIP encodes these; change the list for others)",
+        "  stages.grids.cameras: [left]  (their images are encoded; change the list for others)",
         "  stages.masks: [masks]",
         "  segmentation.camera: top",
         "  stages.demonstrations: [actions]",
         "  views.cameras: [left, right, top]",
+        "  stages.pack.views: [actions]",
+        "  stages.pack.no_views: []",
+        "  stages.pack.one_view: []",
+        "  stages.pack.many_views: []",
+        "  stages.rollouts: []",
         "  stages.segmentation_with: []",
         "  stages.fusion_with.features: [embeddings/depth.hdf5]",
         "Next:",
@@ -90,27 +97,36 @@ def test_what_a_recording_lacks_is_an_empty_list_and_other_lines_stay(project):
     before = default_params()
     said = add_recording(MINE, processes=1)
     stages = params()["stages"]
-    assert (stages["images"], stages["cameras"]) == (["rgb/front"], ["front"])
-    assert [stages[name] for name in ("depth", "masks", "demonstrations")] == [[], [], []]
-    assert "  stages.demonstrations: []  (the fusion model needs 3 cameras)\n" in said
+    assert (stages["images"], stages["grids"]["cameras"]) == (["rgb/front"], ["front"])
+    assert [stages[name] for name in ("depth", "masks", "demonstrations")] == [[], [], ["actions"]]
+    assert stages["pack"] == {"views": [], "no_views": [], "one_view": ["actions"], "many_views": []}
+    assert "  views.cameras: [front]\n" in said
     after = Path("params.yaml").read_text()
-    first, last = before.index("stages:   "), before.index("  designs:\n")
-    assert after.startswith(before[:first].replace("root: data/demo", "root: data/mine"))
-    assert after.endswith(before[last:])
+    views = "  cameras:\n  - left_wrist\n  - right_wrist\n  - global\n"
+    first, designs = before.index("stages:   "), before.index("  designs:\n")
+    expected = before[:first].replace("root: data/demo", "root: data/mine").replace(views, "  cameras:\n  - front\n")
+    assert after.startswith(expected)
+    lists = before[designs : before.index("    features:\n")]
+    lists = lists.replace("  rollouts:\n  - actions\n", "  rollouts: []\n")
+    assert lists.replace("    cameras:\n    - global\n", "    cameras:\n    - front\n") in after
 
 
 def test_without_cameras(project):
     recording_folder(MINE, [], masks=False, actions=None)
     said = add_recording(MINE, processes=1)
-    assert "  stages.demonstrations: []  (the fusion model needs actions and 3 cameras)" in said
-    stages, names = params()["stages"], ("images", "depth", "cameras", "masks", "demonstrations")
-    assert [stages[name] for name in names] == [["depth"], ["depth"], [], [], []]
+    assert "  stages.demonstrations: []  (the fusion model needs actions)" in said
+    assert not any(params()["stages"]["pack"].values())
+    stages, names = params()["stages"], ("images", "depth", "masks", "demonstrations")
+    assert [stages[name] for name in names] == [["depth"], ["depth"], [], []]
+    assert stages["grids"]["cameras"] == []
 
 
 def test_it_is_run_again_when_episodes_were_added(project):
     recording_folder(MINE, VIEWS)
     add_recording(MINE, "top", ("top", "right", "left"), processes=1)
-    text = Path("params.yaml").read_text().replace("  cameras:\n  - left\n", "  cameras:\n  - right\n  - top\n")
+    text = (
+        Path("params.yaml").read_text().replace("    cameras:\n    - left\n", "    cameras:\n    - right\n    - top\n")
+    )
     Path("params.yaml").write_text(text)
     before = state()
     frames = pd.read_parquet(MINE / "frames.parquet")
@@ -149,31 +165,46 @@ def test_the_one_camera_there_is_has_the_masks(project):
     assert params()["segmentation"]["camera"] == "front"
 
 
-def test_the_views_are_asked_for_unless_the_parameters_name_them(project):
+def test_the_views_are_all_cameras_unless_some_are_named(project):
     recording_folder(MINE, VIEWS, masks=False)
-    assert refused() == (
-        "data/mine/recording.json: does not say which cameras are the fusion model's views; add --views LEFT RIGHT "
-        "GLOBAL, three of left, right, top"
-    )
     assert "front not in data/mine/recording.json, which has: left, right, top" in refused(
         views=["left", "right", "front"]
     )
-    assert "name 3 different cameras" in refused(views=["left", "right", "left"])
-    other = recording_folder(Path("data/other"), ["left_wrist", "right_wrist", "global"], masks=False)
-    add_recording(other, processes=1)
-    assert params()["views"]["cameras"] == ["left_wrist", "right_wrist", "global"]
+    assert "name at most 8 different cameras" in refused(views=["left", "right", "left"])
+    add_recording(MINE, processes=1)
+    assert params()["views"]["cameras"] == list(VIEWS)
+    add_recording(MINE, views=["top"], processes=1)
+    add_recording(MINE, processes=1)  # it was told
+    assert params()["views"]["cameras"] == ["top"]
+    assert params()["stages"]["pack"]["one_view"] == ["actions"]
+    many = recording_folder(Path("data/many"), list("abcdefgh"), masks=False)
+    add_recording(many, processes=1)
+    assert params()["views"]["cameras"] == list("abcdefgh")
+    assert [name for name, targets in params()["stages"]["pack"].items() if targets] == ["many_views"]
+    more = recording_folder(Path("data/more"), list("abcdefghi"), masks=False)
+    assert refused(more) == (
+        "data/more/recording.json: 9 cameras, and the fusion model takes 8 at most; add --views NAME ..., some of "
+        "a, b, c, d, e, f, g, h, i"
+    )
+
+
+def test_without_a_camera_the_joints_are_learnt_from(project):
+    recording_folder(MINE, [], masks=False)
+    said = add_recording(MINE, processes=1)
+    assert "  stages.designs: [joints_only]  (the others need a camera)\n" in said
+    assert params()["views"]["cameras"] == []
+    assert params()["stages"]["pack"]["no_views"] == params()["stages"]["demonstrations"] == ["actions"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"mask_camera": "front"}, "--mask-camera front: data/mine has no masks of a camera's images; leave it out"),
-        ({"views": VIEWS}, "--views left right top: data/mine lacks 3 cameras, which the fusion model needs; leave it "
-         "out"),
+        ({"views": ["front"]}, "--views front: data/mine lacks actions, which the fusion model needs; leave it out"),
     ],
 )  # fmt: skip
 def test_an_argument_without_use_is_refused(project, arguments, message):
-    recording_folder(MINE, ["front"], masks=False)
+    recording_folder(MINE, ["front"], masks=False, actions=None)
     assert refused(**arguments) == message
 
 

@@ -69,7 +69,8 @@ def test_a_generated_heart_has_every_class_and_is_the_same_again(load):
 def test_every_benchmark_runs(load, capsys):
     load("bench").main(["--quick"])
     works = re.findall(r"^\| (.*?) \| [\d.e+-]+ (?:ms|s|MiB) \|", capsys.readouterr().out, re.MULTILINE)
-    assert len(works) == len(set(works)) + 1 == 16  # the extraction is compared twice
+    rendering = sum(work.startswith("render a frame") for work in works)  # only where MuJoCo has OpenGL
+    assert len(works) - rendering == len(set(works)) + 1 - rendering == 16  # the extraction is compared twice
 
 
 def test_the_other_way_of_reading_grids_reads_the_same(load, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import photo_folder
 
-from sightline.clip import ClipParams, GridStore
+from sightline.clip import GridParams, GridStore
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import SHORTHANDS
 from sightline.clip.store import Rows, StoreLayout, write_store
@@ -24,7 +24,7 @@ IDS, WIDTH = [9, 12, 581929], 768
 
 
 class Params(Section):
-    clip: ClipParams = ClipParams()
+    grids: GridParams = GridParams()
 
 
 def image_id(name: str) -> int:
@@ -120,11 +120,11 @@ def test_no_key_is_a_second_copy(tmp_path):
     assert sizes[2] < 1.03 * sizes[0]
 
 
-@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+@pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 @pytest.mark.parametrize("keyed", [[], ["features"], ["grids", "features"]], ids=str)
 def test_the_extraction_writes_the_keys_that_are_asked_for(tmp_path, keyed):
     photo_folder(tmp_path / "photos", [3, 7])
-    params = ClipParams(model="ViT-S-16", image_size=32, grid=2, precision="fp32", keyed=keyed)
+    params = GridParams(model="ViT-S-16", image_size=32, grid=2, precision="fp32", keyed=keyed)
     extract_grids([tmp_path / "photos"], tmp_path / "g.hdf5", params)
     with h5py.File(tmp_path / "g.hdf5", "r") as file:
         assert {name for name in file if name[0].isdigit()} == {f"{i}_{word}" for i in (3, 7) for word in keyed}
@@ -135,13 +135,13 @@ def test_keys_are_a_list_of_those_that_we_can_write():
     for assignment, words in (
         (SHORTHANDS["keyed"], ("grids",)),
         (SHORTHANDS["no_keyed"], ()),
-        ("clip.keyed=[features, grids]", ("features", "grids")),
+        ("grids.keyed=[features, grids]", ("features", "grids")),
     ):
-        assert load_params(Params, None, [assignment]).clip.keyed == words
+        assert load_params(Params, None, [assignment]).grids.keyed == words
     for value, words in (
-        ("true", r"clip.keyed: a list such as \[grids\], \[grids, features\], or \[\] for none; got true"),
-        ("[grids, grids]", r"clip.keyed: a list such as .*; got \[\"grids\", \"grids\"\]"),
-        ("[labels]", r"clip.keyed.0: Input should be 'grids' or 'features', got 'labels'"),
+        ("true", r"grids.keyed: a list such as \[grids\], \[grids, features\], or \[\] for none; got true"),
+        ("[grids, grids]", r"grids.keyed: a list such as .*; got \[\"grids\", \"grids\"\]"),
+        ("[labels]", r"grids.keyed.0: Input should be 'grids' or 'features', got 'labels'"),
     ):
         with pytest.raises(UserError, match=words):
-            load_params(Params, None, [f"clip.keyed={value}"])
+            load_params(Params, None, [f"grids.keyed={value}"])

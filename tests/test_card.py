@@ -92,11 +92,11 @@ def test_a_card_leaves_out_what_is_no_measure_of_quality(model, tmp_path):
 
 
 def test_a_card_of_a_segmentation_names_its_further_inputs(model):
-    extras = {"depth": (2, 8, 8), "clip": (4, 6)}
+    extras = {"depth": (2, 8, 8), "grid": (4, 6)}
     config = SegmentationConfig(classes=("background", "ball"), image_size=(8, 8), extras=extras)
     card = card_of(model, about_segmentation(config), config.model_dump(mode="json"))
     assert card["use"].endswith("--recording RECORDING --index INDEX --depth FOLDER --feature PATH")
-    assert card["inputs"][1:] == ["depth float32 [B, 2, 8, 8]", "clip float32 [B, 4, 6]"]
+    assert card["inputs"][1:] == ["depth float32 [B, 2, 8, 8]", "grid float32 [B, 4, 6]"]
 
 
 def test_a_card_of_a_segmentation_names_its_classes(model):

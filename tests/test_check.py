@@ -14,13 +14,14 @@ from dvc.utils.hydra import apply_overrides
 from test_pipeline import Clone
 
 from sightline.core.errors import UserError
-from sightline.recording.layout import StageLists
-from sightline.validation.parameters import DESIGNS, MaskCamera, ViewCameras, check_parameters
+from sightline.recording.layout import StageLists, packs_for
+from sightline.validation.parameters import DESIGNS, RENAMED, MaskCamera, ViewCameras, check_parameters
 
 VIEWS = ("left", "right", "top")
 NONE = {
-    "images": (), "depth": (), "cameras": (), "masks": (), "demonstrations": (), "segmentation_with": (),
-    "fusion_with": {"designs": (), "features": ()},
+    "images": (), "depth": (), "masks": (), "demonstrations": (), "segmentation_with": (),
+    "grids": {"names": ("net",), "cameras": ()}, "fusion_with": {"designs": (), "features": ()},
+    "pack": {"views": ()}, "rollouts": (),
 }  # fmt: skip
 
 
@@ -31,7 +32,15 @@ def place(tmp_path, monkeypatch):
     return recording_folder(tmp_path / "rec", VIEWS).relative_to(tmp_path)
 
 
+def of(*cameras: str) -> dict[str, tuple[str, ...]]:
+    """Grids of one network."""
+    return {"names": ("net",), "cameras": cameras}
+
+
 def complaints(place, camera="top", views=VIEWS, **lists) -> list[str]:
+    """The lines; the lists of stages.pack fit unless they are given."""
+    packs = {name: tuple(of_them) for name, of_them in packs_for(lists.get("demonstrations", ()), len(views)).items()}
+    lists.setdefault("pack", packs)
     with pytest.raises(UserError) as error:
         check_parameters(place, StageLists(**(NONE | lists)), camera, views)
     return str(error.value).splitlines()
@@ -41,21 +50,25 @@ ALL = ("depth", "masks", "rgb/left", "rgb/right", "rgb/top")
 
 
 def test_what_fits_is_summed_up_by_what_the_stages_need(place):
-    of_fusion = {"designs": ("joints_only",), "features": ("clip/left", "embeddings/depth.hdf5")}
+    of_fusion = {"designs": ("joints_only",), "features": ("grids/net/left", "embeddings/depth.hdf5")}
     of_masks = ("embeddings/depth.hdf5",)
     lists = StageLists(
-        images=ALL, cameras=("left",), designs=("nine",), segmentation_with=of_masks, fusion_with=of_fusion
-    )
+        images=ALL, grids=of("left"), designs=("stacked",), segmentation_with=of_masks, fusion_with=of_fusion,
+        rollouts=(),
+    )  # fmt: skip
     assert check_parameters(place, lists, "top", VIEWS) == {
-        "stages.images": list(ALL), "stages.depth": ["depth"], "stages.cameras": ["left"], "stages.masks": ["masks"],
-        "stages.demonstrations": ["actions"], "stages.designs": ["nine"],
+        "stages.images": list(ALL), "stages.depth": ["depth"], "stages.masks": ["masks"],
+        "stages.grids.names": ["net"], "stages.grids.cameras": ["left"],
+        "stages.demonstrations": ["actions"], "stages.designs": ["stacked"],
         "stages.segmentation_with": ["embeddings/depth.hdf5"], "stages.fusion_with.designs": ["joints_only"],
-        "stages.fusion_with.features": ["clip/left", "embeddings/depth.hdf5"],
+        "stages.fusion_with.features": ["grids/net/left", "embeddings/depth.hdf5"],
         "segmentation.camera": ["top"], "views.cameras": list(VIEWS),
     }  # fmt: skip
-    names = ("images", "depth", "cameras", "masks", "demonstrations")
+    names = ("images", "depth", "masks", "demonstrations", "grids.names", "grids.cameras")
     assert set(check_parameters(place, StageLists(**NONE), "nobody", ())) == {f"stages.{name}" for name in names}
-    check_parameters(place, StageLists(**(NONE | {"segmentation_with": ("clip/no",)})), "nobody", ())  # makes no stage
+    check_parameters(
+        place, StageLists(**(NONE | {"segmentation_with": ("grids/net/no",)})), "nobody", ()
+    )  # makes no stage
 
 
 def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
@@ -72,10 +85,10 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
         f"stages.images: rgb/right_wrist, but right_wrist is not a camera of {cameras}; remove it from the list",
         f"stages.images: rgb/global, but global is not a camera of {cameras}; remove it from the list",
         "stages.depth: [depth], but rec/recording.json describes no depth; set it to []",
-        f"stages.cameras: global is not a camera of {cameras}",
+        f"stages.grids.cameras: global is not a camera of {cameras}",
         "stages.masks: [masks], but rec/recording.json names no classes; set it to []",
-        "stages.demonstrations: [actions], but the fusion model takes 3 cameras, and rec/recording.json has: front; "
-        "set it to []",
+        *(f"views.cameras: {name} is not a camera of {cameras}" for name in ("left_wrist", "right_wrist", "global")),
+        "stages.rollouts: [actions], but rec is not of the simulator: it has no states.hdf5; set it to []",
     ]
 
 
@@ -86,7 +99,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
          "rgb/<camera>; remove it from the list"),
         ({"depth": ("depth",)}, "stages.depth needs depth, which is not in stages.images; add it there"),
         ({"depth": ("masks",)}, "stages.depth: [masks], but masks are not depth; set it to []"),
-        ({"cameras": ("left",)}, "stages.cameras needs rgb/left, which is not in stages.images; add it there"),
+        ({"grids": of("left")}, "stages.grids.cameras needs rgb/left, which is not in stages.images; add it there"),
         ({"masks": ("masks",), "images": ("rgb/top",)}, "stages.masks needs masks, which is not in stages.images; add "
          "it there"),
         ({"masks": ("masks",), "images": ("masks",)}, "segmentation.camera needs rgb/top, which is not in "
@@ -99,27 +112,59 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, monkeypatch):
          "stages.images; add it there"),
         ({"demonstrations": ("actions",), "images": ALL, "views": ("left", "right", "front")}, "views.cameras: front "
          "is not a camera of rec/recording.json, which has: left, right, top"),
-        ({"demonstrations": ("actions",), "images": ALL, "views": ("left", "left", "top")}, "views.cameras: 3 "
-         "different cameras are needed (left, right, global view), not ['left', 'left', 'top']; rec/recording.json "
-         "has: left, right, top"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": ("left", "left", "top")}, "views.cameras: at most 8 "
+         "different cameras are taken, not ['left', 'left', 'top']; rec/recording.json has: left, right, top"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": tuple("abcdefghi")}, "views.cameras: at most 8 "
+         f"different cameras are taken, not {list('abcdefghi')}; rec/recording.json has: left, right, top"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": ("top",), "pack": {"views": ("actions",)}},
+         "stages.pack: views [actions], but stages.demonstrations is [actions] and views.cameras names 1; set "
+         "-S 'stages.pack.views=[]' -S 'stages.pack.one_view=[actions]'"),
+        ({"demonstrations": ("actions", "joints"), "images": ALL, "pack": {"views": ("actions",)}}, "stages.pack: "
+         "views [actions], but stages.demonstrations is [actions, joints] and views.cameras names 3; set "
+         "-S 'stages.pack.views=[actions,joints]'"),
+        ({"images": ALL, "pack": {"views": ("actions",)}}, "stages.pack: views [actions], but stages.demonstrations "
+         "is [] and views.cameras names 3; set -S 'stages.pack.views=[]'"),
+        ({"demonstrations": ("actions",), "images": ALL, "pack": {"views": ()}}, "stages.pack: all lists are empty, "
+         "but stages.demonstrations is [actions] and views.cameras names 3; set -S 'stages.pack.views=[actions]'"),
+        ({"demonstrations": ("actions",), "images": ALL, "views": (), "designs": ("shared", "joints_only")},
+         "stages.designs: shared needs a camera, and views.cameras is []; take joints_only"),
+        ({"demonstrations": ("actions",), "images": ALL, "designs": ("three",)},
+         "stages.designs: three is now called separate; write that"),
+        ({"demonstrations": ("actions",), "images": ALL, "depth": ("depth",), "fusion_with": {
+            "designs": ("stacked", "joints_only"), "features": ("normalized/depth.hdf5",)}}, "stages.fusion_with: "
+         "joints_only sees no images, so not normalized/depth.hdf5; remove it, or take stacked, separate, shared, "
+         "images_only"),
+        ({"masks": ("masks",), "images": ALL, "depth": ("depth",), "segmentation_with": ("normalized/depth.hdf5",)},
+         "stages.segmentation_with: no stage makes normalized/depth.hdf5; with stages.depth and stages.grids as they "
+         "are, these are made: embeddings/depth.hdf5; remove it, or choose from them"),
         ({"demonstrations": ("torques",), "images": ALL}, "stages.demonstrations: rec/frames.parquet has no column "
          "torques; it has: frame_id, episode, step, time_s, joints, actions"),
         ({"demonstrations": ("time_s",), "images": ALL}, "stages.demonstrations: time_s of rec/frames.parquet holds "
          "double, not a list of numbers in each row"),
         ({"demonstrations": ("actions",), "images": ALL, "designs": ("nin",)}, "stages.designs: nin is not a fusion "
-         "model; choose from nine, three, shared, images_only, joints_only"),
-        ({"demonstrations": ("actions",), "images": ALL, "cameras": ("left",), "fusion_with": {"features": (
-            "clip/left", "clip/top")}}, "stages.fusion_with.features: no stage makes clip/top; with stages.depth and "
-         "stages.cameras as they are, these are made: clip/left; remove it, or choose from them"),
+         "model; choose from stacked, separate, shared, images_only, joints_only"),
+        ({"demonstrations": ("actions",), "images": ALL, "grids": of("left"), "fusion_with": {"features": (
+            "grids/net/left", "grids/net/top")}}, "stages.fusion_with.features: no stage makes grids/net/top; with "
+         "stages.depth and stages.grids as they are, these are made: grids/net/left; remove it, or choose from them"),
+        ({"demonstrations": ("actions",), "images": ALL, "depth": ("depth",), "fusion_with": {"designs": ("stacked",),
+            "features": ("normalized/high.hdf5",)}}, "stages.fusion_with.features: no stage makes "
+         "normalized/high.hdf5; with stages.depth and stages.grids as they are, these are made: "
+         "embeddings/depth.hdf5, normalized/depth.hdf5; remove it, or choose from them"),
+        ({"demonstrations": ("actions",), "images": ALL, "grids": of("left"), "fusion_with": {"features": (
+            "clip/left",)}}, "stages.fusion_with.features: no stage makes clip/left: it was renamed, grids are in "
+         "grids/<name>/<camera>; with stages.depth and stages.grids as they are, these are made: grids/net/left; "
+         "remove it, or choose from them"),
+        ({"grids": {"names": ("a.b",), "cameras": ()}}, "stages.grids.names: 'a.b' names a folder and a section; use "
+         "letters, digits and _ only"),
         ({"demonstrations": ("actions",), "images": ALL, "fusion_with": {"designs": ("nin",), "features": ()}},
-         "stages.fusion_with.designs: nin is not a fusion model; choose from nine, three, shared, images_only, "
+         "stages.fusion_with.designs: nin is not a fusion model; choose from stacked, separate, shared, images_only, "
          "joints_only"),
         ({"masks": ("masks",), "images": ALL, "segmentation_with": ("embeddings/depth.hdf5",)},
-         "stages.segmentation_with: no stage makes embeddings/depth.hdf5; with stages.depth and stages.cameras as they "
+         "stages.segmentation_with: no stage makes embeddings/depth.hdf5; with stages.depth and stages.grids as they "
          "are, these are made: none; remove it, or choose from them"),
-        ({"masks": ("masks",), "images": ALL, "cameras": ("left", "top"), "segmentation_with": ("clip/left",)},
-         "stages.segmentation_with: clip/left is not of the images that the masks belong to, those of top "
-         "(segmentation.camera); remove it, or take clip/top"),
+        ({"masks": ("masks",), "images": ALL, "grids": of("left", "top"), "segmentation_with": ("grids/net/left",)},
+         "stages.segmentation_with: grids/net/left is not of the images that the masks belong to, those of top "
+         "(segmentation.camera); remove it, or take grids/net/top"),
     ],
 )  # fmt: skip
 def test_each_key_is_named_with_what_to_do(place, lists, line):
@@ -141,12 +186,25 @@ def test_folders_must_be_there_and_hold_an_image(place):
     (place / "rgb/top").mkdir()
     (place / "rgb/top/.000001.png").write_bytes(b"")
     (place / "rgb/top/notes.txt").write_text("no image")
-    assert complaints(place, images=ALL, masks=("masks",), cameras=("top",)) == [
+    assert complaints(place, images=ALL, masks=("masks",), grids=of("top")) == [
         "stages.images: masks, but there is no folder rec/masks; remove it from the list",
         "stages.images: rgb/top, but no image is in rec/rgb/top; remove it from the list",
-        "stages.cameras: top, but no image is in rec/rgb/top; copy its images there, or choose another",
+        "stages.grids.cameras: top, but no image is in rec/rgb/top; copy its images there, or choose another",
         "stages.masks: [masks], but there is no folder rec/masks; set it to []",
     ]
+
+
+def test_rollouts_are_of_models_that_stages_make_and_of_the_simulated_recording(place, tmp_path):
+    (place / "states.hdf5").write_bytes(b"")
+    fusion = {"images": ALL, "demonstrations": ("actions",), "designs": ("stacked",)}
+    lists = StageLists(**(NONE | fusion | {"pack": {"views": ("actions",)}, "rollouts": ("actions",)}))
+    assert check_parameters(place, lists, "top", VIEWS)["stages.rollouts"] == ["actions"]
+    line = "stages.rollouts: joints is not in stages.demonstrations; add it there, or remove it here"
+    assert complaints(place, **fusion, rollouts=("joints",)) == [line]
+    with Repo.init(str(tmp_path), no_scm=True) as repo:
+        repo.add(str(place / "states.hdf5"))
+    (place / "states.hdf5").unlink()
+    assert complaints(place, **fusion, rollouts=("joints",)) == [line], "DVC has it"
 
 
 def test_a_folder_that_dvc_tracks_need_not_be_here(place, tmp_path):
@@ -167,11 +225,13 @@ def test_a_camera_with_a_space_would_break_the_commands(tmp_path):
 
 def test_what_it_repeats_is_what_the_branches_say():
     """The check imports no branch: that would take seconds, and make it depend on their code."""
+    from sightline.fusion.network import RENAMED as NEW_NAMES
     from sightline.fusion.network import Design
     from sightline.fusion.views import ViewParams
     from sightline.segmentation.frames import FrameParams
 
     assert get_args(Design) == DESIGNS
+    assert NEW_NAMES == RENAMED
     for excerpt, section in ((MaskCamera, FrameParams), (ViewCameras, ViewParams)):
         for name, field in excerpt.model_fields.items():
             full = section.model_fields[name]
@@ -181,8 +241,8 @@ def test_what_it_repeats_is_what_the_branches_say():
 
 def test_the_script_reads_its_keys_of_the_sections_and_writes_what_the_stages_use(place, stage, tmp_path):
     (tmp_path / "params.yaml").write_text(
-        "stages: {images: [masks, rgb/left], depth: [], cameras: [], masks: [masks], demonstrations: [], "
-        "segmentation_with: []}\n"
+        "stages: {images: [masks, rgb/left], depth: [], grids: {cameras: []}, masks: [masks], demonstrations: [], "
+        "segmentation_with: [], pack: {views: []}, rollouts: []}\n"
         "segmentation: {camera: left, lr: 7}\nviews: {image_size: 3}\n"
     )
     done = stage("check", "rec", "--metrics-dir", "metrics/check")
@@ -206,8 +266,11 @@ def test_dvc_repro_says_it_in_seconds_before_any_other_stage(tmp_path):
     """On a recording without masks, with the list of masks left in place."""
     clone = Clone(tmp_path / "clone")
     recording_folder(clone.root / "data/mine", ["front"], masks=False)
-    changes = ["data.root=data/mine", "stages.images=[depth,masks,rgb/front]", "stages.cameras=[front]"]
-    apply_overrides(clone.root / "params.yaml", [*changes, "segmentation.camera=front", "stages.demonstrations=[]"])
+    changes = ["data.root=data/mine", "stages.images=[depth,masks,rgb/front]", "stages.grids.cameras=[front]"]
+    apply_overrides(
+        clone.root / "params.yaml",
+        [*changes, "segmentation.camera=front", "stages.demonstrations=[]", "stages.pack.views=[]"],
+    )
     began = time.monotonic()
     result = clone.run("dvc", "repro", ok=False)
     assert time.monotonic() - began < 30

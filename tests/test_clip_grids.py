@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import photo_folder
 
-from sightline.clip import ClipParams, GridStore, LiveGrids, open_grids
+from sightline.clip import GridParams, GridStore, LiveGrids, open_grids
 from sightline.clip import extraction as extraction_module
 from sightline.clip.extraction import extract_grids
 from sightline.clip.photographs import prepare
@@ -20,11 +20,11 @@ from sightline.core.errors import UserError
 from sightline.recording.frames import write_index
 
 SMALL = {"model": "ViT-S-16", "image_size": 64, "grid": 2, "precision": "fp32"}
-pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+pytestmark = pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 
 
-def small(**changes) -> ClipParams:
-    return ClipParams(**SMALL | changes)
+def small(**changes) -> GridParams:
+    return GridParams(**SMALL | changes)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_grid_does_not_depend_on_the_company(photos):
 
 
 def test_one_file_that_says_what_made_it(photos, tmp_path):
-    with pytest.warns(UserWarning, match=r"clip.pretrained is random: ViT-S-16 has untrained weights"):
+    with pytest.warns(UserWarning, match=r"grids.pretrained is random: ViT-S-16 has untrained weights"):
         figures = extract_grids([photos], tmp_path / "g.hdf5", small())
     with h5py.File(tmp_path / "g.hdf5") as file:
         assert (file["grids"].shape, file["grids"].dtype) == ((7, 4, 384), np.float16)
@@ -239,16 +239,16 @@ def test_random_weights_are_the_same_each_time_and_do_not_touch_the_generator(to
 @pytest.mark.parametrize(
     ("model", "pretrained", "image_size", "message"),
     [
-        ("ViT-B-17", "random", None, r"clip.model: open_clip has no model 'ViT-B-17'; some that it has: ViT-B-16"),
+        ("ViT-B-17", "random", None, r"grids.model: open_clip has no model 'ViT-B-17'; some that it has: ViT-B-16"),
         ("RN50", "random", None, r"RN50 is not a vision transformer with a class token"),
         ("ViT-B-16-SigLIP", "random", None, r"is not a vision transformer with a class token"),
         ("coca_ViT-B-32", "random", None, r"is not a vision transformer with a class token"),
         ("ViT-B-16", "no_such_tag", None, r"'no_such_tag' is neither a file nor a tag of ViT-B-16 .*laion2b"),
-        ("ViT-B-16", "openai", None, r"trained with QuickGELU.*set clip.model to ViT-B-16-quickgelu"),
-        ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", None, r"neither a file nor a tag|set clip.model to ViT-B-16$"),
-        ("ViT-S-16", "random", 65, r"clip.image_size: 65 is no multiple of the 16 pixels"),
+        ("ViT-B-16", "openai", None, r"trained with QuickGELU.*set it to ViT-B-16-quickgelu"),
+        ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", None, r"neither a file nor a tag|set it to ViT-B-16$"),
+        ("ViT-S-16", "random", 65, r"grids.image_size: 65 is no multiple of the 16 pixels"),
     ],
 )
 def test_models_and_weights_that_do_not_fit_are_refused(model, pretrained, image_size, message):
     with pytest.raises(UserError, match=message):
-        load_image_tower(ClipParams(model=model, pretrained=pretrained, image_size=image_size))
+        load_image_tower(GridParams(model=model, pretrained=pretrained, image_size=image_size))

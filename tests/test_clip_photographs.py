@@ -21,7 +21,7 @@ from sightline.clip.verification import verify_grids
 from sightline.core.errors import UserError
 from sightline.recording.names import Naming
 
-pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+pytestmark = pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])

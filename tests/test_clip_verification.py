@@ -9,7 +9,7 @@ from open_clip.transformer import QuickGELU
 
 from sightline.clip import verification
 from sightline.clip.extraction import extract_grids
-from sightline.clip.params import ClipParams, VerifyParams
+from sightline.clip.params import GridParams, VerifyParams
 from sightline.clip.reference import ReferenceTower
 from sightline.clip.verification import verify_grids
 from sightline.clip.weights import load_image_tower
@@ -17,7 +17,7 @@ from sightline.core.errors import UserError
 from sightline.core.hdf5 import open_rows
 
 SMALL = {"model": "ViT-S-16", "image_size": 64, "grid": 2}
-pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+pytestmark = pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def photos(tmp_path):
     return photo_folder(tmp_path / "photos", range(1, 9))
 
 
-def params(**changes) -> ClipParams:
-    return ClipParams(**SMALL | changes)
+def params(**changes) -> GridParams:
+    return GridParams(**SMALL | changes)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_missing_surplus_and_changed_images_are_found(photos, tmp_path):
 
 
 def test_the_command_reports_figures_or_one_line(photos, tmp_path, stage):
-    settings = [word for key, value in SMALL.items() for word in ("--set", f"clip.{key}={value}")]
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"grids.{key}={value}")]
     extract_grids([photos], tmp_path / "g.hdf5", params())
     result = stage("verify_clip_grids", "g.hdf5", "photos", *settings, "--metrics-dir", "m")
     assert result.returncode == 0, result.stderr

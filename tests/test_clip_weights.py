@@ -28,7 +28,7 @@ from clip_files import (
 from conftest import photo_folder
 from safetensors.torch import save_file
 
-from sightline.clip import ClipParams
+from sightline.clip import GridParams
 from sightline.clip import weights as weights_module
 from sightline.clip.checkpoints import read_checkpoint
 from sightline.clip.extraction import extract_grids
@@ -53,8 +53,8 @@ def models(tmp_path_factory):
     add_model(tmp_path_factory.mktemp("models"))
 
 
-def params(path: Path, **changes) -> ClipParams:
-    return ClipParams(**{"model": MODEL, "pretrained": str(path), "grid": 2, "precision": "fp32"} | changes)
+def params(path: Path, **changes) -> GridParams:
+    return GridParams(**{"model": MODEL, "pretrained": str(path), "grid": 2, "precision": "fp32"} | changes)
 
 
 def tower_of(path: Path, **changes):
@@ -111,7 +111,7 @@ def test_a_tower_without_a_projection_gives_all_tokens_but_projected_ones(kind, 
     if tokens == "raw":
         assert tower_of(path, **changes).visual(torch.zeros(1, 3, SIDE, SIDE)).shape == (1, 128)
         return
-    with pytest.raises(UserError, match=r"weights.pt has no projection to text space; set clip.tokens to ln_post or"):
+    with pytest.raises(UserError, match=r"weights.pt has no projection to text space; set it to ln_post or"):
         tower_of(path, **changes)
 
 
@@ -126,7 +126,7 @@ def test_weights_of_another_model_are_refused_in_one_line(kind, spoil, tmp_path)
         state[f"{name}2" if spoil == "rename" else name] = tensor if spoil == "rename" else tensor[:, :-1]
     torchscript_archive(path, state) if kind == "openai" else torch.save(state, path)
     with pytest.raises(
-        UserError, match=rf"weights.pt: not weights of {MODEL}: \S*mlp\S* is .*; set clip.model"
+        UserError, match=rf"weights.pt: not weights of {MODEL}: \S*mlp\S* is .*; set grids.model"
     ) as error:
         tower_of(path, **SAID, quick_gelu=True)
     assert "\n" not in str(error.value)
@@ -224,14 +224,14 @@ def test_everything_that_a_file_does_not_say_is_asked_for_at_once(tmp_path):
     with pytest.raises(UserError) as error:
         tower_of(path)
     assert str(error.value) == (
-        f"clip.quick_gelu, clip.mean, clip.std, clip.resize, clip.interpolation: not known from {path}; put the "
-        "open_clip_config.json that came with it beside it, or set them (weights of OpenAI: clip.quick_gelu=true; "
-        "clip.mean=[0.48145466,0.4578275,0.40821073]; clip.std=[0.26862954,0.26130258,0.27577711]; "
-        "clip.resize=shortest; clip.interpolation=bicubic; others: as their authors say)"
+        f"grids.quick_gelu, grids.mean, grids.std, grids.resize, grids.interpolation: not known from {path}; put the "
+        "open_clip_config.json that came with it beside it, or set them (weights of OpenAI: grids.quick_gelu=true; "
+        "grids.mean=[0.48145466,0.4578275,0.40821073]; grids.std=[0.26862954,0.26130258,0.27577711]; "
+        "grids.resize=shortest; grids.interpolation=bicubic; others: as their authors say)"
     )
     for name in ("quick_gelu", *SAID):
         known = {key: value for key, value in (SAID | {"quick_gelu": False}).items() if key != name}
-        with pytest.raises(UserError, match=rf"^clip.{name}: not known from .*weights.pt; put"):
+        with pytest.raises(UserError, match=rf"^grids.{name}: not known from .*weights.pt; put"):
             tower_of(path, **known)
     tower = tower_of(path, **SAID | {"quick_gelu": False, "mean": OTHER_MEAN, "resize": "squash"})
     assert (tower.quick_gelu, tower.mean, tower.resize_mode) == (False, OTHER_MEAN, "squash")
@@ -240,15 +240,15 @@ def test_everything_that_a_file_does_not_say_is_asked_for_at_once(tmp_path):
 def test_hugging_face_files_ask_for_their_own_configurations(tmp_path):
     path = write_kind("hugging_face_torch", tmp_path, tiny_clip())
     open_clip_config(tmp_path)  # of other weights
-    with pytest.raises(UserError, match=r"^clip.quick_gelu, .*put the config.json and preprocessor_config.json that"):
+    with pytest.raises(UserError, match=r"^grids.quick_gelu, .*put the config.json and preprocessor_config.json that"):
         tower_of(path)
     hugging_face_configs(tmp_path, "gelu")
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"^clip.mean, clip.std, clip.resize, clip.interpolation: not known"):
+    with pytest.raises(UserError, match=r"^grids.mean, grids.std, grids.resize, grids.interpolation: not known"):
         tower_of(path)
     hugging_face_configs(tmp_path, "gelu")
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=r"^clip.quick_gelu: not known"):
+    with pytest.raises(UserError, match=r"^grids.quick_gelu: not known"):
         tower_of(path)
 
 
@@ -288,13 +288,13 @@ def test_a_hugging_face_configuration_says_how_images_are_resized(tmp_path, imag
 @pytest.mark.parametrize(
     ("images", "asked"),
     [
-        ({"do_normalize": False}, "clip.mean, clip.std"),
-        ({"rescale_factor": 1}, "clip.mean, clip.std"),
-        ({"image_std": None}, "clip.std"),
-        ({"resample": 0}, "clip.interpolation"),
-        ({"do_resize": False}, "clip.resize"),
-        ({"size": {"shortest_edge": 40}}, "clip.resize"),  # and then a crop of 32
-        ({"do_center_crop": False}, "clip.resize"),  # images that are no squares
+        ({"do_normalize": False}, "grids.mean, grids.std"),
+        ({"rescale_factor": 1}, "grids.mean, grids.std"),
+        ({"image_std": None}, "grids.std"),
+        ({"resample": 0}, "grids.interpolation"),
+        ({"do_resize": False}, "grids.resize"),
+        ({"size": {"shortest_edge": 40}}, "grids.resize"),  # and then a crop of 32
+        ({"do_center_crop": False}, "grids.resize"),  # images that are no squares
     ],
     ids=str,
 )
@@ -309,7 +309,7 @@ def test_configurations_of_other_models_are_refused(tmp_path):
     ours, theirs = write_kind("safetensors", tmp_path, tiny_clip()), tmp_path / "hf.safetensors"
     save_file(hugging_face_state(tiny_clip()), theirs)
     open_clip_config(tmp_path, head_width=32)
-    with pytest.raises(UserError, match=r"clip.model: .* has the head_width 64 in its image tower, .* one with 32"):
+    with pytest.raises(UserError, match=r"grids.model: .* has the head_width 64 in its image tower, .* one with 32"):
         tower_of(ours)
     (tmp_path / "open_clip_config.json").write_text("{")
     with pytest.raises(UserError, match=r"open_clip_config.json: not readable as JSON"):
@@ -321,7 +321,7 @@ def test_configurations_of_other_models_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"open_clip_config.json: mean: \[123.7.* are not three numbers for RGB in"):
         tower_of(ours)
     for changes, message in (
-        ({"num_attention_heads": 4}, f"clip.model: {MODEL} has 2 heads, .*config.json describes 4; name another"),
+        ({"num_attention_heads": 4}, f"grids.model: {MODEL} has 2 heads, .*config.json describes 4; name another"),
         ({"layer_norm_eps": 1e-6}, "config.json: hidden_act quick_gelu, layer_norm_eps 1e-06: .* and 1e-05"),
         ({"activation": "gelu_new"}, "config.json: hidden_act gelu_new"),
     ):
@@ -336,17 +336,17 @@ def test_configurations_of_other_models_are_refused(tmp_path):
 def test_the_name_of_the_model_says_quick_gelu_and_must_not_contradict(tmp_path):
     path = write_kind("torch", tmp_path, tiny_clip())
     assert tower_of(path, model=f"{MODEL}-quickgelu", **SAID).quick_gelu
-    with pytest.warns(UserWarning, match="clip.quick_gelu is false, though"), pytest.raises(UserError) as error:
+    with pytest.warns(UserWarning, match="grids.quick_gelu is false, though"), pytest.raises(UserError) as error:
         tower_of(path, model=f"{MODEL}-quickgelu", quick_gelu=False, **SAID)
-    assert str(error.value) == f"clip.model: {path} was trained without QuickGELU; set clip.model to {MODEL}"
+    assert str(error.value) == f"grids.model: {path} was trained without QuickGELU; set it to {MODEL}"
     open_clip_config(tmp_path)
-    with pytest.raises(UserError, match=rf"weights.pt was trained without QuickGELU; set clip.model to {MODEL}$"):
+    with pytest.raises(UserError, match=rf"weights.pt was trained without QuickGELU; set it to {MODEL}$"):
         tower_of(path, model=f"{MODEL}-quickgelu")
 
 
 def test_parameters_win_and_a_contradiction_is_told(tmp_path):
     path = write_kind("openai", tmp_path, tiny_clip())
-    with pytest.warns(UserWarning, match=r"clip.mean is \[0.5, 0.4, 0.3\], though the weights were trained with"):
+    with pytest.warns(UserWarning, match=r"grids.mean is \[0.5, 0.4, 0.3\], though the weights were trained with"):
         tower = tower_of(path, mean=OTHER_MEAN)
     assert (tower.mean, tower.std, tower.quick_gelu) == (OTHER_MEAN, OPENAI_STD, True)
 
@@ -354,20 +354,20 @@ def test_parameters_win_and_a_contradiction_is_told(tmp_path):
 def test_an_archive_that_is_not_one_of_openai_is_asked_like_others(tmp_path):
     path = tmp_path / "traced.pt"
     torchscript_archive(path, tiny_clip().state_dict())
-    with pytest.raises(UserError, match=r"^clip.quick_gelu, clip.mean, .*: not known from .*traced.pt; put the"):
+    with pytest.raises(UserError, match=r"^grids.quick_gelu, grids.mean, .*: not known from .*traced.pt; put the"):
         tower_of(path)
 
 
 def test_random_weights_take_what_is_set():
-    tower = load_image_tower(ClipParams(model=MODEL, quick_gelu=True, mean=OTHER_MEAN, image_size=64))
+    tower = load_image_tower(GridParams(model=MODEL, quick_gelu=True, mean=OTHER_MEAN, image_size=64))
     assert (tower.quick_gelu, tower.mean, tower.std, tower.positions) == (True, OTHER_MEAN, OPENAI_STD, "random")
-    with pytest.raises(UserError, match=f"clip.quick_gelu is false, .* computes with it; set clip.model to {MODEL}$"):
-        load_image_tower(ClipParams(model=f"{MODEL}-quickgelu", quick_gelu=False))
+    with pytest.raises(UserError, match=f"grids.quick_gelu is false, .* computes with it; set it to {MODEL}$"):
+        load_image_tower(GridParams(model=f"{MODEL}-quickgelu", quick_gelu=False))
 
 
 def test_a_tag_is_certain_of_its_activation():
-    with pytest.raises(UserError, match=r"clip.quick_gelu: the weights 'openai' were trained with QuickGELU; leave"):
-        load_image_tower(ClipParams(model="ViT-B-16-quickgelu", pretrained="openai", quick_gelu=False))
+    with pytest.raises(UserError, match=r"grids.quick_gelu: the weights 'openai' were trained with QuickGELU; leave"):
+        load_image_tower(GridParams(model="ViT-B-16-quickgelu", pretrained="openai", quick_gelu=False))
 
 
 # ---------------------------------------------------------------- size of the input
@@ -388,7 +388,7 @@ def test_positions_are_interpolated_only_where_the_size_is_set(tmp_path):
 def test_a_size_that_contradicts_the_positions_is_asked_for(tmp_path):
     path = write_kind("torch", tmp_path, tiny_clip(image_size=64))
     open_clip_config(tmp_path)  # of 32 pixels
-    with pytest.raises(UserError, match=r"^clip.image_size: .*weights.pt has positions for 64 pixels, .* as of 32"):
+    with pytest.raises(UserError, match=r"^grids.image_size: .*weights.pt has positions for 64 pixels, .* as of 32"):
         tower_of(path)
     assert tower_of(path, image_size=64).positions == "as trained"
     state = torch.load(path)

@@ -16,7 +16,7 @@ from conftest import ROOT, depth_folder, photo_folder
 from safetensors.torch import load_file
 from test_fusion_training import pack, write_recording
 
-from sightline.clip import ClipParams
+from sightline.clip import GridParams
 from sightline.clip.extraction import extract_grids
 from sightline.depth.embedding import EmbedParams, embed_depth
 from sightline.depth.network import Autoencoder, NetworkConfig
@@ -68,7 +68,7 @@ def files_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {".scratch"}
 
 
-@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+@pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 3}
     photos = photo_folder(tmp_path / "photos", range(1, 8))
@@ -85,13 +85,13 @@ def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
     assert sum(errors.count("ignored, not images: photos/notes.txt") for _, errors in said) == 1
     shutil.rmtree(tmp_path / ".scratch")
     (photos / "notes.txt").unlink()
-    extract_grids([photos], tmp_path / "one", ClipParams(**small))
+    extract_grids([photos], tmp_path / "one", GridParams(**small))
     written = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()} == written
     assert len(written) == 4  # three shards and their list
 
 
-@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+@pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 def test_tasks_of_srun_write_the_grids_of_one_process(tmp_path):
     small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 3}
     photos = photo_folder(tmp_path / "photos", range(1, 8))
@@ -101,7 +101,7 @@ def test_tasks_of_srun_write_the_grids_of_one_process(tmp_path):
     assert [task.returncode for task in tasks] == [0, 0], said
     assert sum(output.count('"images": 7') for output, _ in said) == 1
     shutil.rmtree(tmp_path / ".scratch")
-    extract_grids([photos], tmp_path / "one", ClipParams(**small))
+    extract_grids([photos], tmp_path / "one", GridParams(**small))
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
 
@@ -125,14 +125,14 @@ def started_by_srun(folder: Path, command: list[object], task: int, per_node: st
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+@pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 def test_four_processes_write_the_shards_of_one_though_a_folder_is_there(tmp_path):
     small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 4}
     photos = photo_folder(tmp_path / "photos", range(1, 11))
     for output in ("one", "four"):
-        extract_grids([photos], tmp_path / output, ClipParams(**small))
+        extract_grids([photos], tmp_path / output, GridParams(**small))
     photo_folder(photos, range(11, 15))
-    extract_grids([photos], tmp_path / "one", ClipParams(**small))
+    extract_grids([photos], tmp_path / "one", GridParams(**small))
     shutil.rmtree(tmp_path / ".scratch")
     stage = (ROOT / "stages/clip_grids.py", "photos", "four", *settings("clip", small))
     status, _, errors = run(tmp_path, *stage, options=FOUR)

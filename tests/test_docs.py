@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 from closure import ROOT
 
+from sightline.clip.params import GridParams
 from sightline.core.params import parse_yaml
 
 
@@ -21,17 +22,17 @@ parameters, pipeline = script("parameters"), script("pipeline")
 
 
 def layout(text: str) -> list[str]:
-    """Keys and comments of params.yaml, line by line, without values: those are the user's."""
+    """Keys and comments of params.yaml, line by line, without values, and without networks: those are the user's."""
+    text = re.sub(r"^grids:.*?(?=^\w)", "", text, flags=re.MULTILINE | re.DOTALL)
     lines = (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("- "))
     return [re.sub(r"^( *\w+:).*?( #.*)?$", r"\1\2", line).rstrip() for line in lines]
 
 
 def is_laid_out(text: str) -> bool:
     """Whether params.yaml has the keys and words of the classes, in their order; own comments may stand between."""
-    rest, keys = iter(layout(text)), re.compile(r"^ *\w+:", re.MULTILINE)
-    return keys.findall(text) == keys.findall(parameters.write_params()) and all(
-        line in rest for line in layout(parameters.write_params())
-    )
+    rest, expected = iter(layout(text)), layout(parameters.write_params())
+    keys = [re.findall(r"^ *\w+:", "\n".join(lines), re.MULTILINE) for lines in (layout(text), expected)]
+    return keys[0] == keys[1] and all(line in rest for line in expected)
 
 
 def test_the_parameters_and_their_page_are_what_the_classes_say():
@@ -41,6 +42,10 @@ def test_the_parameters_and_their_page_are_what_the_classes_say():
     text = parameters.write_params()
     for name, field in parameters.sections().items():
         default = field.default if name == "seed" else field.default.model_dump(mode="json")
+        if name == "grids":
+            default = {
+                entry: GridParams(**values).model_dump(mode="json") for entry, values in GridParams.entries.items()
+            }
         assert parse_yaml(text, "params.yaml")[name] == default
 
 
@@ -49,9 +54,10 @@ def test_the_parameters_and_their_page_are_what_the_classes_say():
     [
         ("root: data/demo           #", "root: data/mine           #", True),
         ("  depth:\n  - depth\n", "  depth: []\n", True),
-        ("  cameras:\n  - global\n", "  # ours\n  cameras: [front, back]\n", True),
+        ("    cameras:\n    - global\n", "    # ours\n    cameras: [front, back]\n", True),
         ("  patience: 100             #", "  patience: 100             # at most", False),
         ("  void:  ", "  voids: ", False),
+        ("\n  clip:\n", "\n  dino:\n    model: timm:resnet18\n  clip:\n", True),
         ("  # depth: folders with depth images, depth or depth/<camera>; []: none\n", "", False),
         ("\n  designs:\n", "\n  more: 1\n  designs:\n", False),
     ],
@@ -76,8 +82,8 @@ def test_every_parameter_has_words_and_a_range():
         assert rows[name].count(" | ") == 3
     assert "| `0.001` | highest learning rate | number, > 0 |" in rows["train.lr"]
     assert "`bc`, `cvae`" in rows["fusion.objective"]
-    assert "`auto`, `fp32`, `bf16`" in rows["clip.precision"]
-    assert "&lt;image_id>" in rows["clip.keyed"]
+    assert "`auto`, `fp32`, `bf16`" in rows["grids.<name>.precision"]
+    assert "&lt;image_id>" in rows["grids.<name>.keyed"]
 
 
 def test_every_script_and_page_that_is_named_is_there():

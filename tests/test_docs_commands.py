@@ -69,16 +69,11 @@ def test_photographs_to_clip_grids(place):
     text = block("README.md", "python stages/clip_grids.py train2014")
     small = {
         "--model ViT-B-16-quickgelu --pretrained openai": "--model ViT-B-32 --pretrained random",
-        "--set clip.model=ViT-B-16-quickgelu --set clip.pretrained=openai": "--set clip.model=ViT-B-32",
+        "--set grids.model=ViT-B-16-quickgelu --set grids.pretrained=openai": "--set grids.model=ViT-B-32",
     }
     run(text, place, **small)
     use = block("README.md", "from sightline.clip import GridStore")
-    use = (
-        use.replace("data/clip/global", "coco.hdf5")
-        .replace("ViT-B-16", "ViT-B-32")
-        .replace("17", "11")
-        .replace("000011", "photo_000011")
-    )
+    use = use.replace("ViT-B-16-quickgelu", "ViT-B-32").replace("17", "11").replace("000011", "photo_000011")
     use = use.replace(' device="cuda"', ' device="cpu"').replace("[11, 4]", "[11, 2]")
     subprocess.run([sys.executable, "-c", use], cwd=place, capture_output=True, text=True, check=True)
 

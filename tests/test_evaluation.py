@@ -96,8 +96,8 @@ def test_grids_of_the_same_frames_are_judged_beside_the_codes(files):
     results = evaluate_autoencoder(*paths, files / "o", EvaluateParams(baselines=("dct",)), **options)
     for column in ("joints", "object_position"):
         probe = results["embedding"]["probe"][column]
-        assert probe["clip_grid"]["r2"] == pytest.approx(probe["dct"]["r2"], abs=1e-4)
-    assert results["embedding"]["retrieval"]["clip_grid"] == results["embedding"]["retrieval"]["dct"]
+        assert probe["image_grid"]["r2"] == pytest.approx(probe["dct"]["r2"], abs=1e-4)
+    assert results["embedding"]["retrieval"]["image_grid"] == results["embedding"]["retrieval"]["dct"]
     assert set(results["codes"]) == {"autoencoder", "dct"}
     options["grids"] = write_grids(files / "grids.hdf5", store.frame_id[1:], codes[1:])
     with pytest.raises(UserError, match=r"grids.hdf5: no grid of image 0 \(1 of 30 are missing\)"):

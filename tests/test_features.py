@@ -1,5 +1,6 @@
 """Precomputed features as inputs: the file tells the kind; what does not fit is refused in one line."""
 
+import json
 from pathlib import Path
 
 import h5py
@@ -8,11 +9,12 @@ import pytest
 from conftest import write_grids
 
 from sightline.core.errors import UserError
-from sightline.grids.features import check_features, open_features
+from sightline.grids.features import FramesOf, check_features, open_features
 
 IDS = np.arange(10, 16)
 ALL = np.ones(len(IDS), bool)
 MODEL = Path("m.safetensors")
+NAMES = ("vector", "grid", "image")
 
 
 def write_embeddings(path: Path, ids=IDS, width: int = 3, encoder: str = "e1") -> Path:
@@ -23,8 +25,8 @@ def write_embeddings(path: Path, ids=IDS, width: int = 3, encoder: str = "e1") -
     return path
 
 
-def opened(*paths: Path, needed=ALL):
-    return open_features(paths, IDS, needed, "views.hdf5", ("vector", "grid"))
+def opened(*paths: Path, needed=ALL, recording: str = "", kinds: int = 3):
+    return open_features(paths, FramesOf(IDS, needed, "views.hdf5", recording), NAMES[:kinds])
 
 
 def grids_of(ids, width: int = 5) -> np.ndarray:
@@ -58,12 +60,45 @@ def test_features_of_another_recording_are_refused(tmp_path):
         opened(write_grids(tmp_path / "c.hdf5", range(6), grids_of(range(6))))
 
 
+@pytest.mark.parametrize("name", ["e.hdf5", "c.hdf5", "c"])
+def test_of_recordings_with_the_same_frame_ids_the_key_tells_which(tmp_path, name):
+    """Files of older versions have none, and are taken."""
+    path = tmp_path / name
+    if name == "e.hdf5":
+        write_embeddings(path)
+    else:
+        write_grids(path, IDS, grids_of(IDS))
+    opened(path, recording="one")
+    if path.is_dir():
+        listed = json.loads((path / "shards.json").read_text())
+        (path / "shards.json").write_text(json.dumps(listed | {"recording": "one"}))
+    else:
+        with h5py.File(path, "r+") as file:
+            file.attrs["recording"] = "one"
+    opened(path, recording="one")
+    opened(path)
+    with pytest.raises(UserError) as error:
+        opened(path, recording="two")
+    message = f"{path}: made from another recording than views.hdf5, or before that one changed; make it from the same"
+    assert str(error.value) == f"{message} recording"
+
+
+def test_a_model_takes_the_kinds_that_it_names(tmp_path):
+    with h5py.File(tmp_path / "d.hdf5", "w") as file:
+        file["depth"], file["valid"] = np.zeros((6, 4, 4), "f4"), np.ones((6, 4, 4), bool)
+        file["frame_id"], file.attrs["preprocessing"] = IDS, "{}"
+    assert opened(tmp_path / "d.hdf5")["image"].shape == (1, 4, 4)
+    message = r"d.hdf5: depth images, which this model does not take; it takes depth embeddings and grids$"
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path / "d.hdf5", kinds=2)
+
+
 def test_what_is_no_feature_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none.hdf5: no such file; make it with stages/embed.py or stages/clip_grids"):
+    with pytest.raises(UserError, match=r"none.hdf5: no such file; make it with stages/embed.py, stages/clip_grids"):
         opened(tmp_path / "none.hdf5")
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file["depth"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"other.hdf5: holds neither depth embeddings nor CLIP grids; name a file"):
+    with pytest.raises(UserError, match=r"other.hdf5: holds none of depth embeddings, grids, depth images; name"):
         opened(tmp_path / "other.hdf5")
     path = write_embeddings(tmp_path / "e.hdf5")
     with pytest.raises(UserError, match=r"f.hdf5: depth embeddings, as .*e.hdf5; a model takes one of each kind"):
@@ -86,7 +121,7 @@ def test_a_model_takes_the_features_that_it_was_trained_with(tmp_path):
         (other, shapes, r"o.hdf5: made by another network, or with other settings, than the features that m.safet"),
         (features, {}, r"e.hdf5: depth embeddings, but m.safetensors was trained without; leave it out"),
         ({}, shapes, r"m.safetensors: was trained with depth embeddings as a further input; add --feature PATH of"),
-        (features, shapes | {"grid": (4, 5)}, r"m.safetensors: was trained with CLIP grids as a further input; add"),
+        (features, shapes | {"grid": (4, 5)}, r"m.safetensors: was trained with grids as a further input; add"),
     ):
         with pytest.raises(UserError, match=message) as error:
             check_features(given, trained, makers, MODEL)

@@ -45,7 +45,7 @@ def test_the_evaluation_shows_that_the_model_looks_where_the_cue_is(tmp_path):
     assert figures["nmse"] < blind["nmse"]
     assert figures["use"]["blank_left_wrist"] > 10 * abs(figures["use"]["blank_global"])
     assert figures["use"]["shuffled_views"] > abs(figures["use"]["shuffled_joints"])
-    assert figures["use"]["swapped_left_right"] > 0.1
+    assert figures["use"]["swapped_first_two"] > 0.1
     low, high = figures["nmse_interval"]
     assert low <= figures["nmse"] <= high
     assert set(figures["by_episode"]) == {
@@ -93,11 +93,11 @@ def test_further_inputs_are_learnt_from(data, tmp_path):
     grids = np.random.default_rng(1).normal(size=(50, 4, 6)).astype("f2")
     depth, clip = tmp_path / "d.hdf5", write_grids(tmp_path / "c", np.arange(8, 58), grids, most=20)
     weights = train(data, design="joints_only", features=[depth, clip])
-    assert load_policy(weights).config.extras == {"clip": (4, 6), "depth": (8,)}
+    assert load_policy(weights).config.extras == {"grid": (4, 6), "depth": (8,)}
     one_file = write_grids(tmp_path / "c.hdf5", np.arange(8, 58), grids)
     assert train(data, "f", "joints_only", features=[one_file, depth]).read_bytes() == weights.read_bytes()
     figures = evaluate_fusion(weights, data, tmp_path / "e", EvaluateFusionParams(), [clip, depth])
-    assert set(figures["use"]) == {"shuffled_joints", "shuffled_clip", "shuffled_depth"}
+    assert set(figures["use"]) == {"shuffled_joints", "shuffled_grid", "shuffled_depth"}
     with pytest.raises(UserError, match=r"was trained with depth embeddings as a further input; add --feature PATH"):
         evaluate_fusion(weights, data, tmp_path / "x", EvaluateFusionParams(), [clip])
     assert not (tmp_path / "x").exists()

@@ -19,7 +19,7 @@ def views(batch: int = 2, size: int = 32) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("design", "parameters"),
-    [("nine", 11_755_840), ("three", 34_139_200), ("shared", 11_654_848), ("images_only", 11_589_568),
+    [("stacked", 11_755_840), ("separate", 34_139_200), ("shared", 11_654_848), ("images_only", 11_589_568),
      ("joints_only", 298_112)],
 )  # fmt: skip
 def test_the_designs_have_their_documented_size_and_give_one_feature(design, parameters):
@@ -179,19 +179,19 @@ def test_other_weights_are_refused_by_name(weights, tmp_path, change, message):
 
 
 def test_further_inputs_may_be_missing_for_all_or_some():
-    encoder = ImageJointEncoder(design="joints_only", extras={"depth": (8,), "clip": (4, 6)}).eval()
+    encoder = ImageJointEncoder(design="joints_only", extras={"depth": (8,), "grid": (4, 6)}).eval()
     nn.init.normal_(encoder.extras["depth"].missing)
-    joints, depth, clip = torch.randn(3, 16), torch.randn(3, 8), torch.randn(3, 4, 6)
+    joints, depth, grid = torch.randn(3, 16), torch.randn(3, 8), torch.randn(3, 4, 6)
 
     def run(**extras):
         return encoder(*views(3), joints, extras, {"depth": torch.tensor([False, True, False])})
 
-    both, without = run(depth=depth, clip=clip), run(clip=clip)
+    both, without = run(depth=depth, grid=grid), run(grid=grid)
     assert torch.allclose(both[1], without[1])
     assert not torch.allclose(both[0], without[0])
-    assert not torch.allclose(both, run(depth=depth, clip=clip.flip(1)))  # positions count
+    assert not torch.allclose(both, run(depth=depth, grid=grid.flip(1)))  # positions count
     with pytest.raises(UserError, match="a grid of 5 patches is not square"):
-        ImageJointEncoder(extras={"clip": (5, 6)})
+        ImageJointEncoder(extras={"grid": (5, 6)})
 
 
 def test_the_error_of_a_chunk_does_not_see_steps_beyond_the_episode():

@@ -71,7 +71,7 @@ def data(tmp_path) -> Path:
     return pack(write_recording(tmp_path / "recording"))
 
 
-def train(data: Path, name: str = "m", design="nine", seed=0, params=SMALL, **options) -> Path:
+def train(data: Path, name: str = "m", design="stacked", seed=0, params=SMALL, **options) -> Path:
     weights = data.parent / f"{name}.safetensors"
     train_fusion(data, weights, data.parent / name, params, seed, design=design, **options)
     return weights
@@ -288,7 +288,7 @@ def test_the_critic_is_that_of_lapo(data):
 
 
 def test_targets_follow_slowly_with_their_statistics():
-    config = PolicyConfig(design="nine", cameras=CAMERAS, image_size=32, joint_names=("a",), actions=1, steps=1,
+    config = PolicyConfig(design="stacked", cameras=CAMERAS, image_size=32, joint_names=("a",), actions=1, steps=1,
                           objective="cvae")  # fmt: skip
     policy = FusionPolicy(config)
     critic = LapoCritic(policy, 0.9, 0.0, 1.0)

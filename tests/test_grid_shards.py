@@ -15,7 +15,7 @@ from conftest import photo_folder, write_grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.clip import ClipParams, GridStore
+from sightline.clip import GridParams, GridStore
 from sightline.clip import extraction as extraction_module
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import VerifyParams
@@ -27,7 +27,7 @@ from sightline.recording.frames import write_index
 
 SMALL = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 4}
 EPISODES = [0, 0, 0, 2, 2, 3, 3, 3, 5]  # of frames 0, 1, 2 ...: with four frames a shard: 0-0, 2-2, 3-5
-pytestmark = pytest.mark.filterwarnings("ignore:clip.pretrained is random")
+pytestmark = pytest.mark.filterwarnings("ignore:grids.pretrained is random")
 
 
 def random_grids(count: int, dtype: str = "float16") -> np.ndarray:
@@ -48,7 +48,7 @@ def extract(root: Path, output: str = "grids", episodes: list[int] = EPISODES, *
     """Extract grids of generated pictures, one for each frame."""
     photos = photo_folder(root / "photos", range(len(episodes)))
     index = index_of(root / "index.parquet", episodes)
-    params = ClipParams(**SMALL | options.pop("params", {}))
+    params = GridParams(**SMALL | options.pop("params", {}))
     return extract_grids([photos], root / output, params, index=index, **options)
 
 
@@ -218,7 +218,7 @@ def test_new_episodes_leave_all_shards_but_the_last_as_they_are(tmp_path):
     assert {name for name in before if before[name] != after[name]} == {"shards.json"}
     extract(tmp_path, episodes=[*EPISODES, 6, 7, 7, 8])
     assert sorted(contents(tmp_path / "grids"))[-2:] == ["000006-000008.hdf5", "shards.json"]
-    params, limits, index = ClipParams(**SMALL), VerifyParams(sample=5), tmp_path / "index.parquet"
+    params, limits, index = GridParams(**SMALL), VerifyParams(sample=5), tmp_path / "index.parquet"
     assert verify_grids(tmp_path / "grids", [tmp_path / "photos"], params, limits, index)["images"] == 13
 
 
@@ -229,7 +229,7 @@ def test_shards_and_file_hold_the_same_and_photographs_without_episodes_go_by_id
     assert figures[0]["bytes"] == sum(path.stat().st_size for path in (tmp_path / "grids").glob("*.hdf5"))
     store, file = GridStore(tmp_path / "grids"), GridStore(tmp_path / "one.hdf5")
     assert (store.read(range(9)) == file.read(range(9))).all()
-    extract_grids([tmp_path / "photos"], tmp_path / "by_id", ClipParams(**SMALL))
+    extract_grids([tmp_path / "photos"], tmp_path / "by_id", GridParams(**SMALL))
     names = ["000000-000003.hdf5", "000004-000007.hdf5", "000008-000008.hdf5", "shards.json"]
     assert sorted(contents(tmp_path / "by_id")) == names
 
@@ -241,7 +241,7 @@ def test_images_that_cannot_be_read_do_not_move_the_boundaries(tmp_path):
         (tmp_path / f"photos/photo_{i:06d}.jpg").write_bytes(b"")
     photos, index = tmp_path / "photos", tmp_path / "index.parquet"
     with pytest.warns(UserWarning, match="3 of 9 images left out"):
-        extract_grids([photos], tmp_path / "grids", ClipParams(**SMALL), on_error="skip", index=index)
+        extract_grids([photos], tmp_path / "grids", GridParams(**SMALL), on_error="skip", index=index)
     after = contents(tmp_path / "grids")
     assert set(before) - set(after) == {"000002-000002.hdf5"}
     assert before["000003-000005.hdf5"] == after["000003-000005.hdf5"]

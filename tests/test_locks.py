@@ -18,7 +18,7 @@ from sightline.core.cache import ArrayCache, digest
 from sightline.core.errors import UserError
 from sightline.core.files import claim, discard
 
-SMALL = [f"--set=clip.{value}" for value in ("model=ViT-S-16", "image_size=32", "grid=2", "precision=fp32")]
+SMALL = [f"--set=grids.{value}" for value in ("model=ViT-S-16", "image_size=32", "grid=2", "precision=fp32")]
 REFUSING = """
 #include <errno.h>
 int flock(int file, int operation) { (void)file; (void)operation; errno = ENOLCK; return -1; }

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dvc.utils.serialize
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from sightline.core.errors import UserError
-from sightline.core.params import Section, load_params, parse_yaml
+from sightline.core.params import Entry, Section, load_params, parse_yaml
 
 
 class Train(Section):
@@ -158,3 +158,57 @@ INNER = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dic
 def test_trees_are_what_dvc_reads_however_they_are_written(tree):
     for text in (json.dumps(tree), yaml.safe_dump(tree), dvc.utils.serialize.dumps_yaml(tree)):
         both_readers(text)
+
+
+class Net(Entry):
+    size: int = 3
+    kind: str = "a"
+
+
+class Lists(Section):
+    renamed: ClassVar[dict[str, str]] = {"colour": "lists.shade"}
+    shade: int = 0
+
+
+class Named(Section):
+    renamed: ClassVar[dict[str, str]] = {"net": "nets.<name>"}
+    nets: Net = Net()
+    lists: Lists = Lists()
+
+
+def test_one_of_several_entries_is_read_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["stages/x.py"])
+    path = tmp_path / "p.yaml"
+    path.write_text("nets: {small: {size: 1}, wrong: {siz: 2}, bare: 7}\n")
+    small = load_params(Named, path, ["nets.kind=b"], "small").nets
+    assert (small.size, small.kind, small.key("size")) == (1, "b", "nets.small.size")
+    assert "--name" not in capsys.readouterr().err
+    assert load_params(Named, path).nets.size == 3
+    assert "x: nets at their defaults; --name takes those of one of small, wrong, bare" in capsys.readouterr().err
+    for entry, assignments, message in (
+        ("wrong", [], f"{path}: nets.wrong.siz: unknown key; known here: size, kind"),
+        ("none", [], f"{path}: nets.none: is missing; there are: small, wrong, bare"),
+        ("bare", [], f"{path}: nets.bare: is missing; there are: small, wrong, bare"),
+        ("small", ["nets.size=x"], f"{path}: nets.small.size: Input should be a valid integer, got 'x'"),
+        (None, ["nets.small.size=2"], f"{path}: nets.small: unknown key; known here: size, kind"),
+    ):
+        with pytest.raises(UserError) as error:
+            load_params(Named, path, assignments, entry)
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "assignments", "message"),
+    [
+        ("net: {size: 1}", [], "p.yaml: net: is now nets.<name>; rename it"),
+        ("", ["net.size=1"], "--set net.size=1: net is now nets.<name>"),
+        ("lists: {colour: 1}", [], "p.yaml: lists.colour: is now lists.shade; rename it"),
+        ("", ["lists.colour=1"], "p.yaml: lists.colour: is now lists.shade; rename it"),
+    ],
+)
+def test_the_name_of_an_older_version_is_refused_with_the_new_one(tmp_path, monkeypatch, text, assignments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_params(Named, Path("p.yaml"), assignments)
+    assert str(error.value) == message

@@ -91,11 +91,11 @@ LISTS = st.lists(WORDS | st.sampled_from(["depth", "null", "1.5", "on", "- a", "
 
 @settings(deadline=None, max_examples=60)
 @given(WORDS, LISTS, LISTS)
-def test_any_values_come_back_and_nothing_else_changes(root, images, cameras):
-    text, values = default_params(), {"data.root": root, "stages.images": images, "stages.cameras": cameras}
+def test_any_values_come_back_and_nothing_else_changes(root, images, depth):
+    text, values = default_params(), {"data.root": root, "stages.images": images, "stages.depth": depth}
     tree = parse_yaml(text, "")
     tree["data"]["root"] = root
-    tree["stages"] |= {"images": images, "cameras": cameras}
+    tree["stages"] |= {"images": images, "depth": depth}
     new = with_values(text, values, "p.yaml")
     assert parse_yaml(new, "") == tree
     assert with_values(new, values, "p.yaml") == new

@@ -21,20 +21,23 @@ SMALL = {
     "simulate.episodes": 2, "simulate.steps": 4, "render.global_size": 48, "render.wrist_size": 24,
     "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 64,
     "evaluate.part": "val", "evaluate.baselines": "[mean_image,pca,dct]",
-    "clip.model": "ViT-S-16", "clip.image_size": 32, "clip.grid": 2, "verify_clip_grids.sample": 2,
+    "grids.clip.model": "ViT-S-16", "grids.clip.image_size": 32, "grids.clip.grid": 2, "verify_clip_grids.sample": 2,
+    "grids.efficientnet.image_size": 64, "grids.efficientnet.grid": 2,
     "fusion.epochs": 1, "views.image_size": 32, "fusion.chunk": 2, "fusion.batch_size": 4,
     "evaluate_fusion.part": "val", "evaluate_segmentation.part": "val",
     "segmentation.image_size": "[32,32]", "segmentation.crop": "[16,16]", "segmentation.epochs": 1,
-    "segmentation.steps_per_epoch": 1,
+    "segmentation.steps_per_epoch": 1, "rollout.scenes": 1,
 }  # fmt: skip
+NETWORKS = ("efficientnet", "clip")
 FUSION = {"pack_views@actions"} | {
-    f"{stage}_fusion@actions-{design}" for stage in ("train", "evaluate") for design in ("nine", "joints_only")
-}
+    f"{stage}@actions-{design}"
+    for stage in ("train_fusion", "evaluate_fusion", "rollout") for design in ("stacked", "joints_only")
+}  # fmt: skip
 SEGMENTATION = {f"{stage}_segmentation{rest}" for stage in ("train", "evaluate")
-                for rest in ("@masks", "_with@masks-clip/global")}  # fmt: skip
+                for rest in ("@masks", "_with@masks-grids/efficientnet/global")}  # fmt: skip
 OF_EMBEDDINGS, OF_GRIDS = (
     {f"{stage}_fusion_with@actions-joints_only-{feature}" for stage in ("train", "evaluate")}
-    for feature in ("embeddings/depth.hdf5", "clip/global")
+    for feature in ("embeddings/depth.hdf5", "grids/efficientnet/global")
 )
 VALIDATED = {f"validate_images@{name}" for name in (
     "depth", "masks", "rgb/left_wrist", "rgb/right_wrist", "rgb/global")}  # fmt: skip
@@ -86,7 +89,8 @@ def clone(tmp_path_factory) -> Clone:
     ran = clone.ran("repro")
     assert ran[:3] == ["demo/dvc.yaml:simulate", "demo/dvc.yaml:render", "check"]  # data.root points to the demo
     assert set(ran[ran.index("normalize@depth") + 1 :]) >= set(DEPTH_CHAIN)
-    assert ran.index("clip_grids@global") < ran.index("verify_clip_grids@global")
+    for name in ("efficientnet-global", "clip-global"):
+        assert ran.index(f"clip_grids@{name}") < ran.index(f"verify_clip_grids@{name}")
     clone.commit()
     return clone
 
@@ -99,11 +103,13 @@ def test_it_ends_in_embeddings_of_every_frame(clone):
     figures = {path.removesuffix("/metrics.json"): file["data"] for path, file in shown.items()}
     assert figures["metrics/embed/depth"]["images"] == 8
     assert figures["metrics/validate"]["episodes"] == 2
-    assert figures["metrics/evaluate_fusion/actions/nine"]["nmse"] > 0
-    assert figures["metrics/clip_grids/global"]["random_weights"] == 1
-    assert len({name for of in figures.values() for name in of}) <= 24, "columns of dvc metrics show, without the path"
-    with h5py.File(clone.root / "data/clip/global/000000-000001.hdf5") as file:
-        assert file["7_grids"].shape == (4, 384)
+    assert figures["metrics/evaluate_fusion/actions/stacked"]["nmse"] > 0
+    assert figures["metrics/clip_grids/clip/global"]["random_weights"] == 1
+    assert figures["metrics/clip_grids/efficientnet/global"]["random_weights"] == 0
+    assert len({name for of in figures.values() for name in of}) <= 27, "columns of dvc metrics show, without the path"
+    for name, shape in (("clip", (4, 384)), ("efficientnet", (4, 320))):
+        with h5py.File(clone.root / f"data/grids/{name}/global/000000-000001.hdf5") as file:
+            assert file["7_grids"].shape == shape
 
 
 def test_a_second_repro_runs_nothing_and_leaves_git_clean(clone):
@@ -133,7 +139,7 @@ def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
     assert ran[0] == "demo/dvc.yaml:render"
     cameras = ("left_wrist", "right_wrist", "global")
     checked = {f"validate_images@rgb/{camera}" for camera in cameras}
-    followed = {f"{stage}@global" for stage in ("clip_grids", "verify_clip_grids")}
+    followed = {f"{stage}@{name}-global" for stage in ("clip_grids", "verify_clip_grids") for name in NETWORKS}
     assert set(ran[1:]) == {*checked, *followed, *FUSION, *SEGMENTATION, *OF_EMBEDDINGS, *OF_GRIDS}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
@@ -142,17 +148,17 @@ def test_a_change_of_colours_neither_simulates_nor_trains_again(clone):
 @pytest.mark.slow
 def test_other_grids_run_only_what_reads_them(clone):
     """The plain trainings, and those with embeddings, do not run again; nor does a feature that is left out."""
-    ran = clone.ran("exp", "run", "-S", "clip.tokens=raw")
-    grids = {"clip_grids@global", "verify_clip_grids@global"}
+    ran = clone.ran("exp", "run", "-S", "grids.efficientnet.resize=squash")
+    grids = {"clip_grids@efficientnet-global", "verify_clip_grids@efficientnet-global"}
     read = {name for name in SEGMENTATION if "_with@" in name}
     assert set(ran) == {*grids, *OF_GRIDS, *read}
-    folder = clone.root / "metrics/evaluate_fusion_with/actions/joints_only/clip/global"
-    assert "shuffled_clip" in json.loads((folder / "evaluation_results.json").read_text())["use"]
+    folder = clone.root / "metrics/evaluate_fusion_with/actions/joints_only/grids/efficientnet/global"
+    assert "shuffled_grid" in json.loads((folder / "evaluation_results.json").read_text())["use"]
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
     added = "stages.fusion_with.designs=[joints_only,shared]"
-    ran = clone.ran("exp", "run", "-S", added, "-S", "stages.fusion_with.features=[clip/global]")
-    new = {f"{stage}_fusion_with@actions-shared-clip/global" for stage in ("train", "evaluate")}
+    ran = clone.ran("exp", "run", "-S", added, "-S", "stages.fusion_with.features=[grids/efficientnet/global]")
+    new = {f"{stage}_fusion_with@actions-shared-grids/efficientnet/global" for stage in ("train", "evaluate")}
     assert set(ran) == {"check", *new}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
@@ -197,18 +203,18 @@ def test_a_mistaken_parameter_is_refused_in_one_line_and_nothing_is_lost(clone, 
 def test_a_recording_without_depth_runs_only_what_it_can(clone):
     assert clone.ran(
         "exp", "run", "-S", "stages.depth=[]", "-S", "stages.images=[rgb/global]", "-S", "stages.demonstrations=[]",
-        "-S", "stages.masks=[]",
+        "-S", "stages.pack.views=[]", "-S", "stages.masks=[]", "-S", "stages.rollouts=[]",
     ) == ["check"]  # fmt: skip
     listed = clone.run("dvc", "stage", "list", "--name-only").stdout.split()
-    of_camera = {"validate_images@rgb/global", "clip_grids@global", "verify_clip_grids@global"}
-    assert set(listed) == {"check", "validate", *of_camera}
+    of_grids = {f"{stage}@{name}-global" for stage in ("clip_grids", "verify_clip_grids") for name in NETWORKS}
+    assert set(listed) == {"check", "validate", "validate_images@rgb/global", *of_grids}
     clone.run("git", "checkout", "-q", ".")
     clone.run("dvc", "checkout")
 
 
 def test_the_report_shows_every_stage_and_says_what_is_not_here(clone):
     page = "metrics/report.html"
-    assert f"{page}: 25 parts" in clone.run("python", "-m", "sightline.report").stdout
+    assert f"{page}: 27 parts" in clone.run("python", "-m", "sightline.report").stdout
     first = (clone.root / page).read_text()
     assert len(first) < 6_000_000
     shutil.rmtree(clone.root / "metrics/evaluate/depth")
@@ -222,13 +228,13 @@ def test_the_report_shows_every_stage_and_says_what_is_not_here(clone):
 
 def test_a_tagged_model_leaves_the_project_with_its_card(clone, tmp_path):
     clone.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "tag", "v1.0.0", "-m", "first")
-    for path in ("models/depth/encoder.safetensors", "models/fusion/actions/nine.safetensors"):
+    for path in ("models/depth/encoder.safetensors", "models/fusion/actions/stacked.safetensors"):
         fetched = tmp_path / Path(path).name
         clone.run("dvc", "get", str(clone.root), path, "--rev", "v1.0.0", "-o", str(fetched))
         assert fetched.read_bytes() == (clone.root / path).read_bytes()
-    card = json.loads((clone.root / "models/fusion/actions/nine.card.json").read_text())
+    card = json.loads((clone.root / "models/fusion/actions/stacked.card.json").read_text())
     assert card["bytes"] == fetched.stat().st_size
-    assert "## Measured" in (clone.root / "models/fusion/actions/nine.card.md").read_text()
+    assert "## Measured" in (clone.root / "models/fusion/actions/stacked.card.md").read_text()
 
 
 def outputs(root: Path) -> dict[str, str]:

@@ -5,9 +5,9 @@ import importlib
 import pytest
 
 NAMES = {
-    "clip": ["ClipParams", "GridStore", "LiveGrids", "open_grids"],
+    "clip": ["GridParams", "GridStore", "LiveGrids", "open_grids"],
     "depth": ["ModelEvaluator", "SemanticEncoder", "create_semantic_encoder"],
-    "fusion": ["FusionPolicy", "ImageJointEncoder", "ResNet18Encoder", "load_policy"],
+    "fusion": ["FusionPolicy", "ImageJointEncoder", "Policy", "ResNet18Encoder", "load_policy"],
     "segmentation": [
         "ContrastivePrototypeManager", "SegmentationConfig", "SegmentationFrames", "SegmentationModel", "load_model",
         "virtual_adversarial_loss",

@@ -188,7 +188,7 @@ def test_a_class_that_is_nowhere_is_undefined_and_a_missed_one_has_the_diagonal(
     [
         ({"train_groups": tuple(map(str, range(GROUPS)))}, r"was trained on group \d of part test"),
         ({"image_channels": 1}, "its images are RGB, but .* was trained on grey ones"),
-        ({"extras": {"clip": (4, 6)}}, r"was trained with CLIP grids as a further input; add --feature PATH of them"),
+        ({"extras": {"grid": (4, 6)}}, r"was trained with grids as a further input; add --feature PATH of them"),
         ({"extras": {"embedding": (4,)}}, r"was trained with depth embeddings as a further input; add --feature PATH"),
         ({"extras": {"depth": (2, SIZE, SIZE)}}, "was trained with depth images; add --depth FOLDER"),
     ],

@@ -66,8 +66,8 @@ def test_a_model_of_whole_images_or_of_larger_parts_is_asked_for_the_whole(windo
 
 
 def test_windows_cut_further_inputs_too():
-    model = model_of(window=(16, 16), extras={"depth": (2, 32, 32), "clip": (9, 5), "embedding": (7,)}).eval()
-    images, extras = torch.rand(1, 3, 32, 32), {"depth": torch.rand(1, 2, 32, 32), "clip": torch.rand(1, 9, 5)}
+    model = model_of(window=(16, 16), extras={"depth": (2, 32, 32), "grid": (9, 5), "embedding": (7,)}).eval()
+    images, extras = torch.rand(1, 3, 32, 32), {"depth": torch.rand(1, 2, 32, 32), "grid": torch.rand(1, 9, 5)}
     extras["embedding"] = torch.randn(1, 7)
     probabilities = model.probabilities(images, extras)
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, 32, 32))
@@ -85,9 +85,9 @@ def test_volumes_are_segmented_and_learnt_from():
 
 
 def test_further_inputs_change_the_result_and_may_be_missing():
-    model = model_of(extras={"depth": (2, 32, 32), "clip": (9, 5), "embedding": (7,)}).eval()
+    model = model_of(extras={"depth": (2, 32, 32), "grid": (9, 5), "embedding": (7,)}).eval()
     images = torch.rand(2, 3, 32, 32)
-    extras = {"depth": torch.rand(2, 2, 32, 32), "clip": torch.randn(2, 9, 5), "embedding": torch.randn(2, 7)}
+    extras = {"depth": torch.rand(2, 2, 32, 32), "grid": torch.randn(2, 9, 5), "embedding": torch.randn(2, 7)}
     full, without = model(images, extras), model(images)
     assert without.shape == full.shape
     for name in extras:
@@ -253,11 +253,11 @@ def test_without_changes_a_view_is_the_image_and_a_mirrored_one_its_mirror():
     chances[:, 0] = 0.1
     patches = torch.randn(4, 9, 2)
     mirrored, labels = weak_view(
-        {"image": images, "clip": patches}, masks, chances, STILL.model_copy(update={"flip": True})
+        {"image": images, "grid": patches}, masks, chances, STILL.model_copy(update={"flip": True})
     )
     torch.testing.assert_close(mirrored["image"], images.flip(3) / 255, atol=1e-4, rtol=0)
     assert torch.equal(labels, masks.flip(2).long())
-    torch.testing.assert_close(mirrored["clip"], patches.unflatten(1, (3, 3)).flip(2).flatten(1, 2))
+    torch.testing.assert_close(mirrored["grid"], patches.unflatten(1, (3, 3)).flip(2).flatten(1, 2))
 
 
 def test_a_crop_is_a_part_of_everything_that_belongs_to_an_image():
@@ -266,7 +266,7 @@ def test_a_crop_is_a_part_of_everything_that_belongs_to_an_image():
     chances[0], chances[1] = 0.0, 0.9999  # the first and the last corner
     window = Window.random(chances, (24, 32), (12, 16))
     patches = torch.randn(4, 16, 2)
-    cut, labels = window.of_inputs({"image": images, "depth": images[:, :2], "clip": patches}), window.of(masks)
+    cut, labels = window.of_inputs({"image": images, "depth": images[:, :2], "grid": patches}), window.of(masks)
     for i, (row, column) in enumerate(window.corner.tolist()):
         assert (0 <= row <= 12, 0 <= column <= 16) == (True, True)
         assert torch.equal(cut["image"][i], images[i, :, row : row + 12, column : column + 16])
@@ -274,7 +274,7 @@ def test_a_crop_is_a_part_of_everything_that_belongs_to_an_image():
         assert torch.equal(labels[i], masks[i, row : row + 12, column : column + 16])
     assert window.corner[:2].tolist() == [[0, 0], [12, 16]]
     # patches of half the image: 4 x 4 of a quarter, where 2 x 2 were
-    grids = cut["clip"].unflatten(1, (4, 4))
+    grids = cut["grid"].unflatten(1, (4, 4))
     torch.testing.assert_close(grids[0, 0, 0], patches[0, 0])
     torch.testing.assert_close(grids[1, 3, 3], patches[1, 15])
     assert Window.random(torch.rand(99, 2), (24, 32), (24, 32)).corner.abs().sum() == 0
@@ -313,8 +313,8 @@ def test_rectangles_are_pasted():
     assert square_boxes(chances, (30, 60)).float().mean((1, 2, 3)).tolist() == pytest.approx([4 / 9] * 200, abs=0.03)
     box = torch.zeros(1, 1, 6, 6, dtype=torch.bool)
     box[..., :2] = True
-    ones = {"image": torch.ones(1, 3, 6, 6), "clip": torch.ones(1, 9, 2), "embedding": torch.ones(1, 2)}
+    ones = {"image": torch.ones(1, 3, 6, 6), "grid": torch.ones(1, 9, 2), "embedding": torch.ones(1, 2)}
     mixed = pasted({name: torch.zeros_like(values) for name, values in ones.items()}, ones, box)
     assert mixed["image"][0, 0].sum(0).tolist() == [6, 6, 0, 0, 0, 0]
-    assert mixed["clip"][0, :, 0].tolist() == [1, 0, 0] * 3
+    assert mixed["grid"][0, :, 0].tolist() == [1, 0, 0] * 3
     torch.testing.assert_close(mixed["embedding"], torch.full((1, 2), 1 / 3))

@@ -234,10 +234,10 @@ def test_two_classes_and_further_inputs(recording, tmp_path):
     weights = train(recording, params=params, **extras)
     model = load_model(weights)
     assert model.config.classes == ("background", "disc")
-    assert model.config.extras == {"clip": (4, 6), "depth": (2, *SIZE), "embedding": (5,)}
+    assert model.config.extras == {"grid": (4, 6), "depth": (2, *SIZE), "embedding": (5,)}
     frames = frames_of(recording, params, **extras)
     measured = evaluate_segmentation(weights, frames, tmp_path / "measured", EvaluateSegmentationParams())
-    assert set(measured["dice_lost"]) == {"shuffled_clip", "shuffled_depth", "shuffled_embedding"}
+    assert set(measured["dice_lost"]) == {"shuffled_grid", "shuffled_depth", "shuffled_embedding"}
     for method in ("ss_net", "semiseg", "bcp"):
         train(recording, method, params.model_copy(update={"method": method, "epochs": 1}), **extras)
     other = write_grids(tmp_path / "other.hdf5", np.arange(8, 42), grids)

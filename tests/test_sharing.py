@@ -29,16 +29,16 @@ from test_pipeline import Clone
 from sightline.core.params import parse_yaml
 
 SMALLER = {"stages.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]", "stages.designs": "[joints_only]",
-           "stages.masks": "[]", "stages.fusion_with.features": "[clip/global]",
-           "evaluate.baselines": "[mean_image]"}  # fmt: skip
-GRIDS, EMBEDDINGS = "data/clip/global/000000-000001.hdf5", "data/embeddings/depth.hdf5"
+           "stages.masks": "[]", "stages.fusion_with.features": "[grids/efficientnet/global]",
+           "stages.grids.names": "[efficientnet]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
+GRIDS, EMBEDDINGS = "data/grids/efficientnet/global/000000-000001.hdf5", "data/embeddings/depth.hdf5"
 SHARED = [
-    GRIDS, "data/clip/global/shards.json", EMBEDDINGS,
-    "metrics/clip_grids/global/details.json", "metrics/clip_grids/global/metrics.json",
+    GRIDS, "data/grids/efficientnet/global/shards.json", EMBEDDINGS,
+    "metrics/clip_grids/efficientnet/global/details.json", "metrics/clip_grids/efficientnet/global/metrics.json",
     "metrics/embed/depth/details.json", "metrics/embed/depth/metrics.json",
 ]  # fmt: skip
 FUSION = [
-    f"{stage}_fusion{rest}" for rest in ("@actions-joints_only", "_with@actions-joints_only-clip/global")
+    f"{stage}_fusion{rest}" for rest in ("@actions-joints_only", "_with@actions-joints_only-grids/efficientnet/global")
     for stage in ("train", "evaluate")
 ]  # fmt: skip
 # every stage of the pipeline, in order, as DVC would run it, but with one import of its libraries for all of them
@@ -135,8 +135,9 @@ def test_an_experiment_with_one_stage_on_another_recording_is_recorded(member, t
     changes = {
         "data.root": recording,
         "stages.images": "[depth]",
-        "stages.cameras": "[]",
+        "stages.grids.cameras": "[]",
         "stages.demonstrations": "[]",
+        "stages.pack.views": "[]",
     }
     options = [word for name, value in changes.items() for word in ("-S", f"{name}={value}")]
     place.run("dvc", "exp", "run", *(["--temp"] if where == "temp" else []), *options, "normalize@depth")
@@ -151,11 +152,11 @@ def test_an_experiment_with_one_stage_on_another_recording_is_recorded(member, t
 def test_an_experiment_of_a_teammate_pulls_direct_inputs_only(member):
     ran = member.ran("exp", "run", "--pull", "--allow-missing", "-S", "fusion.lr=2e-3")
     assert [stage for stage in ran if stage in FUSION] == FUSION
-    assert {*ran} <= {*FUSION}
+    assert {*ran} <= {*FUSION, "rollout@actions-joints_only"}
     folders = {"/".join(name.split("/")[:2]) for name in member.data()}
     made = {f"{folder}{rest}" for folder in ("models/fusion", "metrics/train_fusion", "metrics/evaluate_fusion")
             for rest in ("", "_with")}  # fmt: skip
-    assert folders == {"data/fusion", "data/clip", *made}
+    assert folders == {"data/fusion", "data/grids", "metrics/rollout", *made}
 
 
 def _stored(owner: Owner, path: str, cache: Path) -> Path:
@@ -200,8 +201,10 @@ def test_a_file_damaged_in_the_cache_is_found_named_and_fetched_again(owner, mem
     member.run("dvc", "pull", "--force", "clip_grids")
     assert (member.root / GRIDS).read_bytes() != whole, "DVC does not look: that is why we do"
     message = member.run(*verify, ok=False).stderr
-    assert re.fullmatch(r"verify_cache: error: .*1 file.* removed; now: dvc pull --force data/clip/global\n", message)
-    member.run("dvc", "pull", "--force", "data/clip/global")
+    assert re.fullmatch(
+        r"verify_cache: error: .*1 file.* removed; now: dvc pull --force data/grids/efficientnet/global\n", message
+    )
+    member.run("dvc", "pull", "--force", "data/grids/efficientnet/global")
     assert (member.root / GRIDS).read_bytes() == whole
 
 
@@ -325,7 +328,7 @@ def test_a_queue_is_worked_off_by_two_and_shown(member):
     _wait(lambda: member.run("dvc", "queue", "status").stdout.count("Success") == 2)
     table = member.run(sys.executable, "tools/leaderboard.py").stdout.splitlines()
     shown = ["evaluate_fusion.seed", "depth", "rmse", "mm", "↓", "joints_only", "nmse", "↓",
-             "joints_only/clip/global", "nmse", "↓"]  # fmt: skip
+             "joints_only/grids/efficientnet/global", "nmse", "↓"]  # fmt: skip
     assert table[0].split() == ["experiment", *shown]
     assert sorted(line.split()[1] for line in table[1:]) == ["0", "0", "1", "2"]
     assert max(map(len, table)) <= 120
@@ -358,7 +361,7 @@ def test_an_interrupted_experiment_goes_on_in_the_workspace_and_in_temp(member):
     assert not list((member.root / ".scratch/train_fusion").glob("*/last.ckpt"))
 
 
-@pytest.mark.parametrize("change", ["fusion.lrr=1", "clip.gird=7", "data.spilt.seed=1"])
+@pytest.mark.parametrize("change", ["fusion.lrr=1", "grids.clip.gird=7", "data.spilt.seed=1"])
 def test_an_experiment_with_a_mistyped_name_is_refused_before_anything_runs(member, change):
     result = member.run("dvc", "exp", "run", "--allow-missing", "-S", change, ok=False)
     assert f"Could not override '{change.split('=')[0]}'" in result.stderr
@@ -380,7 +383,7 @@ def test_a_name_forced_into_the_lists_of_stages_is_refused(member):
 
 
 def test_the_check_of_a_shorter_list_fetches_no_images(member):
-    shorter = ("-S", "stages.cameras=[]", "-S", "stages.fusion_with.features=[]")
+    shorter = ("-S", "stages.grids.cameras=[]", "-S", "stages.fusion_with.features=[]")
     assert member.ran("exp", "run", "--pull", "--allow-missing", *shorter) == ["check"]
     fetched = ["data/demo/frames.parquet", "data/demo/recording.json", "metrics/check/details.json"]
     assert member.data() == fetched

@@ -12,9 +12,11 @@ from PIL import Image, ImageDraw
 from sightline.recording.images import read_depth, read_mask, read_rgb
 from sightline.recording.layout import read_recording_info
 
-FRAMES = (330, 342, 353, 593)  # above the object, grasping, lifted; and a lift in another scene
+FRAMES = (158, 168, 178, 234)  # above the ball, grasping, carrying; and putting down in another episode
 SIZE = 180  # pixels on an edge of a tile
-CLASS_COLOURS = np.array([[32, 32, 36], [200, 200, 208], [228, 70, 60], [70, 190, 90], [70, 120, 235]], np.uint8)
+CLASS_COLOURS = np.array(  # of background, robot, box, cylinder, ball, plate
+    [[32, 32, 36], [200, 200, 208], [228, 70, 60], [70, 190, 90], [70, 120, 235], [240, 215, 70]], np.uint8
+)
 
 
 def depth_colours(raw_HW: np.ndarray, near: int, far: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Write params.yaml and docs/parameters.md from the typed classes of the stages: ``python tools/parameters.py``."""
 
+import copy
 import json
 import re
 import runpy
@@ -14,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from sightline.core.params import Entry
 from sightline.recording.layout import StageLists
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +63,11 @@ def _entries(fields: dict[str, FieldInfo], depth: int) -> Iterator[str]:
         if model:
             words = (model.__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "`")
             yield f"{indent}{name}:".ljust(COLUMN - 2) + f"  # {words[0].lower()}{words[1:]}"
+            if issubclass(model, Entry):
+                for entry in model.entries:
+                    yield f"{indent}  {entry}:"
+                    yield from _entries(_entry_fields(model, entry), depth + 2)
+                continue
             yield from _entries(_values_first(model.model_fields), depth + 1)
             continue
         if _is_list(field):
@@ -71,17 +78,34 @@ def _entries(fields: dict[str, FieldInfo], depth: int) -> Iterator[str]:
             yield from (f"{indent}- {_shown(item)}" for item in field.default)
         else:
             value = "" if field.default is None else _shown(field.default)
-            yield f"{indent}{name}: {value}".rstrip().ljust(COLUMN - 2) + f"  # {field.description}"
+            line = f"{indent}{name}: {value}".rstrip()
+            if len(line) > 2 * COLUMN - 8:
+                yield from (f"{indent}# {field.description}", line)
+            else:
+                yield line.ljust(COLUMN - 2) + f"  # {field.description}"
+
+
+def _entry_fields(model: type[Entry], entry: str) -> dict[str, FieldInfo]:
+    """The fields of a named section, with its own defaults."""
+    fields = {name: copy.copy(field) for name, field in model.model_fields.items()}
+    for name, value in model.entries[entry].items():
+        fields[name].default = value
+    return fields
 
 
 def write_page() -> str:
     """The text of docs/parameters.md."""
     lines = [PAGE_HEAD]
     for name, field in sections().items():
-        lines += [f"\n## {name}\n", "| name | default | meaning | range |", "|---|---|---|---|"]
+        model = _model(field)
+        lines.append(f"\n## {name}\n")
+        if model and issubclass(model, Entry):
+            lines += [f"One for each name. In `params.yaml`, other than by default: {_own_values(model)}.\n"]
+        lines += ["| name | default | meaning | range |", "|---|---|---|---|"]
         for parameter, inner in leaves({name: field}):
-            cells = [f"`{parameter}`", f"`{_shown(inner.default)}`", inner.description or "", _range(inner)]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+            words = (inner.description or "").replace("<", "&lt;")
+            cells = [f"`{parameter}`", f"`{_shown(inner.default)}`", words, _range(inner)]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -90,9 +114,18 @@ def leaves(fields: dict[str, FieldInfo], prefix: str = "") -> Iterator[tuple[str
     for name, field in fields.items():
         model = _model(field)
         if model:
-            yield from leaves(_values_first(model.model_fields), f"{prefix}{name}.")
+            inner = f"{prefix}{name}.<name>." if issubclass(model, Entry) else f"{prefix}{name}."
+            yield from leaves(_values_first(model.model_fields), inner)
         else:
             yield prefix + name, field
+
+
+def _own_values(model: type[Entry]) -> str:
+    entries = (
+        f"`{entry}` (" + ", ".join(f"{key} `{_shown(value)}`" for key, value in values.items()) + ")"
+        for entry, values in model.entries.items()
+    )
+    return "; ".join(entries)
 
 
 def _model(field: FieldInfo) -> type[BaseModel] | None:

@@ -12,6 +12,7 @@ import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,9 @@ from sightline.recording.images import read_grey, read_rgb
 from sightline.recording.layout import read_recording_info
 from sightline.recording.names import BY_NAME, Images, Naming, add_naming, list_frames, list_images, naming
 from sightline.training.processes import process_device
+
+if TYPE_CHECKING:
+    from sightline.fusion.views import ViewParams
 
 BATCH = 32
 
@@ -94,9 +98,9 @@ def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = 
     Raises:
         UserError: not a fusion model, another suffix, cameras, joints or further inputs other than in training.
     """
-    from sightline.fusion.chunks import read_features
-    from sightline.fusion.policy import load_policy
-    from sightline.fusion.views import Views
+    from sightline.fusion.chunks import extras_of, read_features
+    from sightline.fusion.policy import check_views, load_policy
+    from sightline.fusion.views import ViewParams, Views
     from sightline.grids.features import check_features
 
     _check_suffix(output, ".parquet")
@@ -107,17 +111,11 @@ def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = 
     with tempfile.TemporaryDirectory() as folder:
         if data.is_dir():
             packed = Path(folder) / "views.hdf5"
-            _pack(data, packed, config.cameras, config.image_size)
+            _pack(data, packed, ViewParams(cameras=config.cameras, image_size=config.image_size, fit=config.fit))
         else:
             packed = data
         views = Views.open(packed)
-        for name, trained, here in (
-            ("cameras", config.cameras, views.cameras),
-            ("joints", config.joint_names, views.joint_names),
-            ("size of the views", config.image_size, views.images.shape[-1]),
-        ):
-            if here != trained:
-                raise UserError(f"{data}: {name}: {here}, but {policy_file} was trained with {trained}")
+        check_views(config, policy_file, views, data)
         extras, rows, batches = read_features(features, views), np.flatnonzero(views.sound), []
         check_features(extras, config.extras, config.makers, policy_file)
         policy.to(device)
@@ -125,7 +123,8 @@ def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = 
             for start in tqdm(range(0, len(rows), BATCH), desc="act", unit="batch", mininterval=0.5):
                 some = rows[start : start + BATCH]
                 inputs = [torch.from_numpy(array[some]).to(device) for array in (views.images, views.joints)]
-                further = {k: torch.from_numpy(np.asarray(values[some])).to(device) for k, values in extras.items()}
+                taken = extras_of(extras, some, config.image_size)
+                further = {name: values.to(device) for name, values in taken.items()}
                 batches.append(policy(*inputs, further).cpu().numpy())
         chunks = np.concatenate(batches)  # (N, H, A)
         steps = pa.FixedSizeListArray.from_arrays(pa.array(chunks.reshape(-1)), chunks.shape[2])
@@ -173,16 +172,16 @@ def segment(model_file: Path, images: Path, output: Path) -> int:
     return len(paths)
 
 
-def _pack(recording: Path, packed: Path, cameras: tuple[str, ...], size: int) -> None:
+def _pack(recording: Path, packed: Path, params: "ViewParams") -> None:
     """Decode the views of a recording as for a training, with its joints in the place of actions."""
-    from sightline.fusion.views import ViewParams, pack_views
+    from sightline.fusion.views import pack_views
     from sightline.recording.split import DataParams, SplitParams
     from sightline.validation.validation import validate_recording
 
     index, whole = packed.with_name("index"), DataParams(on_error="skip", split=SplitParams(val=0, test=0))
-    for piece in ("frames", *(f"rgb/{camera}" for camera in cameras)):
+    for piece in ("frames", *(f"rgb/{camera}" for camera in params.cameras)):
         validate_recording(recording, index, whole, only=piece)
-    pack_views(recording, index, packed, ViewParams(cameras=cameras, image_size=size), target="joints")
+    pack_views(recording, index, packed, params, target="joints")
 
 
 def _check_suffix(output: Path, *suffixes: str) -> None:

@@ -64,9 +64,9 @@ TORCH_READERS = {
     "predict act": "evil rec out.parquet",
     "predict segment": "evil rec/rgb/global out",
     "train_autoencoder": COMMANDS["train_autoencoder"] + " --resume evil",
-    "train_fusion": COMMANDS["train_fusion"].replace("joints_only", "nine") + " --set fusion.pretrained=evil",
+    "train_fusion": COMMANDS["train_fusion"].replace("joints_only", "stacked") + " --set fusion.pretrained=evil",
     "train_segmentation": COMMANDS["train_segmentation"] + " --resume evil",
-    "clip_grids": COMMANDS["clip_grids"] + " --set clip.pretrained=./evil",
+    "clip_grids": COMMANDS["clip_grids"] + " --set grids.pretrained=./evil",
 }
 
 
@@ -104,7 +104,7 @@ def test_a_program_in_perceptual_weights_is_not_run(place, tmp_path):
 
 def test_a_torchscript_program_is_not_run(place):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(place / "evil.pt"))
-    refused(place, "clip_grids", "evil.pt", arguments=COMMANDS["clip_grids"] + " --set clip.pretrained=./evil.pt")
+    refused(place, "clip_grids", "evil.pt", arguments=COMMANDS["clip_grids"] + " --set grids.pretrained=./evil.pt")
     refused(place, "extract_encoder", "evil.pt", arguments="evil.pt --output out/e.safetensors")
 
 

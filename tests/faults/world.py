@@ -24,9 +24,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 from conftest import depth_folder, photo_folder  # noqa: E402
 from data_sets import aloha, lerobot_v2, robomimic  # noqa: E402, F401
 
-from sightline.clip import ClipParams  # noqa: E402
+from sightline.clip import GridParams  # noqa: E402
 from sightline.clip.extraction import extract_grids  # noqa: E402
-from sightline.demo.simulate import SimulateParams, simulate_demo  # noqa: E402
+from sightline.demo.render import RenderParams, render_demo  # noqa: E402
+from sightline.demo.simulate import JOINTS, SimulateParams, simulate_demo  # noqa: E402
 from sightline.depth.card import about_autoencoder  # noqa: E402
 from sightline.depth.embedding import EmbedParams, embed_depth  # noqa: E402
 from sightline.depth.network import Autoencoder, NetworkConfig  # noqa: E402
@@ -46,6 +47,7 @@ from sightline.validation.validation import DriftGuard, validate_recording  # no
 CAMERAS = ("left_wrist", "right_wrist", "global")
 EPISODES, STEPS = 4, 4
 CLIP = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32"}
+RENDER = {"wrist_size": 16, "global_size": 24, "depth_height": 16, "depth_width": 16, "antialias": 1}
 PARAMS = """
 simulate: {episodes: 1, steps: 3}
 render: {wrist_size: 16, global_size: 24, depth_height: 16, depth_width: 16, antialias: 1}
@@ -53,16 +55,19 @@ data: {root: data/demo, split: {val: 0.25, test: 0.25}}
 train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32, patch_share: 0.7}
 evaluate: {baselines: [mean_image, pca], batch_size: 4}
 embed: {batch_size: 4}
-clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5}
+grids: {clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5}}
 verify_clip_grids: {sample: 2}
 views: {image_size: 32, cameras: [left_wrist, right_wrist, global]}
 fusion: {epochs: 3, chunk: 2, batch_size: 4, precision: fp32}
 evaluate_fusion: {batch_size: 4}
+rollout: {scenes: 1, length: 1.0}
 segmentation: {image_size: [32, 32], crop: null, epochs: 3, steps_per_epoch: 1, precision: fp32, batch_size: 2,
                unlabelled_batch_size: 2, camera: global}
-stages: {images: [depth, masks, rgb/left_wrist, rgb/right_wrist, rgb/global], depth: [depth], cameras: [global],
-         masks: [masks], demonstrations: [actions], designs: [nine], segmentation_with: [clip/global],
-         fusion_with: {designs: [joints_only], features: [embeddings/depth.hdf5, clip/global]}}
+stages: {images: [depth, masks, rgb/left_wrist, rgb/right_wrist, rgb/global], depth: [depth],
+         masks: [masks], demonstrations: [actions], designs: [stacked], segmentation_with: [grids/clip/global],
+         grids: {names: [clip], cameras: [global]}, rollouts: [],
+         fusion_with: {designs: [joints_only], features: [embeddings/depth.hdf5, grids/clip/global]},
+         pack: {views: [actions], no_views: [], one_view: [], many_views: []}}
 """
 COMMANDS = {  # name -> its arguments in the world; everything is written below out/
     "simulate": "--frames out/frames.parquet --states out/states.hdf5",
@@ -75,11 +80,13 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "evaluate": "autoencoder.safetensors depth.hdf5 out/evaluate --frames rec/frames.parquet",
     "extract_encoder": "autoencoder.safetensors --output out/encoder.safetensors",
     "embed": "encoder.safetensors depth.hdf5 out/embeddings.hdf5 --metrics-dir out/metrics",
-    "clip_grids": "rec/rgb/global out/clip --index index/rgb/global.parquet --metrics-dir out/metrics",
-    "verify_clip_grids": "clip.hdf5 rec/rgb/global --index index/rgb/global.parquet --metrics-dir out/metrics",
+    "clip_grids": "rec/rgb/global out/clip --name clip --index index/rgb/global.parquet --metrics-dir out/metrics",
+    "verify_clip_grids": "clip.hdf5 rec/rgb/global --name clip --index index/rgb/global.parquet "
+    "--metrics-dir out/metrics",
     "pack_views": "rec out/views.hdf5 --index index --metrics-dir out/metrics",
     "train_fusion": "views.hdf5 out/fusion.safetensors --design joints_only --metrics-dir out/metrics",
     "evaluate_fusion": "fusion.safetensors views.hdf5 out/evaluate_fusion",
+    "rollout": "driver.safetensors demo/views.hdf5 out/rollout --processes 1",
     "train_segmentation": "out/segmentation.safetensors --recording rec --index index --metrics-dir out/metrics",
     "evaluate_segmentation": "segmentation.safetensors out/evaluate_segmentation --recording rec --index index",
     "import_lerobot": "lerobot out/recording",
@@ -117,7 +124,7 @@ def make_world(root: Path) -> Path:
         write_card(Path("autoencoder.safetensors"), about_autoencoder(header), {}, split, episode)
         extract_encoder(Path("autoencoder.safetensors"), Path("encoder.safetensors"))
         embed_depth(Path("encoder.safetensors"), Path("depth.hdf5"), Path("embeddings.hdf5"), EmbedParams(batch_size=4))
-        extract_grids([Path("rec/rgb/global")], Path("clip.hdf5"), ClipParams(**CLIP))
+        extract_grids([Path("rec/rgb/global")], Path("clip.hdf5"), GridParams(**CLIP))
         pack_views(Path("rec"), Path("index"), Path("views.hdf5"), ViewParams(image_size=32), processes=1)
         policy = PolicyConfig(
             design="joints_only", cameras=CAMERAS, image_size=32, joint_names=("lift", "turn"), actions=2, steps=2
@@ -128,10 +135,24 @@ def make_world(root: Path) -> Path:
         save_model(Path("segmentation.safetensors"), SegmentationModel(frames))
         write_card(Path("segmentation.safetensors"), about_segmentation(frames), {}, split, episode)
         simulate_demo(SimulateParams(episodes=1, steps=3), Path("simulated.parquet"), Path("states.hdf5"), 1)
+        _simulated(Path("demo"))
         lerobot_v2(Path("lerobot"))
         aloha(Path("aloha"))
         shutil.rmtree(".scratch")
     return root
+
+
+def _simulated(root: Path) -> None:
+    """Of the simulated episode: a recording with one camera, its views, and a model that drives by the joints."""
+    render_demo(RenderParams(**RENDER), Path("states.hdf5"), root, 1)
+    shutil.copy("simulated.parquet", root / "frames.parquet")
+    validate_recording(root, root / "index", DataParams(split=SplitParams(val=0, test=0)), processes=1)
+    views = ViewParams(cameras=("global",), image_size=16)
+    pack_views(root, root / "index", root / "views.hdf5", views, processes=1)
+    policy = PolicyConfig(
+        design="joints_only", cameras=views.cameras, image_size=16, joint_names=JOINTS, actions=len(JOINTS), steps=2
+    )
+    save_policy(Path("driver.safetensors"), FusionPolicy(policy))
 
 
 def _recording(root: Path) -> None:

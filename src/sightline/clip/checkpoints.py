@@ -86,7 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             weights that are not finite.
     """
     is_archive = is_zipfile(path) and _is_torchscript(path)
-    tensors = _plain_names(_archive_tensors(path) if is_archive else _tensors(path))
+    tensors = _plain_names(_archive_tensors(path)) if is_archive else read_tensors(path)
     of_clip = {name.removeprefix("visual."): tensor for name, tensor in tensors.items() if name.startswith("visual.")}
     of_hugging_face = {
         name: tensor
@@ -102,6 +102,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tower = {name: tensor.float() for name, tensor in tower.items()}
     check_finite(path, tower)
     return Checkpoint(path, tower, not of_clip and bool(of_hugging_face), is_archive and set(tensors) >= _OPENAI)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file by name, in their order.
+
+    Raises:
+        UserError: not a file of weights, or one that only a program could read.
+    """
+    return _plain_names(_tensors(path))
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

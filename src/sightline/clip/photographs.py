@@ -1,4 +1,4 @@
-"""Photographs as CLIP takes them: listed by image id, read in any colour mode, resized, cut to a square.
+"""Photographs as image networks take them: listed by image id, read in any colour mode, resized, cut to a square.
 
 Geometry and interpolation are those of open_clip's own transform; pixels differ by less than 0.01 grey levels on
 average, because torchvision's resizing of whole numbers, which is twice as fast, takes the place of Pillow's.
@@ -35,12 +35,15 @@ class Preparation:
         return asdict(self) | {"orientation": "applied"}
 
 
-def list_photographs(folders: Sequence[Path], index: Path | None = None, naming: Naming = BY_NAME) -> Images:
+def list_photographs(
+    folders: Sequence[Path], index: Path | None = None, naming: Naming = BY_NAME, most: int | None = None
+) -> Images:
     """The photographs in ``folders`` by image id; see `sightline.recording.names` for the ids.
 
     Args:
         index: a frame index; only its frames count, and each needs an image that is named by its frame id.
         naming: how files are named, where there is no index.
+        most: of these, so many at most, at equal distances in the order of the ids; None: all.
 
     Raises:
         UserError: see `sightline.recording.names.list_images`; a frame without an image.
@@ -52,13 +55,22 @@ def list_photographs(folders: Sequence[Path], index: Path | None = None, naming:
     if others and rank() == 0:
         warnings.warn(f"ignored, not images: {first_few(others)}", stacklevel=2)
     if index is None:
-        return images
+        return _some(images, most)
     frames, ids = list_frames(*folders), read_index(index)["frame_id"].tolist()
     missing = [i for i in ids if i not in frames]
     if missing:
         where = ", ".join(map(str, folders))
         raise UserError(f"{index}: names frames {first_few(missing)} that have no image in {where}")
-    return Images({i: frames[i] for i in sorted(ids)}, {i: frames[i].stem for i in sorted(ids)})
+    return _some(Images({i: frames[i] for i in sorted(ids)}, {i: frames[i].stem for i in sorted(ids)}), most)
+
+
+def _some(images: Images, most: int | None) -> Images:
+    ids = list(images.paths)
+    if most is None or most >= len(ids):
+        return images
+    kept = [ids[i * len(ids) // most] for i in range(most)]
+    times = images.time_ns and {i: images.time_ns[i] for i in kept}
+    return Images({i: images.paths[i] for i in kept}, {i: images.names[i] for i in kept}, times)
 
 
 def inspect(path: Path, data: bytes) -> str | None:

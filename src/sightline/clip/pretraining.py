@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.clip.checkpoints import Checkpoint
+from sightline.clip.params import GridParams
 from sightline.core.errors import UserError
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -31,11 +32,11 @@ class Pretraining:
     image_size: int | None = None  # side of the square input, pixels
 
 
-def pretraining_of(checkpoint: Checkpoint, model: str, vision: dict[str, Any]) -> Pretraining:
+def pretraining_of(checkpoint: Checkpoint, params: GridParams, vision: dict[str, Any]) -> Pretraining:
     """What the file of weights, or those beside it, say about them.
 
     Args:
-        model: name of the open_clip model that the weights are for.
+        params: which open_clip model the weights are for.
         vision: the configuration of its image tower.
 
     Raises:
@@ -44,11 +45,11 @@ def pretraining_of(checkpoint: Checkpoint, model: str, vision: dict[str, Any]) -
     if checkpoint.is_openai:
         return Pretraining(True, OPENAI_MEAN, OPENAI_STD, "shortest", "bicubic")
     if checkpoint.is_hugging_face:
-        return _of_hugging_face(checkpoint.path, model, vision)
-    return _of_open_clip(checkpoint.path, model, vision)
+        return _of_hugging_face(checkpoint.path, params, vision)
+    return _of_open_clip(checkpoint.path, params, vision)
 
 
-def _of_open_clip(weights: Path, model: str, vision: dict[str, Any]) -> Pretraining:
+def _of_open_clip(weights: Path, params: GridParams, vision: dict[str, Any]) -> Pretraining:
     """From ``open_clip_config.json``, as open_clip itself reads it: what it leaves out is at open_clip's default."""
     from open_clip import CLIPVisionCfg
 
@@ -63,8 +64,8 @@ def _of_open_clip(weights: Path, model: str, vision: dict[str, Any]) -> Pretrain
     for key in sorted((ours.keys() | theirs.keys()) - {*_NO_MATTER}):
         if ours.get(key) != theirs.get(key):
             raise UserError(
-                f"clip.model: {model} has the {key} {ours.get(key)} in its image tower, {path} describes one with "
-                f"{theirs.get(key)}; name the model of these weights"
+                f"{params.key('model')}: {params.model} has the {key} {ours.get(key)} in its image tower, {path} "
+                f"describes one with {theirs.get(key)}; name the model of these weights"
             )
     return Pretraining(
         quick_gelu=bool(config.get("quick_gelu", False)),
@@ -76,7 +77,7 @@ def _of_open_clip(weights: Path, model: str, vision: dict[str, Any]) -> Pretrain
     )
 
 
-def _of_hugging_face(weights: Path, model: str, vision: dict[str, Any]) -> Pretraining:
+def _of_hugging_face(weights: Path, params: GridParams, vision: dict[str, Any]) -> Pretraining:
     """From ``config.json`` and ``preprocessor_config.json``, whose defaults are those of transformers' classes."""
     path = weights.with_name("config.json")
     config, quick_gelu, size = _read_json(path), None, None
@@ -91,13 +92,15 @@ def _of_hugging_face(weights: Path, model: str, vision: dict[str, Any]) -> Pretr
         heads = tower.get("num_attention_heads", 12)
         expected = vision.get("width", _WIDTH) // vision.get("head_width", _HEAD_WIDTH)
         if heads != expected:  # fits the weights of any number of heads
-            raise UserError(f"clip.model: {model} has {expected} heads, {path} describes {heads}; name another model")
+            raise UserError(
+                f"{params.key('model')}: {params.model} has {expected} heads, {path} describes {heads}; name another"
+            )
         activation, epsilon = tower.get("hidden_act", "quick_gelu"), tower.get("layer_norm_eps", _EPSILON)
         ours = (vision.get("norm_kwargs") or {}).get("eps", _EPSILON)
         if activation not in ("quick_gelu", "gelu") or epsilon != ours:
             raise UserError(
-                f"{path}: hidden_act {activation}, layer_norm_eps {epsilon}: {model} computes with gelu or quick_gelu, "
-                f"and {ours}; take weights of such a model"
+                f"{path}: hidden_act {activation}, layer_norm_eps {epsilon}: {params.model} computes with gelu or "
+                f"quick_gelu, and {ours}; take weights of such a model"
             )
         quick_gelu, size = activation == "quick_gelu", _side(tower.get("image_size", 224))
     path = weights.with_name("preprocessor_config.json")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sightline.clip.checkpoints import Checkpoint, read_checkpoint
-from sightline.clip.params import RANDOM, ClipParams
+from sightline.clip.params import RANDOM, GridParams
 from sightline.clip.weights import NO_TEXT, SEED, quiet
 
 
@@ -30,7 +30,7 @@ class ReferenceTower:
         device: where it computes.
     """
 
-    def __init__(self, params: ClipParams, device: torch.device) -> None:
+    def __init__(self, params: GridParams, device: torch.device) -> None:
         config = open_clip.get_model_config(params.model)
         from_tag = params.pretrained == RANDOM or open_clip.get_pretrained_cfg(params.model, params.pretrained)
         checkpoint = None if from_tag else read_checkpoint(Path(params.pretrained))
@@ -74,7 +74,7 @@ class ReferenceTower:
 class _OpenClip:
     """open_clip's own model and its forward pass."""
 
-    def __init__(self, params: ClipParams, checkpoint: Checkpoint | None, quick_gelu: bool, size: int | None) -> None:
+    def __init__(self, params: GridParams, checkpoint: Checkpoint | None, quick_gelu: bool, size: int | None) -> None:
         tag = params.pretrained if checkpoint is None and params.pretrained != RANDOM else None
         if checkpoint is not None:
             rows = round((len(checkpoint.tensors["positional_embedding"]) - 1) ** 0.5)

@@ -58,7 +58,11 @@ def shard_ranges(image_ids: np.ndarray, episodes: np.ndarray, most: int) -> dict
 
 
 def write_shards(
-    folder: Path, ranges: Mapping[str, np.ndarray], failed: Iterable[int], write: Callable[..., None]
+    folder: Path,
+    ranges: Mapping[str, np.ndarray],
+    failed: Iterable[int],
+    write: Callable[..., None],
+    recording: str = "",
 ) -> None:
     """Write a folder of shards.
 
@@ -66,6 +70,7 @@ def write_shards(
         ranges: from `shard_ranges`; a shard without a sound image is not written.
         failed: ids of images that cannot be read.
         write: writes one file of grids: path, image ids, skipped ids.
+        recording: key of the recording, kept in the list: a shard stays the same when episodes are added; "" for none.
     """
     folder.mkdir()
     unread, parts, early = np.array(sorted(failed), np.int64), list[tuple[str, np.ndarray, list[int]]](), list[int]()
@@ -84,7 +89,7 @@ def write_shards(
         key = content_key(shard.image_ids, shard.content_hash, shard.skipped_ids, shard.attributes)
         listed[name] = {"images": len(ids), "key": key}
         shard.close()
-    write_json(folder / SHARD_LIST, {"shards": listed})
+    write_json(folder / SHARD_LIST, ({"recording": recording} if recording else {}) | {"shards": listed})
 
 
 def write_store(path: Path, of_rows: Rows, blocks: Iterable[np.ndarray], layout: StoreLayout) -> None:

@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.clip.params import ClipParams, Pool, Tokens
+from sightline.clip.networks import FeatureNetwork, last_map, load_feature_network
+from sightline.clip.params import MAP, GridParams, Pool
 from sightline.clip.photographs import Preparation
 from sightline.clip.weights import ImageTower, load_image_tower
 from sightline.core.errors import UserError
 from sightline.training.precision import computed_in, use_bf16
 
 CPU_BATCH = 4  # more is not faster on a CPU
-_PACKAGES = ("open_clip_torch", "pillow", "torch", "torchvision")  # whose version may change the numbers
+_PACKAGES = (
+    "pillow",
+    "torch",
+    "torchvision",
+)  # whose version may change the numbers, and the model's
 
 
 class GridEncoder:
@@ -24,31 +29,37 @@ class GridEncoder:
     another ``batch_size`` may change the rounding.)
 
     Raises:
-        UserError: see `sightline.clip.weights.load_image_tower`; a grid that does not divide the model's own; weights
-            that were trained on images of another shape than we can prepare.
+        UserError: see `sightline.clip.weights.load_image_tower` and `sightline.clip.networks.load_feature_network`; a
+            grid that does not divide the model's own; weights that were trained on images of another shape than we can
+            prepare.
     """
 
-    def __init__(self, params: ClipParams, device: torch.device) -> None:
+    def __init__(self, params: GridParams, device: torch.device) -> None:
         self.params, self.device = params, device
-        self.tower = tower = load_image_tower(params)
+        self.tower: ImageTower | FeatureNetwork
+        self.tower = tower = load_feature_network(params) if params.source == MAP else load_image_tower(params)
         if tower.rows % params.grid:
             fitting = [str(n) for n in range(tower.rows, 0, -1) if tower.rows % n == 0]
             raise UserError(
-                f"clip.grid: {params.grid} does not divide the {tower.rows} x {tower.rows} patches of {params.model} "
-                f"at {tower.image_size} pixels; take one of {', '.join(fitting)}"
+                f"{params.key('grid')}: {params.grid} does not divide the {tower.rows} x {tower.rows} patches of "
+                f"{params.model} at {tower.image_size} pixels; take one of {', '.join(fitting)}"
             )
         self.preparation = _preparation(tower, params)
         self.bf16 = use_bf16(params.precision)
         self._kind = torch.bfloat16 if self.bf16 else torch.float32
-        self._visual = tower.visual.to(device, self._kind)
+        self._network = (tower.visual if isinstance(tower, ImageTower) else tower.network).to(device, self._kind)
+        if isinstance(tower, FeatureNetwork):
+            self._network.to(memory_format=torch.channels_last)
         self._mean, self._std = (torch.tensor(rgb, device=device).view(3, 1, 1) for rgb in (tower.mean, tower.std))
         self._batch = params.batch_size if device.type == "cuda" else CPU_BATCH
 
     @property
     def shape(self) -> tuple[int, int]:
         """Patches and channels of a grid, (P, C)."""
-        projected = self.params.tokens == "projected"
-        return self.params.grid**2, self.tower.projected_width if projected else self.tower.width
+        tower, patches = self.tower, self.params.grid**2
+        if isinstance(tower, ImageTower) and self.params.source == "projected":
+            return patches, tower.projected_width
+        return patches, tower.width
 
     @torch.inference_mode()
     def encode(self, photographs: Tensor) -> Tensor:
@@ -64,34 +75,50 @@ class GridEncoder:
                 filled = filled.pin_memory()
             pixels = filled.to(self.device, non_blocking=True)
             images = ((pixels.float() / 255 - self._mean) / self._std).to(self._kind)
-            features = grid_features(self._visual, images, self.params.tokens, self.params.pool, self.params.grid)
-            grids.append(features[: len(part)].to(getattr(torch, self.params.dtype)))
+            grids.append(self._features(images)[: len(part)].to(getattr(torch, self.params.dtype)))
         return torch.cat(grids)
+
+    def _features(self, images: Tensor) -> Tensor:
+        params = self.params
+        if params.source == MAP:
+            return map_features(self._network, images, params.grid)
+        return grid_features(self._network, images, params.source, params.pool or "after_norm", params.grid)
 
     def attributes(self) -> dict[str, Any]:
         """What the grids were made with: text and numbers, for the attributes of a file."""
-        tower, params = self.tower, self.params
-        return {
+        tower, params, of_clip = self.tower, self.params, dict[str, Any]()
+        pool = "none" if tower.rows == params.grid else "mean"
+        if isinstance(tower, ImageTower):
+            of_clip = {"quick_gelu": tower.quick_gelu, "positions": tower.positions}
+            pool = (params.pool or "after_norm") if pool != "none" and params.source != "raw" else "none"
+        packages = ("open_clip_torch" if of_clip else "timm", *_PACKAGES)
+        return of_clip | {
             "model": params.model,
             "pretrained": params.pretrained.rsplit("/", 1)[-1],  # a file's name without its folders
             "weights_sha256": tower.sha256,
             "random_weights": tower.random,
-            "quick_gelu": tower.quick_gelu,
-            "tokens": params.tokens,
-            "pool": params.pool if tower.rows != params.grid and params.tokens != "raw" else "none",
+            "tokens": params.source,
+            "pool": pool,
             "grid": params.grid,
             "model_grid": tower.rows,
             "image_size": tower.image_size,
-            "positions": tower.positions,
             "preprocessing": json.dumps(self.preparation.as_dict() | {"mean": tower.mean, "std": tower.std}),
             "dtype": params.dtype,
             "precision": computed_in(params.precision, self.device),
             "device": self.device.type,
-            "versions": json.dumps({name: version(name) for name in _PACKAGES}),
+            "versions": json.dumps({name: version(name) for name in sorted(packages)}),
         }
 
 
-def grid_features(visual: Any, images: Tensor, tokens: Tokens, pool: Pool, grid: int) -> Tensor:
+def map_features(network: Any, images: Tensor, grid: int) -> Tensor:
+    """The last feature map of timm's ``network`` for normalised ``images`` [B, 3, S, S] -> float32 [B, grid * grid, C].
+
+    A grid smaller than the map averages squares of neighbours.
+    """
+    return average_patches(last_map(network, images).flatten(2).transpose(1, 2), grid).float()
+
+
+def grid_features(visual: Any, images: Tensor, tokens: str, pool: Pool, grid: int) -> Tensor:
     """Patch tokens of normalised ``images`` [B, 3, S, S] without the class token -> float32 [B, grid * grid, C].
 
     ``raw``: the output of the last block. ``ln_post``: the same after the tower's last norm (open_clip's own output
@@ -121,7 +148,9 @@ def average_patches(x_BNC: Tensor, grid: int) -> Tensor:
     return squares.mean((2, 4)).view(batch, grid * grid, channels).to(x_BNC.dtype)
 
 
-def _preparation(tower: ImageTower, params: ClipParams) -> Preparation:
+def _preparation(tower: ImageTower | FeatureNetwork, params: GridParams) -> Preparation:
     if tower.resize_mode not in ("shortest", "squash"):
-        raise UserError(f"clip.resize: {params.model} was trained on padded images, which is not offered; take squash")
+        raise UserError(
+            f"{params.key('resize')}: {params.model} was trained on padded images, which is not offered; take squash"
+        )
     return Preparation(tower.image_size, tower.resize_mode, tower.interpolation)

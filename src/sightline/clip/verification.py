@@ -1,9 +1,10 @@
-"""Check that the grids in a store are what their attributes say, against open_clip's own path and the images.
+"""Check that the grids in a store are what their attributes say, against the images and another way to the features.
 
 Computing a grid twice with the same code proves little: missing position embeddings, a wrong norm or shifted ids give
-the same error both times. So the reference reads images with Pillow and open_clip's transform, and takes tokens from
-the own forward pass of a model in float32 that is built apart, see `sightline.clip.reference`. The model is tested,
-too: its class token must give ``encode_image``, and an image with shuffled patches must give other tokens.
+the same error both times. So the reference reads images with Pillow and the transform of open_clip or timm, and takes
+features from the own forward pass of a model in float32 that is built apart, see `sightline.clip.reference` and
+`sightline.clip.timm_reference`. The model is tested, too: CLIP's class token must give ``encode_image``, and an image
+with shuffled patches must give other tokens; a network of timm must see what its weights were trained on.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from sightline.clip.params import ClipParams, VerifyParams
+from sightline.clip.params import MAP, GridParams, VerifyParams
 from sightline.clip.photographs import list_photographs, prepare
 from sightline.clip.reference import ReferenceTower
+from sightline.clip.timm_reference import TimmReference
 from sightline.clip.tokens import GridEncoder
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
@@ -39,7 +41,7 @@ _SHUFFLED = 1e-3  # least change of the tokens by shuffled patches, as a share; 
 def verify_grids(
     path: Path,
     folders: Sequence[Path],
-    params: ClipParams,
+    params: GridParams,
     limits: VerifyParams,
     index: Path | None = None,
     naming: Naming = BY_NAME,
@@ -51,8 +53,8 @@ def verify_grids(
             be read.
     """
     # the store as a whole: settings, ids, finite numbers
-    images, device = list_photographs(folders, index, naming).paths, process_device()
-    with GridStore(path, model=params.model, tokens=params.tokens, grid=params.grid) as store:
+    images, device = list_photographs(folders, index, naming, params.frames).paths, process_device()
+    with GridStore(path, model=params.model, tokens=params.source, grid=params.grid) as store:
         encoder = GridEncoder(params, device)
         _check_made_as(store, encoder)
         _check_complete(store, images)
@@ -67,22 +69,22 @@ def verify_grids(
         ids = np.sort(drawn).tolist()
         sample = [images[i] for i in ids]
         _check_hashes(store, ids, sample)
-        # their grids by open_clip's own path
-        reference = _Reference(params)
+        # their grids by the other way
+        reference = TimmReference(params, device) if params.source == MAP else _Reference(params)
         figures["model"] = reference.probe(sample[:_PROBED])
         stored = store.read(ids).astype(np.float32)
-        expected = np.stack([reference.grid(image) for image in tqdm(sample, desc="open_clip's own", unit="img")])
+        expected = np.stack([reference.grid(image) for image in tqdm(sample, desc=reference.whose, unit="img")])
         compare = partial(_differences, path, limits)
         precisions = {store.attributes.get("precision"), encoder.attributes()["precision"]}
     # compare the stored grids with our own and with the reference's
     again = _computed(encoder, sample, "computed again")
     figures["live"] = compare("the same computed again", stored, again, precisions)
-    figures["reference"] = compare("open_clip's own", stored, expected, precisions)
+    figures["reference"] = compare(reference.whose, stored, expected, precisions)
     if precisions != {"fp32"}:  # whose rounding would hide a wrong activation
         exact = GridEncoder(params.model_copy(update={"precision": "fp32"}), device)
         probed = _computed(exact, sample[:_PROBED], "computed in fp32")
         figures["fp32"] = compare(
-            "open_clip's own, in fp32", probed, expected[:_PROBED], {exact.attributes()["precision"]}
+            f"{reference.whose}, in fp32", probed, expected[:_PROBED], {exact.attributes()["precision"]}
         )
     return figures
 
@@ -93,9 +95,11 @@ def _computed(encoder: GridEncoder, sample: list[Path], title: str) -> np.ndarra
 
 
 class _Reference:
-    """Grids as the model's own forward pass gives them, in float32, from images as Pillow reads them."""
+    """Grids as CLIP's own forward pass gives them, in float32, from images as Pillow reads them."""
 
-    def __init__(self, params: ClipParams) -> None:
+    whose = "open_clip's own"
+
+    def __init__(self, params: GridParams) -> None:
         self.params, self.device = params, process_device()
         self.tower = tower = ReferenceTower(params, self.device)
         self.transform = open_clip.image_transform(
@@ -110,12 +114,12 @@ class _Reference:
     def grid(self, path: Path) -> np.ndarray:
         """float32 [P, C]."""
         params, image = self.params, self.image(path)[None]
-        if params.tokens != "raw" and params.pool == "after_norm":
+        if params.source != "raw" and params.pool != "before_norm":
             grid = self._pool(self.tower.encode_image(image)[1])
         else:
             grid = self._pool(self.tower.raw(image)[:, 1:])
-            grid = grid if params.tokens == "raw" else self.tower.norm(grid)
-        return (self.tower.project(grid) if params.tokens == "projected" else grid)[0].cpu().numpy()
+            grid = grid if params.source == "raw" else self.tower.norm(grid)
+        return (self.tower.project(grid) if params.source == "projected" else grid)[0].cpu().numpy()
 
     def _pool(self, tokens: Tensor) -> Tensor:
         rows, side = self.tower.rows, self.tower.rows // self.params.grid
@@ -163,10 +167,10 @@ def _shuffle(images: Tensor, order: Tensor, side: int) -> Tensor:
 def _check_made_as(store: GridStore, encoder: GridEncoder) -> None:
     attributes = encoder.attributes()
     for name in ("weights_sha256", "quick_gelu", "pool", "image_size", "preprocessing", "dtype"):
-        if store.attributes.get(name) != attributes[name]:
+        theirs, ours = (made.get(name) for made in (store.attributes, attributes))
+        if theirs != ours:
             raise UserError(
-                f"{store.path}: {name} is {store.attributes.get(name)}, but the parameters give {attributes[name]}; "
-                "extract the grids again"
+                f"{store.path}: {name} is {theirs}, but the parameters give {ours}; extract the grids again"
             )
     if store.shape[1:] != encoder.shape:
         raise UserError(f"{store.path}: grids of {store.shape[1:]}, expected {encoder.shape}; extract them again")

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.clip.checkpoints import Checkpoint, read_checkpoint
-from sightline.clip.params import RANDOM, ClipParams
+from sightline.clip.params import RANDOM, GridParams
 from sightline.clip.pretraining import OPENAI_MEAN, OPENAI_STD, Pretraining, pretraining_of
 from sightline.core.errors import UserError
-from sightline.core.files import file_sha256
+from sightline.core.weights_file import check_sha256, weights_path
 from sightline.training.processes import rank
 
 SEED = 0  # of random weights
@@ -45,12 +45,12 @@ class ImageTower:
     interpolation: str
 
 
-def load_image_tower(params: ClipParams) -> ImageTower:
+def load_image_tower(params: GridParams) -> ImageTower:
     """Build the image tower that ``params`` name, with its weights, on the CPU, in float32.
 
     ``params.model`` is an open_clip model whose image tower is a vision transformer with a class token;
     ``params.pretrained`` a tag of open_clip (downloaded where it is not in open_clip's cache), a file of weights (see
-    `sightline.clip.checkpoints`), or "random".
+    `sightline.clip.checkpoints`) or an installed package that has one, or "random".
 
     Raises:
         UserError: no such model, tag or file, weights of another model, no network; an activation that the weights
@@ -63,8 +63,10 @@ def load_image_tower(params: ClipParams) -> ImageTower:
     config = open_clip.get_model_config(model)
     if config is None:
         close = difflib.get_close_matches(model, open_clip.list_models(), 4) or ["ViT-B-16"]
-        raise UserError(f"clip.model: open_clip has no model {model!r}; some that it has: {', '.join(close)}")
-    _check_architecture(model, config["vision_cfg"], params.image_size)
+        raise UserError(
+            f"{params.key('model')}: open_clip has no model {model!r}; some that it has: {', '.join(close)}"
+        )
+    _check_architecture(params, config["vision_cfg"])
     tag = open_clip.get_pretrained_cfg(model, pretrained)
     if not tag and pretrained != RANDOM:
         return _from_file(params, config)
@@ -82,8 +84,8 @@ def load_image_tower(params: ClipParams) -> ImageTower:
             )
         except Exception as error:  # whatever torch, the network or a hub may raise
             raise UserError(
-                f"clip.pretrained: the weights {pretrained!r} of {model} cannot be downloaded ({_reason(error)}); "
-                "download them where there is a network, or name a file"
+                f"{params.key('pretrained')}: the weights {pretrained!r} of {model} cannot be downloaded "
+                f"({reason(error)}); download them where there is a network, or name a file"
             ) from None
     visual, expected = clip.visual, open_clip.get_model_preprocess_cfg(clip)
     trained = config["vision_cfg"].get("image_size", 224) // config["vision_cfg"]["patch_size"]
@@ -93,43 +95,47 @@ def load_image_tower(params: ClipParams) -> ImageTower:
     if not random:
         _tell_of_changes(params, said)
     path = "" if random else open_clip.download_pretrained(tag)  # from open_clip's cache
-    sha256 = file_sha256(Path(path)) if path else _state_sha256(visual)
+    expected, key = params.sha256, params.key("sha256")
+    if random and expected:
+        raise UserError(f"{key}: {params.key('pretrained')} is random, no file; leave it null")
+    sha256 = check_sha256(Path(path), expected, key) if path else state_sha256(visual)
     return _tower(visual, sha256, _settled(params, said), None if random else trained)
 
 
-def _from_file(params: ClipParams, config: dict[str, Any]) -> ImageTower:
+def _from_file(params: GridParams, config: dict[str, Any]) -> ImageTower:
     """The tower of a file of weights, trained as the file, those beside it, or the parameters say."""
     import open_clip
     from open_clip.model import resize_pos_embed
 
-    model, path, vision = params.model, Path(params.pretrained), config["vision_cfg"]
+    model, path, vision = params.model, weights_path(params.pretrained, params.key("pretrained")), config["vision_cfg"]
     if not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise UserError(
-            f"clip.pretrained: {params.pretrained!r} is neither a file nor a tag of {model} (its tags: {tags}); "
-            "untrained weights are asked for by `random`"
+            f"{params.key('pretrained')}: {params.pretrained!r} is neither a file nor a tag of {model} (its tags: "
+            f"{tags}); untrained weights are asked for by `random`"
         )
+    sha256 = check_sha256(path, params.sha256, params.key("sha256"))
     checkpoint = read_checkpoint(path)
-    said = pretraining_of(checkpoint, model, vision)
+    said = pretraining_of(checkpoint, params, vision)
     by_name = model.endswith("-quickgelu")
     if by_name and said.quick_gelu is None:
         said = replace(said, quick_gelu=True)
     _tell_of_changes(params, said)
     settled = _settled(params, said)
-    _ask_for_missing(checkpoint, settled)
+    _ask_for_missing(params, checkpoint, settled)
     if by_name and not settled.quick_gelu:
         right = model.removesuffix("-quickgelu")
-        raise UserError(f"clip.model: {path} was trained without QuickGELU; set clip.model to {right}")
+        raise UserError(f"{params.key('model')}: {path} was trained without QuickGELU; set it to {right}")
     state = checkpoint.as_open_clip()
-    if "proj" not in state and params.tokens == "projected":
-        raise UserError(f"clip.tokens: {path} has no projection to text space; set clip.tokens to ln_post or raw")
+    if "proj" not in state and params.source == "projected":
+        raise UserError(f"{params.key('tokens')}: {path} has no projection to text space; set it to ln_post or raw")
     # the positions tell the size that it was trained with
     rows, patch = _rows(path, state), vision["patch_size"]
     described = settled.image_size or rows * patch
     if params.image_size is None and described // patch != rows:
         raise UserError(
-            f"clip.image_size: {path} has positions for {rows * patch} pixels, but its images are described as of "
-            f"{described}; set the one to compute with"
+            f"{params.key('image_size')}: {path} has positions for {rows * patch} pixels, but its images are described "
+            f"as of {described}; set the one to compute with"
         )
     size = params.image_size or described
     # an image tower of that size; of the text tower, which we do not need, next to nothing
@@ -143,31 +149,31 @@ def _from_file(params: ClipParams, config: dict[str, Any]) -> ImageTower:
         positions = {"visual.positional_embedding": state["positional_embedding"]}
         resize_pos_embed(positions, clip)
         state["positional_embedding"] = positions["visual.positional_embedding"]
-    _check_fit(path, model, clip.visual.state_dict(), state)
+    _check_fit(path, params, clip.visual.state_dict(), state)
     clip.visual.load_state_dict(state)
-    return _tower(clip.visual, file_sha256(path), settled, rows)
+    return _tower(clip.visual, sha256, settled, rows)
 
 
-def _check_fit(path: Path, model: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+def _check_fit(path: Path, params: GridParams, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """Raise `UserError` naming the first of the weights that the model has and the file has not, or the other way."""
     for name in sorted(ours.keys() | theirs.keys()):
         sizes = [list(state[name].shape) if name in state else "none" for state in (ours, theirs)]
         if sizes[0] != sizes[1]:
             raise UserError(
-                f"{path}: not weights of {model}: {name} is {sizes[1]} there, {sizes[0]} in the model; set clip.model "
-                "to the model that they were saved from"
+                f"{path}: not weights of {params.model}: {name} is {sizes[1]} there, {sizes[0]} in the model; set "
+                f"{params.key('model')} to the model that they were saved from"
             )
 
 
-def _tell_of_changes(params: ClipParams, said: Pretraining) -> None:
+def _tell_of_changes(params: GridParams, said: Pretraining) -> None:
     """Warn where the parameters are others than those that the weights were trained with."""
     for name in ("quick_gelu", "mean", "std", "interpolation"):
         ours, theirs = (json.dumps(getattr(source, name)) for source in (params, said))
         if "null" not in (ours, theirs) and ours != theirs and rank() == 0:
-            warnings.warn(f"clip.{name} is {ours}, though the weights were trained with {theirs}", stacklevel=4)
+            warnings.warn(f"{params.key(name)} is {ours}, though the weights were trained with {theirs}", stacklevel=4)
 
 
-def _settled(params: ClipParams, said: Pretraining) -> Pretraining:
+def _settled(params: GridParams, said: Pretraining) -> Pretraining:
     """What the parameters and the weights say; the parameters win."""
     mode = None if params.resize == "weights" else params.resize
     wanted = {name: getattr(params, name) for name in ("quick_gelu", "mean", "std", "interpolation")}
@@ -175,7 +181,7 @@ def _settled(params: ClipParams, said: Pretraining) -> Pretraining:
     return replace(said, **{name: value for name, value in wanted.items() if value is not None})
 
 
-def _ask_for_missing(checkpoint: Checkpoint, settled: Pretraining) -> None:
+def _ask_for_missing(params: GridParams, checkpoint: Checkpoint, settled: Pretraining) -> None:
     """Raise `UserError` naming each parameter that must be set, with the value for weights of OpenAI."""
     of_openai = {
         "quick_gelu": (settled.quick_gelu, "true"),
@@ -184,7 +190,7 @@ def _ask_for_missing(checkpoint: Checkpoint, settled: Pretraining) -> None:
         "resize": (settled.resize_mode, "shortest"),
         "interpolation": (settled.interpolation, "bicubic"),
     }
-    missing = {f"clip.{name}": theirs for name, (value, theirs) in of_openai.items() if value is None}
+    missing = {params.key(name): theirs for name, (value, theirs) in of_openai.items() if value is None}
     if missing:
         values = "; ".join(f"{name}={value}".replace(" ", "") for name, value in missing.items())
         raise UserError(
@@ -222,34 +228,39 @@ def _tower(visual: Any, sha256: str, settled: Pretraining, trained_rows: int | N
     )
 
 
-def _check_architecture(model: str, vision: dict[str, Any], image_size: int | None) -> None:
+def _check_architecture(params: GridParams, vision: dict[str, Any]) -> None:
+    model, image_size = params.model, params.image_size
     pooled = vision.get("attentional_pool") or vision.get("pool_type", "tok") != "tok"
     if not isinstance(vision.get("layers"), int) or "patch_size" not in vision or pooled:
-        raise UserError(f"clip.model: {model} is not a vision transformer with a class token; take one like ViT-B-16")
+        raise UserError(
+            f"{params.key('model')}: {model} is not a vision transformer with a class token; take one like ViT-B-16"
+        )
     patch, size = vision["patch_size"], image_size or vision["image_size"]
     if image_size and size % patch:
-        raise UserError(f"clip.image_size: {size} is no multiple of the {patch} pixels of a patch of {model}")
+        raise UserError(
+            f"{params.key('image_size')}: {size} is no multiple of the {patch} pixels of a patch of {model}"
+        )
 
 
-def _check_activation(params: ClipParams, tag: dict[str, Any], config: dict[str, Any]) -> None:
+def _check_activation(params: GridParams, tag: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise `UserError` where the model or the parameters do not fit the tag, which is certain of its activation."""
     model, wanted = params.model, bool(tag.get("quick_gelu", False))
     words = f"the weights {params.pretrained!r} were trained {'with' if wanted else 'without'} QuickGELU"
     if tag and params.quick_gelu not in (None, wanted):
-        raise UserError(f"clip.quick_gelu: {words}; leave it null")
+        raise UserError(f"{params.key('quick_gelu')}: {words}; leave it null")
     if config.get("quick_gelu") and (params.quick_gelu is False or (tag and not wanted)):
-        words = words if tag else "clip.quick_gelu is false"
+        words = words if tag else f"{params.key('quick_gelu')} is false"
         right = model.removesuffix("-quickgelu")
-        raise UserError(f"clip.model: {words}, {model} computes with it; set clip.model to {right}")
+        raise UserError(f"{params.key('model')}: {words}, {model} computes with it; set it to {right}")
     if wanted and not (config.get("quick_gelu") or params.quick_gelu):
-        raise UserError(f"clip.model: {words}, {model} computes without it; set clip.model to {model}-quickgelu")
+        raise UserError(f"{params.key('model')}: {words}, {model} computes without it; set it to {model}-quickgelu")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
-def _state_sha256(module: nn.Module) -> str:
+def state_sha256(module: nn.Module) -> str:
     state = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         state.update(name.encode())

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from sightline.core.errors import UserError, lacks_memory, refusal
-from sightline.core.params import Section, load_params
+from sightline.core.params import Entry, Section, entries_of, load_params
 from sightline.core.threads import set_threads
 
 P = TypeVar("P", bound=Section)
@@ -45,14 +45,16 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
         group.add_argument(
             "--set", action="append", metavar="SECTION.KEY=VALUE", help=f"wins over the file; sections: {sections}"
         )
-    parser.set_defaults(params=None, set=[])
+        for key in entries_of(params):
+            group.add_argument("--name", help=f"which of the {key} in the file (default: none, so {key} as they are)")
+    parser.set_defaults(params=None, set=[], name=None)
     args = parser.parse_args()
     stopped = _stop_on_signals()
     values: Section | None = None
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning  # type: ignore[assignment]
-            values = load_params(params, args.params, args.set)
+            values = load_params(params, args.params, args.set, args.name)
             main(args, values)
     except BaseException as error:
         interrupt = next((cause for cause in _chain(error) if isinstance(cause, KeyboardInterrupt)), None)
@@ -97,7 +99,7 @@ def _less_memory(args: argparse.Namespace, params: Section | None) -> str:
     """What to lower so that the command needs less memory."""
     sections = {name: getattr(params, name) for name in type(params).model_fields} if params else {}
     sizes = [
-        f"{name}.{key} ({getattr(section, key)})"
+        f"{section.key(key) if isinstance(section, Entry) else f'{name}.{key}'} ({getattr(section, key)})"
         for name, section in sections.items()
         for key in (type(section).model_fields if isinstance(section, Section) else ())
         if key.endswith("batch_size")

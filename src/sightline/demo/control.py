@@ -1,4 +1,4 @@
-"""The scripted policy of the demo: one arm reaches, grasps and lifts an object, the other sways.
+"""The scripted policy of the demo: one arm grasps the ball and puts it on the plate, the other sways.
 
 It uses no BLAS and no LAPACK: their last bits differ between processors, and contacts magnify them into other
 trajectories. Small matrices are multiplied elementwise, and plain Python solves the six equations.
@@ -11,14 +11,37 @@ from typing import Any
 import numpy as np
 
 from sightline.demo.headless import mujoco
-from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, SIDES, SceneObject
+from sightline.demo.scene import FINGER_TRAVEL_M, JOINTS_PER_ARM, PLATE_TOP_M, SIDES, Scene
 
 HOME_RAD = np.array([0.0, -0.25, 0.0, -2.2, 0.0, 1.95, 0.785])  # hand in front of the base, fingers down
-MAX_TURN_RAD = 0.16  # of a joint per control step
-ABOVE_UNTIL, DOWN_UNTIL, CLOSED_UNTIL = 0.40, 0.55, 0.68  # shares of an episode; the rest lifts
-HOVER_M, LIFT_M = 0.15, 0.20  # height above the grasp
+MAX_TURN_RAD = 0.08  # of a joint per control step
+HOVER_M = 0.14  # height above the grasp
 FINGER_DEPTH_M = 0.035  # how far an object may rise above the grasp before it meets the palm
 LOWEST_GRASP_M = 0.018  # above the table, so that the finger tips clear it
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of the script: where the fingers go, and when the next part begins."""
+
+    at_plate: bool  # else at the ball
+    height_m: float  # above the grasp
+    gripper_open: bool
+    near_m: float  # the next begins when the fingers are this near,
+    steps: int  # or after so many
+
+
+# No leg waits for a time of its own: what to do next can be told from where the arm, the ball and the plate are.
+LEGS = (
+    Leg(False, HOVER_M, True, 0.02, 20),
+    Leg(False, 0.0, True, 0.008, 12),
+    Leg(False, 0.0, False, 0.0, 4),
+    Leg(False, HOVER_M, False, 0.03, 12),
+    Leg(True, HOVER_M, False, 0.02, 15),
+    Leg(True, 0.0, False, 0.01, 12),
+    Leg(True, 0.0, True, 0.0, 3),
+    Leg(True, HOVER_M, True, 0.0, 10_000),
+)
 
 
 class Arm:
@@ -31,7 +54,8 @@ class Arm:
         joints = [joint(f"joint_{number}") for number in range(1, JOINTS_PER_ARM + 1)]
         self.qpos = model.jnt_qposadr[joints].copy()  # [7]
         self.dofs = model.jnt_dofadr[joints].copy()  # [7]
-        self.low, self.high = model.jnt_range[joints, 0] + 0.02, model.jnt_range[joints, 1] - 0.02  # rad, [7]
+        self.limits = model.jnt_range[joints].T.copy()  # rad, [2, 7]
+        self.low, self.high = self.limits[0] + 0.02, self.limits[1] - 0.02  # rad, [7], that the script keeps to
         self.finger = int(model.jnt_qposadr[joint("finger_1")])  # the second finger's is the next
         self.tcp = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, f"{side}_tcp")
         first = SIDES.index(side) * (JOINTS_PER_ARM + 1)
@@ -42,27 +66,24 @@ class Arm:
 class Task:
     """What one episode is about."""
 
-    target: int  # index of the object
     side: str  # the arm that works
     yaw: float  # rad, of the gripper
-    grasp_above_centre_m: float
+    grasp_above_centre_m: float  # of the ball
     aim_error_m: np.ndarray  # [2], horizontal
     sway_rad: np.ndarray  # [7], amplitude of the idle arm
+    plate: np.ndarray  # [3], m, centre of its flat part
 
 
-def draw_task(rng: np.random.Generator, objects: list[SceneObject], miss_rate: float, aim_error_m: float) -> Task:
-    """Choose a target for the nearer arm; with probability ``miss_rate`` its aim has a normal error of that sigma."""
-    target = int(rng.integers(len(objects)))
-    thing = objects[target]
+def draw_task(rng: np.random.Generator, scene: Scene, miss_rate: float, aim_error_m: float) -> Task:
+    """How the ball is put on the plate; with probability ``miss_rate`` the aim has a normal error of that sigma."""
     error, misses = rng.normal(0, 1, 2) * aim_error_m, rng.random() < miss_rate
-    free_yaw = float(rng.uniform(-0.4, 0.4))
     return Task(
-        target=target,
-        side="left" if thing.y > 0 else "right",
-        yaw=thing.yaw if thing.kind == "box" else free_yaw,  # a box is grasped across its narrow side
-        grasp_above_centre_m=max(0.0, thing.half_height - FINGER_DEPTH_M),
+        side=scene.side,
+        yaw=float(rng.uniform(-0.4, 0.4)),
+        grasp_above_centre_m=max(0.0, scene.objects[0].half_height - FINGER_DEPTH_M),
         aim_error_m=error if misses else np.zeros(2),
         sway_rad=rng.uniform(-0.12, 0.12, JOINTS_PER_ARM),
+        plate=np.array([*scene.plate, PLATE_TOP_M]),
     )
 
 
@@ -74,7 +95,7 @@ class Policy:
         task: what to do.
         arms: side -> `Arm`.
         start_rad: side -> joint angles [7] at the start.
-        steps: length of the episode, to which the phases scale.
+        steps: length of the episode, in which the other arm sways once.
     """
 
     def __init__(
@@ -82,21 +103,27 @@ class Policy:
     ) -> None:
         self.model, self.task, self.arms, self.steps = model, task, arms, steps
         self._angles, self._idle = start_rad[task.side], "right" if task.side == "left" else "left"
-        self._grasp = np.zeros(3)
+        self._grasp, self._target = np.zeros(3), np.full(3, np.inf)
         self._scratch = mujoco.MjData(model)  # for kinematics at other angles than the present
+        self._step = self._leg = self._leg_steps = 0
 
-    def command(self, step: int, object_position: np.ndarray) -> dict[str, np.ndarray]:
-        """Side -> seven joint angles (rad) and one finger opening (m), [8], for an object seen at [3] (m)."""
-        phase, task = step / self.steps, self.task
-        if phase < DOWN_UNTIL:  # from then on the hand stays where it closed
-            height = max(float(object_position[2]) + task.grasp_above_centre_m, LOWEST_GRASP_M)
-            self._grasp = np.array([*(object_position[:2] + task.aim_error_m), height])
-        rise = HOVER_M if phase < ABOVE_UNTIL else 0.004 if phase < CLOSED_UNTIL else LIFT_M
-        fingers = self._grasp + np.array([0, 0, rise])
-        wanted = inverse_kinematics(self.model, self._scratch, self.arms[task.side], self._angles, fingers, task.yaw)
-        self._angles = np.round(self._angles + np.clip(wanted - self._angles, -MAX_TURN_RAD, MAX_TURN_RAD), 7)
-        opening = FINGER_TRAVEL_M if phase < DOWN_UNTIL else 0.0
-        idle = np.round(HOME_RAD + task.sway_rad * math.sin(2 * math.pi * phase), 7)
+    def command(self, ball: np.ndarray, fingers: np.ndarray) -> dict[str, np.ndarray]:
+        """Side -> seven joint angles (rad) and one finger opening (m), [8], for ball and fingers seen at [3] (m)."""
+        task, leg = self.task, LEGS[self._leg]
+        if math.dist(fingers, self._target) < leg.near_m or self._leg_steps == leg.steps:
+            self._leg, self._leg_steps = self._leg + 1, 0
+            leg = LEGS[self._leg]
+        if leg.gripper_open and not leg.at_plate:  # from then on the hand stays where it closed
+            height = max(float(ball[2]) + task.grasp_above_centre_m, LOWEST_GRASP_M)
+            self._grasp = np.array([*(ball[:2] + task.aim_error_m), height])
+        place = np.array([*task.plate[:2], self._grasp[2] + PLATE_TOP_M]) if leg.at_plate else self._grasp
+        self._target = place + np.array([0, 0, 0.004 + leg.height_m])
+        arm, angles = self.arms[task.side], self._angles
+        turn = inverse_kinematics(self.model, self._scratch, arm, angles, self._target, task.yaw) - angles
+        self._angles = np.round(angles + turn * min(1.0, MAX_TURN_RAD / (float(np.abs(turn).max()) + 1e-9)), 7)
+        idle = np.round(HOME_RAD + task.sway_rad * math.sin(2 * math.pi * self._step / self.steps), 7)
+        self._step, self._leg_steps = self._step + 1, self._leg_steps + 1
+        opening = FINGER_TRAVEL_M if leg.gripper_open else 0.0
         return {task.side: np.append(self._angles, opening), self._idle: np.append(idle, FINGER_TRAVEL_M)}
 
 

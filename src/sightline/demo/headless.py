@@ -1,4 +1,4 @@
-"""MuJoCo, loaded without OpenGL: the cameras cast rays, so that no graphics library is ever needed."""
+"""MuJoCo, loaded without OpenGL: rays make the pictures, so that no graphics library is ever needed."""
 
 import os
 

@@ -5,9 +5,12 @@ the states, the parameters and the episode's number. Finished episodes stay in t
 so that an interrupted rendering continues.
 """
 
+import os
 import shutil
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from PIL import Image
@@ -19,13 +22,16 @@ from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.demo.appearance import CLASSES, draw_look, take_picture
 from sightline.demo.camera import DepthSensor, Pinhole, Pose, World
+from sightline.demo.scene import SIDES
 from sightline.demo.states import StatesFile
+from sightline.demo.tracing import expose, measure, open_view, place_lamp
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
 FOLDERS = (*(f"rgb/{camera}" for camera in CAMERAS), "depth", "masks")
 GLOBAL_FIELD_OF_VIEW_DEG, WRIST_FIELD_OF_VIEW_DEG = 35.5, 72.0
 SCENE_RANGE_MM = (500, 1300)  # from a hand held high to the table's far edge
+NORMAL = np.array([round(NormalDist().inv_cdf((i + 0.5) / 256), 6) for i in range(256)])  # as likely as each other
 WRIST_POSE = Pose(  # on the hand: in front of its housing, tilted towards the fingers
     np.array([0.075, 0.0, 0.021]), np.array([[0, 0.966, 0.259], [1, 0, 0], [0, 0.259, -0.966]])
 )
@@ -92,9 +98,17 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
         with atomic_output(root / folder) as temporary:
             temporary.mkdir()
             for job in jobs:
-                shutil.copytree(job.folder / folder, temporary, dirs_exist_ok=True)
+                shutil.copytree(job.folder / folder, temporary, copy_function=_link, dirs_exist_ok=True)
     write_recording_info(root / "recording.json", _recording_info(states))
     discard(scratch)
+
+
+def _link(source: str, target: str) -> None:
+    """Put a picture at a second place: many small copies would take half a minute."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
 
 
 def _recording_info(states: StatesFile) -> RecordingInfo:
@@ -110,38 +124,69 @@ def _render_job(job: _Job) -> None:
 
 
 def _render_episode(job: _Job, folder: Path) -> None:
-    params, episode = job.params, job.states.episode(job.states.names[job.number])
-    # one random stream for each purpose: another size of one picture does not change the noise of the others
-    rng = {
-        purpose: np.random.default_rng([params.seed, job.number, 2 + stream])
-        for stream, purpose in enumerate(("look", *FOLDERS))
-    }
-    # the scene, how it looks, and the sensors that see it
-    world = World(episode.mjcf)
-    look = draw_look(world, rng["look"], params.lamp, params.camera_shift_m)
-    global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
-    wrist_sensor = Pinhole(params.wrist_size, params.wrist_size, WRIST_FIELD_OF_VIEW_DEG)
-    depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
-    depth_sensor = DepthSensor(params.depth_near_mm, params.depth_far_mm, params.depth_noise_mm, params.depth_dropout)
-
-    # picture by picture
+    episode = job.states.episode(job.states.names[job.number])
+    cameras = EpisodeCameras(job.params, job.number, episode.mjcf)
     for frame_id, qpos in zip(episode.frame_id, episode.qpos, strict=True):
-        world.place(qpos)
-        images = {}
-        for side in ("left", "right"):
-            pose = WRIST_POSE.on(world.body_pose(f"{side}_hand"))
-            colours, _ = take_picture(world, look, pose, wrist_sensor, params.antialias)
-            images[f"rgb/{side}_wrist"] = _to_bytes(colours, params.rgb_noise, rng[f"rgb/{side}_wrist"])
-        colours, geom = take_picture(world, look, look.global_camera, global_sensor, params.antialias)
-        images["rgb/global"] = _to_bytes(colours, params.rgb_noise, rng["rgb/global"])
-        images["masks"] = look.class_id[geom]
-        hits = world.view(look.global_camera, depth_pinhole)
-        shape = (params.depth_height, params.depth_width)
-        images["depth"] = depth_sensor.measure(hits.distance.reshape(shape), hits.facing().reshape(shape), rng["depth"])
-        for name, image in images.items():
-            Image.fromarray(image).save(folder / name / f"{frame_id:06d}.png", compress_level=3)
+        for name, image in cameras.everything(qpos).items():
+            # run lengths alone: half the time of the usual search for repetitions, which noise lacks
+            path = folder / name / f"{frame_id:06d}.png"
+            Image.fromarray(image).save(path, compress_level=1, compress_type=zlib.Z_RLE)
 
 
-def _to_bytes(colours: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Display values [H, W, 3] -> uint8, with the noise of an image sensor (``sigma`` in grey levels)."""
-    return np.clip(np.rint(colours * 255 + rng.normal(0, 1, colours.shape) * sigma), 0, 255).astype(np.uint8)
+class EpisodeCameras:
+    """What the cameras of one episode see, frame after frame: looked through in order, the pictures of a recording.
+
+    Each kind of picture has a random stream of its own for its noise: another size or lack of one picture does not
+    change the noise of the others.
+
+    Args:
+        params: how the recording looks.
+        number: of the episode.
+        mjcf: its scene, MJCF text.
+
+    Attributes:
+        look: light, colours, and the pose of the global camera.
+    """
+
+    def __init__(self, params: RenderParams, number: int, mjcf: str) -> None:
+        self.params = params
+        self._rng = {
+            purpose: np.random.default_rng([params.seed, number, 2 + stream])
+            for stream, purpose in enumerate(("look", *FOLDERS))
+        }
+        self._world = World(mjcf)
+        self.look = draw_look(self._world, self._rng["look"], params.lamp, params.camera_shift_m)
+        self._global_sensor = Pinhole(params.global_size, params.global_size, GLOBAL_FIELD_OF_VIEW_DEG)
+        self._wrist_sensor = Pinhole(params.wrist_size, params.wrist_size, WRIST_FIELD_OF_VIEW_DEG)
+        self._depth_pinhole = Pinhole(params.depth_height, params.depth_width, GLOBAL_FIELD_OF_VIEW_DEG)
+        self._depth_sensor = DepthSensor(
+            params.depth_near_mm, params.depth_far_mm, params.depth_noise_mm, params.depth_dropout
+        )
+        self._deviates = NORMAL * params.rgb_noise
+
+    def views(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        """Camera -> colour picture uint8 [H, W, 3], at MuJoCo's positions ``qpos`` [nq]."""
+        return self._views(qpos)[0]
+
+    def everything(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        """Folder of a recording -> image: `views`, ``depth`` (uint16 millimetres) and ``masks`` (uint8 class ids)."""
+        views, mask = self._views(qpos)
+        geoms, camera = self._world.geoms(), self._depth_pinhole.at(self.look.global_camera)
+        depth_m, facing, _ = measure(geoms, camera, open_view(geoms, camera))
+        depth = self._depth_sensor.measure(depth_m, facing, self._rng["depth"])
+        return {f"rgb/{camera}": view for camera, view in views.items()} | {"depth": depth, "masks": mask}
+
+    def _views(self, qpos: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The views, and class ids of the global one."""
+        self._world.place(qpos)
+        geoms = self._world.geoms()
+        lamp = place_lamp(geoms, self.look.light)
+        poses = {f"{side}_wrist": WRIST_POSE.on(self._world.body_pose(f"{side}_hand")) for side in SIDES}
+        poses["global"] = self.look.global_camera
+        views, met = {}, np.zeros(0)
+        for camera in CAMERAS:
+            sensor = self._global_sensor if camera == "global" else self._wrist_sensor
+            colours, met = take_picture(geoms, self.look, lamp, sensor, poses[camera], self.params.antialias)
+            rng = self._rng[f"rgb/{camera}"]
+            views[camera] = expose(colours, rng.integers(0, 256, colours.size, np.uint8), self._deviates)
+        return views, self.look.class_id[met]  # the global one is the last

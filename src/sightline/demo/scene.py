@@ -1,4 +1,4 @@
-"""Geometry of the demo: two 7-joint arms with grippers at a table, and random objects on it, as MJCF text.
+"""Geometry of the demo: two 7-joint arms with grippers at a table, random objects and a plate on it, as MJCF text.
 
 Everything is made of boxes, capsules, cylinders and spheres: they are the fastest to cast rays at, and need no mesh
 files. Arms have the joint layout of a Franka Panda. Lengths are metres, angles radians; the world frame has its
@@ -8,6 +8,7 @@ origin on the table top, x away from the robots, y to their left, z up. A geom's
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
@@ -18,15 +19,16 @@ JOINTS_PER_ARM = 7
 FINGER_TRAVEL_M = 0.05  # of each of the two fingers
 PHYSICS_STEP_S = 0.002
 KINDS = ("box", "cylinder", "ball")
-MORE_OF = (0.2, 0.3, 0.5)  # shares of the kinds beyond one of each: a ball shows the fewest pixels
 
 BASE_Y_M = {"left": 0.28, "right": -0.28}
 BASE_X_M = -0.42
 OBJECTS_X_M, OBJECTS_Y_M = (-0.06, 0.18), (-0.215, 0.215)  # where objects may stand
-RADIUS_M = {"box": (0.030, 0.039), "cylinder": (0.033, 0.043), "ball": (0.039, 0.045)}
-MIN_SPACING_M = 0.135  # between the centres of two objects
+RADIUS_M = {"box": (0.030, 0.039), "cylinder": (0.033, 0.043), "ball": (0.036, 0.042)}
+MIN_SPACING_M = 0.135  # between the centres of two objects, or of an object and the plate
+PLATE_RADIUS_M, PLATE_TOP_M = 0.06, 0.006  # of the flat part, which a round rim surrounds
+RIM_M, RIM_PARTS = 0.005, 12  # radius of the rim's capsules, and their number
 
-MATERIALS = ("table", "floor", "wall", "shell", "dark", "pad", "accent_left", "accent_right", *KINDS)
+MATERIALS = ("table", "floor", "wall", "shell", "dark", "pad", "accent_left", "accent_right", "plate", *KINDS)
 HULL_GROUP = 3  # geoms of this group touch but are never seen
 CONTACT_FREE = {"contype": 0, "conaffinity": 0}
 
@@ -43,32 +45,47 @@ class SceneObject:
     half_height: float  # m
 
 
-def draw_objects(rng: np.random.Generator) -> list[SceneObject]:
-    """Four to six objects, well apart from each other, at least one of each kind, all narrow enough to be grasped."""
-    count = int(rng.integers(4, 7))
-    kinds = [str(kind) for kind in (*rng.permutation(KINDS), *rng.choice(KINDS, count - len(KINDS), p=MORE_OF))]
+@dataclass(frozen=True)
+class Scene:
+    """What lies on the table: objects, of which the first is the only ball, and a plate on the ball's side."""
+
+    objects: tuple[SceneObject, ...]
+    plate: tuple[float, float]  # m, its centre (x, y)
+
+    @property
+    def side(self) -> str:
+        """The arm that is nearer to the ball, and to the plate."""
+        return "left" if self.objects[0].y > 0 else "right"
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """A ball, a box, a cylinder, up to two more of the last two, and a plate: well apart, and all can be grasped."""
+    others = ["box", "cylinder", *map(str, rng.choice(["box", "cylinder"], int(rng.integers(0, 3))))]
+    plate, *places = _draw_places(rng, len(others) + 2)
     objects = []
-    for kind, (x, y) in zip(kinds, _draw_places(rng, count), strict=True):
+    for kind, (x, y) in zip(["ball", *others], places, strict=True):
         radius = float(rng.uniform(*RADIUS_M[kind]))
         half_height = float(rng.uniform(0.032, 0.056)) if kind != "ball" else radius
         objects.append(SceneObject(kind, x, y, float(rng.uniform(-0.7, 0.7)), radius, half_height))
-    return objects
+    return Scene(tuple(objects), plate)
 
 
 def _draw_places(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
-    """Positions (x, y) on the table, none nearer to another than `MIN_SPACING_M`."""
+    """Positions (x, y) on the table, none nearer to another than `MIN_SPACING_M`; the first two are on one side."""
     places: list[tuple[float, float]] = []
     while len(places) < count:
         places = []  # the first few may have left no room for the last: start again
         for _ in range(50):
             x, y = float(rng.uniform(*OBJECTS_X_M)), float(rng.uniform(*OBJECTS_Y_M))
-            if len(places) < count and all(math.sqrt((x - a) ** 2 + (y - b) ** 2) > MIN_SPACING_M for a, b in places):
+            other_side = len(places) == 1 and y * places[0][1] <= 0
+            apart = all(math.sqrt((x - a) ** 2 + (y - b) ** 2) > MIN_SPACING_M for a, b in places)
+            if len(places) < count and apart and not other_side:
                 places.append((x, y))
     return places
 
 
-def scene_xml(objects: list[SceneObject]) -> str:
-    """MJCF text of table, arms and ``objects``; the body of object i is called ``object<i>``.
+def scene_xml(scene: Scene) -> str:
+    """MJCF text of table, arms, plate and objects; the body of object i is called ``object<i>``.
 
     In ``qpos``, the nine joints of the left arm (seven and two fingers) come first, then the right arm's, then seven
     numbers per object (position, quaternion w x y z).
@@ -90,9 +107,10 @@ def scene_xml(objects: list[SceneObject]) -> str:
         world, "geom", material="table", type="box", size=(0.55, 0.75, 0.02), pos=(0.03, 0, -0.02),
         contype=2, conaffinity=2, friction=(1, 0.02, 0.002),
     )  # fmt: skip
+    _add_plate(world, *scene.plate)
     for side in SIDES:
         _add_arm(world, side)
-    for index, thing in enumerate(objects):
+    for index, thing in enumerate(scene.objects):
         _add_object(world, index, thing)
     equality, actuators = _add(root, "equality"), _add(root, "actuator")
     for side in SIDES:
@@ -214,6 +232,23 @@ def _add_drives(equality: Element, actuators: Element, side: str) -> None:
 # --------------------------------------------------------------------------------------------------------- objects
 
 
+def _add_plate(world: Element, x: float, y: float) -> None:
+    """A flat disc, fixed to the table, which only the ball touches, and a rim of capsules, which stops everything."""
+    _add(
+        world, "geom", material="plate", type="cylinder", size=(PLATE_RADIUS_M, PLATE_TOP_M / 2),
+        pos=(x, y, PLATE_TOP_M / 2), contype=4, conaffinity=4, friction=(1, 0.02, 0.002),
+    )  # fmt: skip
+    corners = []
+    for part in range(RIM_PARTS + 1):
+        angle = 2 * math.pi * (part % RIM_PARTS) / RIM_PARTS
+        corners.append((round(x + PLATE_RADIUS_M * math.cos(angle), 7), round(y + PLATE_RADIUS_M * math.sin(angle), 7)))
+    for start, end in pairwise(corners):
+        _add(
+            world, "geom", material="plate", type="capsule", fromto=(*start, PLATE_TOP_M, *end, PLATE_TOP_M),
+            size=RIM_M, contype=2, conaffinity=2,
+        )  # fmt: skip
+
+
 def _add_object(world: Element, index: int, thing: SceneObject) -> None:
     radius, half_height = thing.radius, thing.half_height
     pos, euler = (thing.x, thing.y, half_height + 0.001), (0, 0, thing.yaw)
@@ -223,7 +258,8 @@ def _add_object(world: Element, index: int, thing: SceneObject) -> None:
         footprint = (radius * 1.25, radius * 0.85)
         _add(body, "geom", class_="object", material="box", type="box", size=(*footprint, half_height))
     elif thing.kind == "ball":
-        _add(body, "geom", class_="object", material="ball", type="sphere", size=radius)
+        touches_plate = {"contype": 2 + 4, "conaffinity": 3 + 4}
+        _add(body, "geom", class_="object", material="ball", type="sphere", size=radius, **touches_plate)
     else:
         size = (radius, half_height)
         _add(body, "geom", class_="object", material="cylinder", type="cylinder", size=size, **CONTACT_FREE)

@@ -5,7 +5,8 @@
     time_ns     int64   [N]      optional: time stamps of images that are named by them, nanoseconds
 
 Root attributes: ``encoder_sha256``, ``data_sha256``, ``precision`` (fp32, tf32, bf32 or bf16: what it was computed in,
-see `sightline.training.precision.computed_in`), ``preprocessing`` (JSON), ``network`` (JSON), ``torch_version``.
+see `sightline.training.precision.computed_in`), ``preprocessing`` (JSON), ``network`` (JSON), ``torch_version``;
+``recording`` as in the normalised file, where that has it.
 """
 
 import json
@@ -84,6 +85,7 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
         "preprocessing": json.dumps(header.preprocessing.model_dump(mode="json"), sort_keys=True),
         "network": json.dumps(header.network.model_dump(mode="json"), sort_keys=True),
         "torch_version": str(torch.__version__),
+        **({"recording": store.recording} if store.recording else {}),
     }
     with atomic_output(output) as temporary:
         shape = (len(keys), dim)

@@ -36,7 +36,7 @@ from sightline.grids.store import GridRows, GridStore
 from sightline.recording.frames import read_frames
 from sightline.training import probing
 
-AUTOENCODER, CLIP_GRID = "autoencoder", "clip_grid"
+AUTOENCODER, IMAGE_GRID = "autoencoder", "image_grid"
 
 
 class EvaluateParams(Section):
@@ -98,7 +98,7 @@ def evaluate_autoencoder(
         data: file of normalised depth with its split.
         output: folder of the figures and pictures.
         frames: frames.parquet of the recording; with its joints and object positions, linear probes are run.
-        grids: CLIP grids of the same frames, as the stage clip_grids writes them: what they are good for is judged
+        grids: grids of the same frames, as the stage clip_grids writes them: what they are good for is judged
             beside the codes, all of their P * C numbers.
 
     Raises:
@@ -112,7 +112,7 @@ def evaluate_autoencoder(
             "millimetres; of a training on RGB images, metrics.json of the training tells the errors"
         )
     targets = _read_targets(frames, store, params.probe) if frames else {}
-    others = {CLIP_GRID: GridRows(GridStore(grids), store.frame_id)} if grids else {}
+    others = {IMAGE_GRID: GridRows(GridStore(grids), store.frame_id)} if grids else {}
     rows = _choose_rows(store, params)
     codes: dict[str, Code] = {AUTOENCODER: AutoencoderCode(evaluator)}
     for name in tqdm(params.baselines, desc="fit baselines", mininterval=0.5):

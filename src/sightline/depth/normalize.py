@@ -65,11 +65,13 @@ class Frames:
     episode: np.ndarray  # int64 [N]
     split: np.ndarray  # str [N]
     time_ns: np.ndarray | None = None  # int64 [N], where names are time stamps
+    recording: str = ""  # see `sightline.recording.frames.recording_key`; "" for a bare folder
 
     def keep(self, rows: np.ndarray) -> "Frames":
         """The frames at ``rows``."""
         times = None if self.time_ns is None else self.time_ns[rows]
-        return Frames([self.paths[i] for i in rows], self.frame_id[rows], self.episode[rows], self.split[rows], times)
+        kept = self.frame_id[rows], self.episode[rows], self.split[rows]
+        return Frames([self.paths[i] for i in rows], *kept, times, self.recording)
 
 
 def normalize_depth(
@@ -105,7 +107,7 @@ def normalize_depth(
     preprocessing = resolve_preprocessing(params, recording)
     frames = _frames_of_index(folder, index) if index else _frames_of_folder(folder, split, naming)
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in frames.paths]
-    settings = preprocessing.model_dump(), params.channels, frames.frame_id.tolist()
+    settings = preprocessing.model_dump(), params.channels, frames.frame_id.tolist(), frames.recording
     scratch = claim(scratch_folder("normalize", fingerprint(str(folder.resolve()), settings, files)))
     partial, journal = scratch / "depth.hdf5", scratch / "journal.jsonl"
     if not (journal.exists() and partial.exists()):  # killed before the first block, or after the last
@@ -161,7 +163,10 @@ def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Pr
 
 
 def _frames_of_index(folder: Path, index: Path) -> Frames:
-    from sightline.recording.frames import read_index  # imports pandas: twice as long as all the rest, in each worker
+    from sightline.recording.frames import (
+        read_index,
+        read_recording_key,
+    )  # imports pandas: twice as long as all the rest, in each worker
 
     table, images = read_index(index), list_frames(folder)
     absent = [str(i) for i in table["frame_id"] if i not in images]
@@ -170,7 +175,8 @@ def _frames_of_index(folder: Path, index: Path) -> Frames:
             f"{index}: names frames that {folder} does not hold ({len(absent)}, first {absent[0]}); run validate again"
         )
     ids = table["frame_id"].to_numpy(np.int64)
-    return Frames([images[i] for i in ids], ids, table["episode"].to_numpy(np.int64), table["split"].to_numpy(str))
+    columns = table["episode"].to_numpy(np.int64), table["split"].to_numpy(str)
+    return Frames([images[i] for i in ids], ids, *columns, recording=read_recording_key(index))
 
 
 def _frames_of_folder(folder: Path, split: SplitParams, naming: Naming) -> Frames:
@@ -248,7 +254,7 @@ def _list_failures(failures: dict[int, str], total: int) -> str:
 def _create(path: Path, frames: Frames, preprocessing: Preprocessing, channels: int) -> None:
     columns = {"frame_id": frames.frame_id, "episode": frames.episode, "split": frames.split.astype("S5")}
     times = {} if frames.time_ns is None else {"time_ns": frames.time_ns}
-    create_depth_store(path, columns | times, preprocessing, channels)
+    create_depth_store(path, columns | times, preprocessing, channels, frames.recording)
 
 
 def _copy_rows(

@@ -8,7 +8,8 @@
     split     S5      [N]             train, val, test, or guard (left out between blocks of a bare folder)
     time_ns   int64   [N]             optional: the time stamps that name the images of a bare folder, nanoseconds
 
-The root attribute ``preprocessing`` is the JSON of `sightline.depth.preprocessing.Preprocessing`.
+The root attribute ``preprocessing`` is the JSON of `sightline.depth.preprocessing.Preprocessing`; ``recording``, where
+the frames are a recording's, tells it from others (`sightline.recording.frames.recording_key`).
 """
 
 import json
@@ -36,6 +37,7 @@ class DepthStore:
     split: np.ndarray  # str [N]
     preprocessing: Preprocessing
     time_ns: np.ndarray | None = None  # int64 [N], where the images are named by time stamps
+    recording: str = ""  # "" for a bare folder
 
     @classmethod
     def open(cls, path: Path) -> "DepthStore":
@@ -50,6 +52,7 @@ class DepthStore:
             except ValidationError as error:
                 raise UserError(f"{path}: attribute preprocessing: {error.errors()[0]['msg']}") from None
             depth, valid = file.rows("depth"), file.rows("valid")
+            recording = str(file.attrs.get("recording", ""))
         one, three = (IMAGE_SIZE, IMAGE_SIZE), (3, IMAGE_SIZE, IMAGE_SIZE)
         require(path, {
             "frame_id": (frame_id, "i", 1), "episode": (episode, "i", 1), "split": (split, "U", 1),
@@ -58,7 +61,7 @@ class DepthStore:
         })  # fmt: skip
         if depth.shape[1:] not in (one, three) or valid.shape[1:] != one or depth.dtype != np.float32:
             raise UserError(f"{path}: images of {list(depth.shape[1:])}; write it again with stages/normalize.py")
-        return cls(path, depth, valid, frame_id, episode, split, preprocessing, time_ns)
+        return cls(path, depth, valid, frame_id, episode, split, preprocessing, time_ns, recording)
 
     @property
     def channels(self) -> int:
@@ -83,12 +86,17 @@ class DepthStore:
 
 
 def create_depth_store(
-    path: Path, columns: Mapping[str, np.ndarray], preprocessing: Preprocessing, channels: int = 1
+    path: Path,
+    columns: Mapping[str, np.ndarray],
+    preprocessing: Preprocessing,
+    channels: int = 1,
+    recording: str = "",
 ) -> None:
     """Create a file whose ``depth`` and ``valid`` are to be filled through `open_depth_rows`.
 
     Args:
         columns: the other data sets by name, see the top of this module.
+        recording: the attribute; "" for none.
     """
     count = len(columns["frame_id"])
     shape = (count, IMAGE_SIZE, IMAGE_SIZE)
@@ -97,7 +105,10 @@ def create_depth_store(
         path,
         empty={"depth": (images, np.float32), "valid": (shape, np.bool_)},
         filled=columns,
-        attributes={"preprocessing": json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True)},
+        attributes={
+            "preprocessing": json.dumps(preprocessing.model_dump(mode="json"), sort_keys=True),
+            **({"recording": recording} if recording else {}),
+        },
     )
 
 

@@ -1,10 +1,11 @@
-"""Three camera views and the joints made one feature, learnt from demonstrations."""
+"""Camera views and the joints made one feature, learnt from demonstrations."""
 
 from typing import TYPE_CHECKING
 
 from sightline.core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from sightline.fusion.acting import Policy as Policy
     from sightline.fusion.network import ImageJointEncoder as ImageJointEncoder
     from sightline.fusion.network import ResNet18Encoder as ResNet18Encoder
     from sightline.fusion.policy import FusionPolicy as FusionPolicy

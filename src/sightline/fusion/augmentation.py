@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 CHANCES = 5  # random numbers for a view: two for the shift, three for the colours
+SHIFT_CHANCES = 2  # for a depth image, which has no colours
 
 
 def augment_views(images: Tensor, chances: Tensor, shift: int, jitter: float) -> Tensor:
@@ -18,14 +19,7 @@ def augment_views(images: Tensor, chances: Tensor, shift: int, jitter: float) ->
     """
     views, chance = images.flatten(0, 1), chances.reshape(-1, CHANCES)  # (B V, 3, S, S), (B V, CHANCES)
     if shift:
-        size = views.shape[-1]
-        offset = (chance[:, :2] * (2 * shift + 1)).long() - shift
-        rows, columns = (
-            (torch.arange(size, device=views.device) + offset[:, i, None]).clamp(0, size - 1) for i in (0, 1)
-        )
-        view = torch.arange(len(views), device=views.device)[:, None, None, None]
-        colour = torch.arange(3, device=views.device)[:, None, None]
-        views = views[view, colour, rows[:, None, :, None], columns[:, None, None, :]]
+        views = shift_images(views, chance, shift)
     pixels = views.float() / 255
     if jitter:
         brightness, contrast, saturation = ((1 + jitter * (2 * chance[:, 2:] - 1)).T)[..., None, None, None]
@@ -34,3 +28,17 @@ def augment_views(images: Tensor, chances: Tensor, shift: int, jitter: float) ->
         grey = pixels.mean(1, keepdim=True)
         pixels = ((pixels - grey) * saturation + grey).clamp(0, 1)
     return pixels.unflatten(0, images.shape[:2])
+
+
+def shift_images(images: Tensor, chances: Tensor, shift: int) -> Tensor:
+    """Move images [B, C, S, S] by up to ``shift`` pixels each way, the border repeated.
+
+    Args:
+        chances: [B, >= 2], uniform in [0, 1).
+    """
+    size, device = images.shape[-1], images.device
+    offset = (chances[:, :2] * (2 * shift + 1)).long() - shift
+    rows, columns = ((torch.arange(size, device=device) + offset[:, i, None]).clamp(0, size - 1) for i in (0, 1))
+    image = torch.arange(len(images), device=device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=device)[:, None, None]
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -10,11 +10,12 @@ from torch.utils.data import Dataset
 
 from sightline.core.errors import UserError
 from sightline.fusion.advantage import Rewards
+from sightline.fusion.depth_images import DEPTH_IMAGES, resize_depth
 from sightline.fusion.views import Views
-from sightline.grids.features import Feature, open_features
+from sightline.grids.features import Feature, FramesOf, open_features
 from sightline.training.order import Draw
 
-NAMES = ("depth", "clip")  # what models call vectors and grids
+NAMES = ("depth", "grid", DEPTH_IMAGES)  # what models call vectors, grids and depth images
 
 
 def chunk_rows(episode_N: np.ndarray, steps: int, stride: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -37,8 +38,9 @@ class Chunks(Dataset[dict[str, Tensor]]):
         views     uint8 [B, V, 3, S, S]     joints  float32 [B, J], data units
         actions   float32 [B, H, A]         mask    float32 [B, H], 1 within the episode
         chances   float32 [B, K]
-        also each of ``extras``, by name; with ``rewards``, ``gained`` (see `Rewards`); where these have following rows,
-        ``continues``, and ``next_views``, ``next_joints`` and ``next_<extra>`` of those rows
+        also each of ``extras``, by name (depth images float32 [B, D, S, S], see `resize_depth`); with ``rewards``,
+        ``gained`` (see `Rewards`); where these have following rows, ``continues``, and ``next_views``,
+        ``next_joints`` and ``next_<extra>`` of those rows
 
     Args:
         extras: precomputed features of every frame, by name, from `read_features`.
@@ -84,8 +86,11 @@ class Chunks(Dataset[dict[str, Tensor]]):
             views = self.resident[torch.from_numpy(rows).to(self.resident.device)]
         else:
             views = torch.from_numpy(self.views.images[rows])
-        extras = {name: torch.from_numpy(np.asarray(values[rows])) for name, values in self.extras.items()}
-        return {"views": views, "joints": torch.from_numpy(self.views.joints[rows]), **extras}
+        return {"views": views, "joints": torch.from_numpy(self.views.joints[rows]), **self.extras_of(rows)}
+
+    def extras_of(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Further inputs of these frames, by name."""
+        return extras_of(self.extras, rows, self.views.images.shape[-1])
 
 
 def resident_views(views: Views, device: torch.device) -> Tensor | None:
@@ -96,9 +101,17 @@ def resident_views(views: Views, device: torch.device) -> Tensor | None:
 
 
 def read_features(paths: Sequence[Path], views: Views) -> dict[str, Feature]:
-    """Precomputed features of every frame of ``views``, by name: ``depth`` embeddings, ``clip`` grids.
+    """Features of every frame of ``views``, by name: ``depth`` embeddings, ``grid`` grids, ``depth_images``.
 
     Raises:
-        UserError: files of another kind, two of a kind, or a frame that is missing.
+        UserError: files of another kind or another recording, two of a kind, or a frame that is missing.
     """
-    return open_features(paths, views.frame_id, views.sound, str(views.path), NAMES)
+    return open_features(paths, FramesOf(views.frame_id, views.sound, str(views.path), views.recording), NAMES)
+
+
+def extras_of(features: Mapping[str, Feature], rows: np.ndarray, size: int) -> dict[str, Tensor]:
+    """Features of some rows as a model takes them, by name; depth images at the ``size`` of the views."""
+    extras = {name: torch.from_numpy(np.asarray(values[rows])) for name, values in features.items()}
+    if DEPTH_IMAGES in extras:
+        extras[DEPTH_IMAGES] = resize_depth(extras[DEPTH_IMAGES], size)
+    return extras

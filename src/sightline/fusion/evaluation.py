@@ -10,7 +10,8 @@ training, do not count. In ``evaluation_results.json``:
     baselines       ``mean`` of the training actions, ``hold`` the present joints (where there is an action for each),
                     ``linear``, ridge regression from the joints, ``previous_action``
     use             how much larger nmse becomes when the views come from other frames, one camera shows its mean image,
-                    left and right are swapped, or the joints or a further input come from other frames
+                    the first two cameras are swapped, or the joints or a further input (depth images, too) come from
+                    other frames
     feature         effective rank, share of numbers that are always 0, linear probes (R2) of actions and later joints
     cvae            KL divergence, active units, error of the posterior's mean against that at z = 0
 """
@@ -36,7 +37,7 @@ from sightline.core.params import Section
 from sightline.fusion.chunks import Chunks, read_features
 from sightline.fusion.heads import CvaeHead, kl_divergence
 from sightline.fusion.linear import fit_linear
-from sightline.fusion.policy import FusionPolicy, load_policy
+from sightline.fusion.policy import FusionPolicy, check_views, load_policy
 from sightline.fusion.views import Views
 from sightline.grids.features import check_features
 from sightline.training import probing
@@ -71,8 +72,10 @@ def evaluate_fusion(
             held-out episodes that the model was trained on, other further inputs than in training.
     """
     views = Views.open(data)
-    policy = load_policy(weights, views.cameras)
-    _check_fit(weights, data, policy, views)
+    policy = load_policy(weights)
+    check_views(policy.config, weights, views, data)
+    if (actions := views.actions.shape[1]) != policy.config.actions:
+        raise UserError(f"{data}: actions: {actions}, but {weights} was trained with {policy.config.actions}")
     rows = views.rows(params.part)
     if not len(rows):
         raise UserError(f"{data}: no frames in part {params.part}; set evaluate_fusion.part to the other one")
@@ -209,7 +212,7 @@ class _Run:
         views, other = self.views, np.arange(len(self.views.step))  # row -> the row whose views or joints it gets
         other[rows] = np.roll(np.random.default_rng(self.params.seed).permutation(rows), 1)
         changes: dict[str, Change] = {}
-        if self.policy.config.design != "joints_only":
+        if self.policy.config.design != "joints_only" and views.cameras:
             sample = self.train[:: max(1, len(self.train) // 500)]
             mean = torch.from_numpy(views.images[sample].mean(0).round().astype(np.uint8))  # (V, 3, S, S)
 
@@ -220,12 +223,14 @@ class _Run:
 
             changes["shuffled_views"] = lambda b, some: b | {"views": torch.from_numpy(views.images[other[some]])}
             changes |= {f"blank_{name}": partial(blank, camera=i) for i, name in enumerate(views.cameras)}
-            changes["swapped_left_right"] = lambda b, _: b | {"views": b["views"][:, [1, 0, 2]]}
+            if len(views.cameras) > 1:
+                order = [1, 0, *range(2, len(views.cameras))]
+                changes["swapped_first_two"] = lambda b, _: b | {"views": b["views"][:, order]}
         if self.policy.config.design != "images_only":
             changes["shuffled_joints"] = lambda b, some: b | {"joints": torch.from_numpy(views.joints[other[some]])}
 
         def of_others(batch: dict[str, Tensor], some: np.ndarray, name: str) -> dict[str, Tensor]:
-            return batch | {name: torch.from_numpy(np.asarray(self.chunks.extras[name][other[some]]))}
+            return batch | {name: self.chunks.extras_of(other[some])[name]}
 
         changes |= {f"shuffled_{name}": partial(of_others, name=name) for name in self.chunks.extras}
         return changes
@@ -267,17 +272,6 @@ class _Run:
         }
 
 
-def _check_fit(weights: Path, data: Path, policy: FusionPolicy, views: Views) -> None:
-    config = policy.config
-    for name, trained, present in (
-        ("joints", config.joint_names, views.joint_names),
-        ("actions", config.actions, views.actions.shape[1]),
-        ("image_size", config.image_size, views.images.shape[-1]),
-    ):
-        if trained != present:
-            raise UserError(f"{data}: {name} are {present}, but {weights} was trained with {trained}")
-
-
 def _write_steps(path: Path, errors: dict[str, _Error]) -> None:
     with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -294,9 +288,10 @@ def _draw_actions(path: Path, run: _Run, rows: np.ndarray, predicted: np.ndarray
     cases = {order[-1]: "worst", middle: "median", order[0]: "best"}  # of few episodes, one may be several: the best
     episode, scale = views.episode[rows], np.where(run.moves, run.policy.actions_scale.cpu().numpy(), np.inf)
     names = views.joint_names if len(views.joint_names) == config.actions else range(config.actions)
+    count = min(_SHOWN, config.actions) * len(cases)
     with matplotlib.rc_context({"svg.hashsalt": "sightline"}):
-        figure = Figure(figsize=(5.2, 2.1 * _SHOWN * len(cases)), layout="constrained")  # 390 pixels: texts are read
-        axes = iter(figure.subplots(_SHOWN * len(cases), 1, squeeze=False)[:, 0])
+        figure = Figure(figsize=(5.2, 2.1 * count), layout="constrained")  # on 390 pixels, texts are read
+        axes = iter(figure.subplots(count, 1, squeeze=False)[:, 0])
         for name, case in reversed(cases.items()):
             own = np.flatnonzero(episode == int(name))
             steps, recorded = views.step[rows[own]], views.actions[rows[own]]

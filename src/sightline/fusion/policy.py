@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from sightline.core.errors import UserError
 from sightline.core.params import Section
 from sightline.core.tensors import check_joints
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
+from sightline.fusion.depth_images import DEPTH_IMAGES
 from sightline.fusion.heads import ChunkHead, CvaeHead, Loss, Objective
 from sightline.fusion.linear import LinearChunks
-from sightline.fusion.network import Conv1Init, Design, ImageJointEncoder, Norm
+from sightline.fusion.network import RENAMED, Conv1Init, Design, ImageJointEncoder, Norm
+from sightline.fusion.views import Fit, Views
+from sightline.grids.features import Extras
 
 Target = Literal["residual", "absolute"]
 _KEY = "sightline_fusion"  # in the header of the file
@@ -25,9 +28,10 @@ _KEY = "sightline_fusion"  # in the header of the file
 class PolicyConfig(Section):
     """What a fusion model is."""
 
-    design: Design = "nine"
+    design: Design = "stacked"
     cameras: tuple[str, ...]
     image_size: int
+    fit: Fit = "squash"
     joint_names: tuple[str, ...]
     actions: int
     steps: int
@@ -41,10 +45,26 @@ class PolicyConfig(Section):
     fusion_dim: int = 256
     conv1_init: Conv1Init = "independent"
     norm: Norm = "bn"
-    extras: dict[str, tuple[int, ...]] = Field(default={})
+    extras: Extras = Field(default={})  # shapes of one frame; depth images as they are stored
     makers: dict[str, str] = Field(default={})  # of the further inputs, see `sightline.grids.features.Feature`
     train_episodes: tuple[int, ...] = ()  # so that a later evaluation can refuse to test on them
     seed: int = 0
+
+    @field_validator("design", mode="before")
+    @classmethod
+    def _by_its_new_name(cls, design: object, info: ValidationInfo) -> object:
+        """The design of a file that an older version wrote."""
+        return RENAMED.get(str(design), design) if info.mode == "json" else design
+
+    @property
+    def depth(self) -> int:
+        """Channels of the depth images; 0 without."""
+        return self.extras[DEPTH_IMAGES][0] if DEPTH_IMAGES in self.extras else 0
+
+    @property
+    def precomputed(self) -> dict[str, tuple[int, ...]]:
+        """The further inputs without the depth images, which are channels of the views."""
+        return {name: shape for name, shape in self.extras.items() if name != DEPTH_IMAGES}
 
 
 class FusionPolicy(nn.Module):
@@ -76,7 +96,8 @@ class FusionPolicy(nn.Module):
         self.config = config
         self.encoder = ImageJointEncoder(
             len(config.joint_names), config.image_feature_dim, config.fusion_dim, pretrained, design=config.design,
-            conv1_init=config.conv1_init, norm=config.norm, extras=dict(config.extras),
+            conv1_init=config.conv1_init, norm=config.norm, extras=config.precomputed, cameras=len(config.cameras),
+            depth=config.depth,
         )  # fmt: skip
         self.head: ChunkHead | CvaeHead
         if config.objective == "bc":
@@ -156,14 +177,19 @@ class FusionPolicy(nn.Module):
         extras: dict[str, Tensor] | None = None,
         hidden: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """Feature [B, fusion_dim] of views [B, 3, 3, S, S] (camera, colour), uint8 or in [0, 1]; see the encoder.
+        """Feature [B, fusion_dim] of views [B, V, 3, S, S] (camera, colour), uint8 or in [0, 1]; see the encoder.
+
+        ``extras`` may lack any of the further inputs but ``depth_images``, [B, D, S, S] of
+        `sightline.fusion.depth_images.resize_depth`.
 
         Raises:
             UserError: views of another layout or size than in training, or what the encoder refuses.
         """
         if self.config.design != "joints_only":
             self._check_views(views)
-        return self.encoder(views[:, 0], views[:, 1], views[:, 2], joints_normalised, extras, hidden)
+        further = dict(extras or {})
+        depth = further.pop(DEPTH_IMAGES, None)
+        return self.encoder(views=views, joint=joints_normalised, extras=further, hidden=hidden, depth=depth)
 
     def forward(self, views: Tensor, joints: Tensor, extras: dict[str, Tensor] | None = None) -> Tensor:
         """Predicted actions [B, H, A] in data units, from views (see `feature`) and joints [B, J] in data units.
@@ -191,6 +217,20 @@ class FusionPolicy(nn.Module):
         raise UserError(f"views must be [B, {', '.join(map(str, expected))}], not {list(views.shape)}{hint}")
 
 
+def check_views(config: PolicyConfig, weights: Path, views: Views, source: Path) -> None:
+    """Raise `UserError` where ``views``, of ``source``, are not such as the model in ``weights`` was trained on."""
+    for name, trained, present in (
+        ("cameras", config.cameras, views.cameras),
+        ("joints", config.joint_names, views.joint_names),
+        ("image_size", config.image_size, views.images.shape[-1]),
+        ("fit", config.fit, views.fit),
+    ):
+        if trained != present:
+            given, wanted = (", ".join(x) or "none" if isinstance(x, tuple) else x for x in (present, trained))
+            in_order = ", in this order" if name == "cameras" else ""
+            raise UserError(f"{source}: {name}: {given}, but {weights} was trained with {wanted}{in_order}")
+
+
 def save_policy(path: Path, policy: FusionPolicy) -> None:
     """Write ``policy`` as safetensors, whole or not at all."""
     save_model_file(path, policy, _KEY, policy.config)
@@ -208,7 +248,6 @@ def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> Fus
     path = Path(path)
     config, weights = read_model_file(path, _KEY, PolicyConfig, "a fusion model", "train_fusion.py")
     if cameras is not None and tuple(cameras) != config.cameras:
-        raise UserError(
-            f"{path}: trained on cameras {', '.join(config.cameras)}, in this order, but given {', '.join(cameras)}"
-        )
+        trained, given = (", ".join(names) or "none" for names in (config.cameras, cameras))
+        raise UserError(f"{path}: trained on cameras {trained}, in this order, but given {given}")
     return load_network(path, lambda: FusionPolicy(config), weights)

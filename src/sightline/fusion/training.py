@@ -16,12 +16,13 @@ from torch import Tensor
 from sightline.core.errors import UserError
 from sightline.core.files import file_sha256, rounded
 from sightline.fusion.advantage import LapoCritic, MonteCarloCritic, Rewards, chunk_rewards, episode_rewards
-from sightline.fusion.augmentation import CHANCES, augment_views
+from sightline.fusion.augmentation import CHANCES, SHIFT_CHANCES, augment_views, shift_images
 from sightline.fusion.card import about_policy
 from sightline.fusion.chunks import Chunks, read_features, resident_views
+from sightline.fusion.depth_images import DEPTH_IMAGES
 from sightline.fusion.heads import CvaeHead, Loss, Objective, elementwise
 from sightline.fusion.linear import fit_linear
-from sightline.fusion.network import Conv1Init, Design, Norm
+from sightline.fusion.network import NO_READING, Conv1Init, Design, Norm, check_design
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, Target, save_policy
 from sightline.fusion.views import Views
 from sightline.grids.store import identifying_file
@@ -37,7 +38,7 @@ WARM_UP = 0.1  # share of the steps over which beta rises
 
 
 class FusionParams(TrainerParams):
-    """Three views and the joints, one feature, trained to predict actions."""
+    """Views and the joints, one feature, trained to predict actions."""
 
     @model_validator(mode="after")
     def _leaves_something(self) -> "FusionParams":
@@ -74,7 +75,7 @@ class FusionParams(TrainerParams):
     jitter: float = Field(0.2, ge=0, lt=1, description="largest random change of colours, as a share")
     joint_dropout: float = Field(0.2, ge=0, lt=1, description="probability of hiding the joints; 0: cameras go unused")
     view_dropout: float = Field(0.0, ge=0, lt=1, description="probability of hiding the views, never with the joints")
-    extra_dropout: float = Field(0.5, ge=0, lt=1, description="probability that a further input is hidden")
+    extra_dropout: float = Field(0.75, ge=0, lt=1, description="probability that a further input is hidden")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights and statistics; 0 switches it off")
 
 
@@ -96,25 +97,33 @@ class FusionModule(lightning.LightningModule):
 
     @property
     def chances(self) -> list[int]:
-        """Random numbers of a sample: to hide joints or views, of the views, to hide further inputs, latent, critic."""
+        """Random numbers of a sample: to hide joints or views, of the views, to hide further inputs, latent, critic,
+        of the depth images."""
         config = self.policy.config
         latent = 2 * config.actions if config.objective == "cvae" else 0
-        return [1, CHANCES * len(config.cameras), len(config.extras), latent, self.critic.noises if self.critic else 0]
+        noises = self.critic.noises if self.critic else 0
+        of_depth = SHIFT_CHANCES if config.depth else 0
+        return [1, CHANCES * len(config.cameras), len(config.precomputed), latent, noises, of_depth]
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         params, policy = self.params_, self.policy
-        of_inputs, of_views, of_extras, of_latent, of_critic = batch["chances"].split(self.chances, dim=1)
-        views = batch["views"]
-        if policy.config.design != "joints_only":
+        of_inputs, of_views, of_extras, of_latent, of_critic, of_depth = batch["chances"].split(self.chances, dim=1)
+        views, extras, config = batch["views"], self._extras(batch), policy.config
+        if config.design != "joints_only" and config.cameras:
             views = augment_views(views, of_views, params.shift, params.jitter)
+        if config.depth and params.shift:
+            extras[DEPTH_IMAGES] = shift_images(extras[DEPTH_IMAGES], of_depth, params.shift)
         joints = policy.normalise_joints(batch["joints"])
-        if policy.config.design not in ("joints_only", "images_only"):  # those have but one input
+        if config.design not in ("joints_only", "images_only"):  # those have but one input
             without_joints = of_inputs[:, :1] < params.joint_dropout
             without_views = of_inputs[:, :1] > 1 - params.view_dropout  # never both
             joints = torch.where(without_joints, 0.0, joints)
             views = torch.where(without_views[:, :, None, None, None], policy.encoder.mean, views)  # grey
-        hidden = {name: of_extras[:, i] < params.extra_dropout for i, name in enumerate(policy.config.extras)}
-        feature = policy.feature(views, joints, self._extras(batch), hidden)
+            if config.depth:
+                seen = extras[DEPTH_IMAGES]
+                extras[DEPTH_IMAGES] = torch.where(without_views[:, :, None, None], NO_READING, seen)
+        hidden = {name: of_extras[:, i] < params.extra_dropout for i, name in enumerate(config.precomputed)}
+        feature = policy.feature(views, joints, extras, hidden)
         chunk, mask = policy.normalise_actions(batch["actions"], batch["joints"]), batch["mask"]
         losses, parts = policy.head.losses(feature, chunk, mask, self._beta, _normal(of_latent))
         if self.critic is None:
@@ -170,7 +179,7 @@ def train_fusion(
     params: FusionParams,
     seed: int,
     *,
-    design: Design = "nine",
+    design: Design = "stacked",
     features: Sequence[Path] = (),
     by_hand: ByHand = IN_PIPELINE,
 ) -> None:
@@ -181,7 +190,7 @@ def train_fusion(
 
     Args:
         data: file of views.
-        features: files of depth embeddings or CLIP grids of the same frames, as further inputs.
+        features: files of depth embeddings, grids or depth images of the same frames, as further inputs.
         by_hand: checkpoints to write and to start from.
 
     Raises:
@@ -199,14 +208,15 @@ def train_fusion(
         )
     # Further inputs of the same frames.
     further = read_features(features, views)
+    check_design(design, len(views.cameras), further[DEPTH_IMAGES].shape[0] if DEPTH_IMAGES in further else 0)
     params = _with_signal(params, views)
     # The network: the seed decides its first weights.
     lightning.seed_everything(seed, verbose=False)
     in_train = views.split == "train"
     config = PolicyConfig(
-        design=design, cameras=views.cameras, image_size=views.images.shape[-1], joint_names=views.joint_names,
-        actions=views.actions.shape[1], steps=params.chunk, stride=params.stride, objective=params.objective,
-        loss=params.loss, target=params.target,
+        design=design, cameras=views.cameras, image_size=views.images.shape[-1], fit=views.fit,
+        joint_names=views.joint_names, actions=views.actions.shape[1], steps=params.chunk, stride=params.stride,
+        objective=params.objective, loss=params.loss, target=params.target,
         detach_posterior=params.detach_posterior, prior_weight=params.prior_weight, conv1_init=params.conv1_init,
         norm=params.norm, extras={name: feature.shape for name, feature in further.items()},
         makers={name: feature.maker for name, feature in further.items()},

@@ -1,1 +1,1 @@
-"""The format of CLIP grids: a file or a folder of shards, and fast reading of their rows."""
+"""The format of grid features: a file or a folder of shards, and fast reading of their rows."""

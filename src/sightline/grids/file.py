@@ -9,8 +9,10 @@
                                                  that ask for <image_id>_grids or <image_id>_features
 
 The root attributes say what made the grids: ``model``, ``pretrained``, ``weights_sha256``, ``random_weights``,
-``quick_gelu``, ``tokens``, ``pool``, ``grid``, ``model_grid``, ``image_size``, ``positions`` (random, as trained, or
-interpolated from which grid), ``preprocessing`` (JSON), ``dtype``, ``precision``, ``device``, ``versions`` (JSON).
+``tokens`` (of CLIP: raw, ln_post, projected; map: the last feature map of a network of timm), ``pool``, ``grid``,
+``model_grid``, ``image_size``, ``preprocessing`` (JSON), ``dtype``, ``precision``, ``device``, ``versions`` (JSON);
+those of CLIP also ``quick_gelu`` and ``positions`` (random, as trained, or interpolated from which grid).
+``recording`` stands in a file that is a whole store of a recording's frames.
 
 A whole store is such a file, or a folder of them; `sightline.grids.store` reads both.
 """

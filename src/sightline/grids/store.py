@@ -1,7 +1,9 @@
 """Reading grid features: a file, or a folder of shards that are read as one.
 
     <folder>/<first>-<last>.hdf5   a shard, see `sightline.grids.file`: a range of episodes, or of image ids
-    <folder>/shards.json           the shards by name: number of images, and a key of images and settings
+    <folder>/shards.json           the shards by name: number of images, and a key of images and settings; also
+                                   ``recording``, a key of the recording, which is not in the shards: it changes with
+                                   every episode that is added
 
 Appended episodes rewrite at most the last shard; DVC pushes only what is new. The list shows whether a shard is
 missing, or was made from other images or with other settings.
@@ -55,11 +57,13 @@ class GridStore:
         self._by_name: dict[str, list[int]] | None = None  # made when an image is first asked for by name
         self._open: dict[int, None] = {}  # numbers of the files that are held open, the longest unused first
         self._files: list[GridFile] = []
+        self.recording = ""  # a key of the recording, see `sightline.recording.frames.recording_key`; "": not known
         for file in self._opened():
             self._files.append(file)
             self._use(len(self._files) - 1)
         first = self._files[0]
         self.attributes, self.dtype = first.attributes, first.dtype
+        self.recording = self.recording or str(self.attributes.get("recording", ""))
         self._check_expected({"model": model and model.replace("/", "-"), "tokens": tokens, "grid": grid})
         ids = _joined([file.image_ids for file in self._files])
         self._starts = np.cumsum([0, *(len(file.image_ids) for file in self._files)])  # of each file in what they hold
@@ -78,7 +82,8 @@ class GridStore:
         if not self.path.is_dir():
             yield GridFile(self.path)
             return
-        listed, first = _read_list(self.path), None
+        listed, self.recording = _read_list(self.path)
+        first = None
         surplus = sorted({path.name for path in self.path.glob("*.hdf5")} - set(listed))
         if surplus:
             raise UserError(f"{self.path / surplus[0]}: not a shard that {SHARD_LIST} names; remove it")
@@ -282,18 +287,20 @@ def identifying_file(path: Path) -> Path:
     return path / SHARD_LIST if path.is_dir() else path
 
 
-def _read_list(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_list(folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """The shards by name, and the key of the recording."""
     path = folder / SHARD_LIST
     if not path.is_file():
         raise UserError(f"{folder}: no {SHARD_LIST} in it, so no grid features; write some with stages/clip_grids.py")
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["shards"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        listed, recording = content["shards"], str(content.get("recording", ""))
         sound = all(Path(name).name == name and isinstance(said["key"], str) for name, said in listed.items())
     except (ValueError, LookupError, TypeError, AttributeError):
         sound = False
     if not sound or not listed:
         raise UserError(f"{path}: not a list of shards; copy or pull the whole folder")
-    return dict(listed)
+    return dict(listed), recording
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -15,9 +15,11 @@ frames.parquet: one row per frame
     split     text    optional: train, val or test, the same within an episode; replaces the split by the seed
 Other columns are copied unchanged.
 
-frame index: the sound frames, with columns frame_id, episode, step, time_s, split (train, val, test)
+frame index: the sound frames, with columns frame_id, episode, step, time_s, split (train, val, test); ``recording`` in
+the metadata of its schema is the `recording_key`
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from sightline.recording.split import PARTS
 _INDEX = pa.schema(
     {"frame_id": pa.int64(), "episode": pa.int64(), "step": pa.int64(), "time_s": pa.float64(), "split": pa.string()}
 )
+_RECORDING = b"recording"
 _KEYS = ("frame_id", "episode", "step")
 _LISTS = ("joints", "actions", "object_position", "goal_position")
 _LENGTHS = {"goal_position": 3}
@@ -75,12 +78,29 @@ def read_frames(path: Path, info: RecordingInfo | None = None) -> pd.DataFrame:
     return frames
 
 
-def write_index(path: Path, frames: pd.DataFrame) -> None:
+def recording_key(frames: pd.DataFrame) -> str:
+    """32 hexadecimal digits that differ for tables with other frames, episodes, steps or joints.
+
+    So that what was made from one recording is not taken for another's whose frame ids are the same.
+    """
+    key = hashlib.blake2b(digest_size=16)
+    for name in _KEYS:
+        key.update(np.ascontiguousarray(frames[name], "<i8").data)
+    if "joints" in frames:
+        key.update(np.stack(frames["joints"].tolist()).astype("<f8").tobytes())
+    return key.hexdigest()
+
+
+def write_index(path: Path, frames: pd.DataFrame, recording: str = "") -> None:
     """Write the frame index: the columns frame_id, episode, step, time_s and split of ``frames``, in its order.
 
     The same rows give the same bytes.
+
+    Args:
+        recording: the `recording_key` of the whole table; "" for none.
     """
-    table = pa.table([pa.array(frames[field.name], field.type) for field in _INDEX], schema=_INDEX)
+    schema = _INDEX.with_metadata({_RECORDING: recording}) if recording else _INDEX
+    table = pa.table([pa.array(frames[field.name], field.type) for field in _INDEX], schema=schema)
     with atomic_output(path) as temporary:
         pq.write_table(table, temporary)
 
@@ -101,6 +121,15 @@ def read_index(path: Path) -> pd.DataFrame:
     if not frames["split"].isin(PARTS).all():
         raise UserError(f"{path}: split: expected only {', '.join(PARTS)}")
     return frames
+
+
+def read_recording_key(index: Path) -> str:
+    """The `recording_key` in a frame index that `read_index` reads; "" where an older version wrote it."""
+    try:
+        metadata = pq.read_schema(index).metadata or {}
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{index}: not a frame index ({' '.join(str(error).split())})") from None
+    return str(metadata.get(_RECORDING, b"").decode("ascii", "replace"))
 
 
 def first_few(values: Sequence[object] | np.ndarray | pd.Series, limit: int = 5) -> str:

@@ -10,8 +10,9 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -54,31 +55,85 @@ Names = Annotated[tuple[str, ...], AfterValidator(_are_different)]
 
 
 class FusionWith(Section):
-    """Fusion models with one more input, a precomputed feature: one for each design and feature."""
+    """Fusion models with one more input: one for each design and feature."""
 
     designs: Names = Field(("joints_only",), description="fusion models, as in stages.designs")
     features: Names = Field(
-        ("embeddings/depth.hdf5", "clip/global"), description="files or folders in data/ that stages make; []: none"
+        ("embeddings/depth.hdf5", "grids/efficientnet/global"),
+        description="files or folders in data/ that stages make; normalized/depth.hdf5: depth as a channel; []: none",
     )
+
+
+MOST_VIEWS = 8  # cameras of the fusion model
+PACKS = {"views": (2, 4), "no_views": (0, 0), "one_view": (1, 1), "many_views": (4, MOST_VIEWS)}  # least, most cameras
+
+
+class Packs(Section):
+    """Which stage packs views: stages.demonstrations, in one of these lists."""
+
+    views: Names = Field(("actions",), description="stages.demonstrations, where views.cameras names 2 to 4")
+    no_views: Names = Field((), description="the same without cameras")
+    one_view: Names = Field((), description="the same with 1 camera")
+    many_views: Names = Field((), description="the same with 5 to 8 cameras, or 4")
+
+
+def packs_for(targets: Sequence[str], cameras: int) -> dict[str, list[str]]:
+    """The lists of `Packs` with all ``targets`` in that for so many cameras; all empty where none is."""
+    fitting = next((name for name, (least, most) in PACKS.items() if least <= cameras <= most), None)
+    return {name: list(targets) if name == fitting else [] for name in PACKS}
+
+
+def check_pack(stage: str, cameras: int) -> None:
+    """Raise `UserError` unless so many cameras are for the list that made ``stage``, which depends on their files.
+
+    Args:
+        stage: its name, such as pack_many_views@actions; others, as in a run by hand, are not checked.
+    """
+    match = re.search(rf"pack_({'|'.join(PACKS)})@(.+)", stage)
+    if match is None:
+        return
+    name, target = match.groups()
+    least, most = PACKS[name]
+    if not least <= cameras <= most:
+        few = f"{least} to {most}" if least < most else str(least)
+        better = next((other for other, targets in packs_for([target], cameras).items() if targets), "none")
+        raise UserError(
+            f"views.cameras: {cameras} of them, but stages.pack.{name} is for {few}; move {target} to "
+            f"stages.pack.{better}"
+        )
+
+
+class GridsOf(Section):
+    """Grid features of colour images: for each name and camera, data/grids/<name>/<camera>."""
+
+    names: Names = Field(("efficientnet", "clip"), description="sections of grids, each a network; []: no grids")
+    cameras: Names = Field(("global",), description="folders under rgb/ whose images are encoded; []: no grids")
 
 
 class StageLists(Section):
     """Lists that make stages, one for each entry; a longer list makes no other stage run again."""
 
+    renamed: ClassVar[dict[str, str]] = {"cameras": "stages.grids.cameras"}
+
     images: Names = Field(
         ("depth", "masks", "rgb/left_wrist", "rgb/right_wrist", "rgb/global"), description="folders of images"
     )
     depth: Names = Field(("depth",), description="folders with depth images, depth or depth/<camera>; []: none")
-    cameras: Names = Field(("global",), description="folders under rgb/ that CLIP encodes, each to files of its own")
     masks: Names = Field(("masks",), description="the folder with masks to learn a segmentation from; []: none")
     demonstrations: Names = Field(("actions",), description="columns of frames.parquet to learn from views; []: none")
     designs: Names = Field(
-        ("nine", "joints_only"), description="fusion models: nine, three, shared, images_only, joints_only"
+        ("stacked", "joints_only"), description="fusion models: stacked, separate, shared, images_only, joints_only"
+    )
+    rollouts: Names = Field(
+        ("actions",), description="those of the demonstrations whose models drive the simulated robot; []: none"
     )
     segmentation_with: Names = Field(
-        ("clip/global",), description="features in data/, each for a segmentation with it as one more input; []: none"
+        ("grids/efficientnet/global",),
+        description="features in data/, each for a segmentation with it as one more input; []: none",
     )
+    grids: GridsOf = GridsOf()
     fusion_with: FusionWith = FusionWith()
+    pack: Packs = Packs()
 
 
 class RecordingInfo(Section):

@@ -27,13 +27,13 @@ class SplitParams(Section):
         0, ge=0, description="which episodes go where, unless a column split says so; a bare folder is split in order"
     )
     val: float = Field(
-        0.15,
+        0.2,
         ge=0,
         lt=1,
         description="share of episodes (or a bare folder) for validation, unless a column split has some",
     )
     test: float = Field(
-        0.15,
+        0.25,
         ge=0,
         lt=1,
         description="share of episodes (or a bare folder) for testing, unless a column split has some; 0: none",

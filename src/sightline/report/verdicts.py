@@ -129,7 +129,7 @@ def judge_grids(subject: str, figures: dict[str, Any]) -> Verdict | None:
     """Whether grids are those that other code computes."""
     if "min_cosine" not in figures:
         return None
-    text = f"{subject} agree with open_clip's own forward pass: cosine {figures['min_cosine']:.5f} or more"
+    text = f"{subject} agree with a second way to compute them: cosine {figures['min_cosine']:.5f} or more"
     if figures.get("random_weights"):
         return Verdict("no meaning", f"{text}; but they come from random weights, and serve only to try the pipeline.")
     return Verdict("right", f"{text}.")

@@ -5,7 +5,7 @@ colours and the pasted rectangle are those of consistency training: Sohn et al.,
 "CutMix" (ICCV 2019), with the sizes of Yang et al., "Revisiting Weak-to-Strong Consistency" (UniMatch, CVPR 2023).
 
 ``Inputs`` is what a network takes: ``image`` float [B, channels, H, W] in [0, 1] and, where there are some, ``depth``
-[B, 2, H, W], ``embedding`` [B, D] and ``clip`` [B, P, G]. Random numbers are uniform in [0, 1).
+[B, 2, H, W], ``embedding`` [B, D] and ``grid`` [B, P, G]. Random numbers are uniform in [0, 1).
 """
 
 import math
@@ -66,8 +66,8 @@ def weak_view(
     sampled = F.grid_sample(torch.cat(layers, dim=1), grid, mode="nearest", align_corners=False)
     if "depth" in inputs:
         placed["depth"] = sampled[:, 1:]
-    if "clip" in inputs:
-        placed["clip"] = _placed_patches(inputs["clip"], theta)
+    if "grid" in inputs:
+        placed["grid"] = _placed_patches(inputs["grid"], theta)
     if "embedding" in inputs:
         placed["embedding"] = inputs["embedding"]
     placed["image"] = change_colours(placed["image"], of_colour, params.jitter, params.hue)
@@ -97,22 +97,22 @@ class Window:
         return parts.permute(0, 3, 1, 2)
 
     def of_inputs(self, inputs: Inputs) -> Inputs:
-        """The parts of images and depth; CLIP grids of as many patches as before, of that part; vectors as they are."""
-        cut = {name: self.of(values) for name, values in inputs.items() if name not in ("embedding", "clip")}
+        """The parts of images and depth; grids of as many patches as before, of that part; vectors as they are."""
+        cut = {name: self.of(values) for name, values in inputs.items() if name not in ("embedding", "grid")}
         if "embedding" in inputs:
             cut["embedding"] = inputs["embedding"]
-        if "clip" in inputs:
+        if "grid" in inputs:
             whole = inputs["image"].new_tensor(inputs["image"].shape[2:])
             share = whole.new_tensor(self.size) / whole
             middle = (2 * self.corner + whole.new_tensor(self.size)) / whole - 1
             theta = torch.diag_embed(share.flip(0)).expand(len(middle), 2, 2)  # x, y
-            cut["clip"] = _placed_patches(inputs["clip"], torch.cat([theta, middle.flip(1)[:, :, None]], dim=2))
+            cut["grid"] = _placed_patches(inputs["grid"], torch.cat([theta, middle.flip(1)[:, :, None]], dim=2))
         return cut
 
 
 def extras_of(inputs: Inputs) -> Inputs:
-    """Those of ``inputs`` that come beside the image: ``depth``, ``embedding``, ``clip``, where they are there."""
-    return {name: inputs[name] for name in ("depth", "embedding", "clip") if name in inputs}
+    """Those of ``inputs`` that come beside the image: ``depth``, ``embedding``, ``grid``, where they are there."""
+    return {name: inputs[name] for name in ("depth", "embedding", "grid") if name in inputs}
 
 
 def strong_view(inputs: Inputs, chances: Tensor, params: AugmentationParams) -> Inputs:
@@ -171,12 +171,12 @@ def square_boxes(chances: Tensor, size: tuple[int, int], side: float = 2 / 3) ->
 
 
 def pasted(inputs: Inputs, others: Inputs, box_B1HW: Tensor) -> Inputs:
-    """``others`` within the boxes, ``inputs`` elsewhere; of CLIP grids, the patches whose middle lies in the box; of
+    """``others`` within the boxes, ``inputs`` elsewhere; of grids, the patches whose middle lies in the box; of
     vectors, the mean of both, weighed by their areas.
     """
     mixed = {}
     for name, values in inputs.items():
-        if name == "clip":
+        if name == "grid":
             side = round(values.shape[1] ** 0.5)
             patches = F.interpolate(box_B1HW.float(), (side, side), mode="nearest").flatten(2).transpose(1, 2) > 0.5
             mixed[name] = torch.where(patches, others[name], values)

@@ -17,9 +17,9 @@ from PIL import Image
 
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
-from sightline.grids.features import Feature, open_features
+from sightline.grids.features import Feature, FramesOf, open_features
 from sightline.recording.depth import decode, is_valid, normalize
-from sightline.recording.frames import read_index
+from sightline.recording.frames import read_index, read_recording_key
 from sightline.recording.images import is_grey, read_depth, read_file, read_grey, read_mask, read_rgb
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
 from sightline.recording.names import image_files, list_frames
@@ -31,7 +31,7 @@ from sightline.segmentation.values import class_ids, count_values, jpeg_advice, 
 from sightline.training.processes import rank
 
 Read = Callable[[int], np.ndarray]  # row -> one image, mask or depth image, at its own size
-NAMES = ("embedding", "clip")  # what models call vectors and grids; depth is an image
+NAMES = ("embedding", "grid")  # what models call vectors and grids; depth is an image
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SegmentationFrames:
         void: class id that is ignored like 255.
         mask_values: class id of each value in the masks; values that it does not name are class ids.
         is_jpeg: row -> whether its mask is, so that values are not exact.
-        features: of each image, by name: ``embedding`` [N, D], ``clip`` grids [N, P, C].
+        features: of each image, by name: ``embedding`` [N, D], ``grid`` grids [N, P, C].
     """
 
     name: str
@@ -90,7 +90,7 @@ class SegmentationFrames:
             root: folder of the recording.
             index_dir: what stages/validate.py wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
             depth: folder of depth images of the same view, as a further input.
-            features: files of CLIP grids or depth embeddings of the same frames, as further inputs.
+            features: files of grids or depth embeddings of the same frames, as further inputs.
 
         Raises:
             UserError: no such camera or index, no class names, depth that recording.json does not describe, features
@@ -116,7 +116,7 @@ class SegmentationFrames:
             lambda row: read_mask(of_mask(row)), lambda row: str(of_mask(row)), str(root / "masks"), void=params.void,
             mask_values=params.mask_values, is_jpeg=lambda row: _is_jpeg(of_mask(row)),
             read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
-            features=_features_of(features, ids, of_image, root),
+            features=_features_of(features, ids, of_image, root, index_dir / f"rgb/{params.camera}.parquet"),
         )  # fmt: skip
 
     @classmethod
@@ -244,7 +244,7 @@ class SegmentationFrames:
         return depth
 
     def extras(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Further inputs of these rows, float32, by name: ``depth`` [n, 2, H, W], ``embedding`` [n, D], ``clip``
+        """Further inputs of these rows, float32, by name: ``depth`` [n, 2, H, W], ``embedding`` [n, D], ``grid``
         [n, P, C].
         """
         extras = {"depth": self.depth(rows)} if self.read_depth else {}
@@ -340,10 +340,11 @@ def _paths(folder: Path, ids: np.ndarray) -> Callable[[int], Path]:
 
 
 def _features_of(
-    files: Sequence[Path], ids: np.ndarray, of_image: Callable[[int], Path], root: Path
+    files: Sequence[Path], ids: np.ndarray, of_image: Callable[[int], Path], root: Path, index: Path
 ) -> dict[str, Feature]:
     """Features of the frames ``ids``; grids must be of the images, as a network lays them over these."""
-    features = open_features(files, ids, np.ones(len(ids), bool), str(root), NAMES)
+    frames = FramesOf(ids, np.ones(len(ids), bool), str(root), read_recording_key(index))
+    features = open_features(files, frames, NAMES)
     for feature in features.values():
         if feature.content_hash is None:
             continue

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sightline.core.tensors import check_layout, check_pixels, may_look
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
+from sightline.grids.features import Extras
 from sightline.segmentation.augmentation import Inputs, Window
 from sightline.segmentation.network import Norm, Output, SegmentationNetwork
 from sightline.segmentation.params import FrameParams
@@ -28,8 +29,8 @@ class SegmentationConfig(FrameParams):
     spatial_dims: int = 2
     norm: Norm = "batch"
     feature_stride: int = 1
-    # further inputs: depth (2, H, W), embedding (D,), clip (P, C); and what made the last two
-    extras: dict[str, tuple[int, ...]] = Field(default={})
+    # further inputs: depth (2, H, W), embedding (D,), grid (P, C); and what made the last two
+    extras: Extras = Field(default={})
     makers: dict[str, str] = Field(default={})
     # rows and columns of the parts that it was trained on; None: whole images
     window: tuple[PositiveInt, PositiveInt] | None = None
@@ -57,7 +58,7 @@ class SegmentationModel(nn.Module):
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
         self.config = config
-        grid, vector = config.extras.get("clip"), config.extras.get("embedding")
+        grid, vector = config.extras.get("grid"), config.extras.get("embedding")
         self.network = SegmentationNetwork(
             config.image_channels + (2 if "depth" in config.extras else 0), len(config.classes), config.channels,
             spatial_dims=config.spatial_dims, norm=config.norm, feature_stride=config.feature_stride,
@@ -86,7 +87,7 @@ class SegmentationModel(nn.Module):
 
         Args:
             extras: further inputs, by name: ``depth`` [B, 2, H, W] (see `SegmentationFrames.depth`), ``embedding``
-                [B, D] and ``clip`` [B, P, C]; any may be missing.
+                [B, D] and ``grid`` [B, P, C]; any may be missing.
             hidden: bool [B] by name: the images from which a further input is hidden.
 
         Raises:

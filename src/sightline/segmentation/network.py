@@ -43,7 +43,7 @@ class SegmentationNetwork(nn.Module):
         spatial_dims: 2 or 3.
         norm: ``batch``, ``instance`` or ``group`` (of a quarter of the channels).
         feature_stride: 1, 2 or 4: which map of the decoder `decode` returns beside the logits.
-        grid: (P, G) of CLIP grids with P patches of a square, fused by concatenation at the coarsest level; 2-D only.
+        grid: (P, G) of grids with P patches of a square, fused by concatenation at the coarsest level; 2-D only.
         vector: D of one vector for each image, repeated over the coarsest level and fused in the same way; 2-D only.
     """
 
@@ -85,7 +85,7 @@ class SegmentationNetwork(nn.Module):
         """Normalised inputs [B, in_channels, ...] -> maps of the five levels, finest first, of padded size.
 
         Args:
-            coarse: ``clip`` [B, P, G] and ``embedding`` [B, D]; a learned vector replaces what is missing.
+            coarse: ``grid`` [B, P, G] and ``embedding`` [B, D]; a learned vector replaces what is missing.
             hidden: bool [B] by the same names: the images for which that vector replaces it, too.
         """
         coarse, hidden = coarse or {}, hidden or {}
@@ -94,7 +94,7 @@ class SegmentationNetwork(nn.Module):
         for down in (unet.down_1, unet.down_2, unet.down_3, unet.down_4):
             levels.append(down(levels[-1]))
         if self.grid_side:
-            levels[-1] = self._with_grid(levels[-1], coarse.get("clip"), hidden.get("clip"))
+            levels[-1] = self._with_grid(levels[-1], coarse.get("grid"), hidden.get("grid"))
         if self.has_vector:
             levels[-1] = self._with_vector(levels[-1], coarse.get("embedding"), hidden.get("embedding"))
         return levels

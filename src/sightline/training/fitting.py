@@ -46,7 +46,7 @@ SECOND = 0.3  # highest learning rate of the second part of a training in two, i
 class TrainerParams(Section):
     """Parameters that every training has."""
 
-    epochs: int = Field(20, ge=1, description="passes over the training frames at most")
+    epochs: int = Field(8, ge=1, description="passes over the training frames at most")
     batch_size: int = Field(32, ge=2, description="frames in a step")
     accumulate: int = Field(1, ge=1, description="batches whose gradients are summed up for one step")
     optimizer: Literal["AdamW", "Adam", "SGD"] = Field("AdamW", description="AdamW, Adam, or SGD (momentum 0.9)")

@@ -10,14 +10,14 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output
 from sightline.core.params import Section, load_params
 from sightline.core.params_text import with_values
-from sightline.recording.layout import StageLists
+from sightline.recording.layout import MOST_VIEWS, StageLists, packs_for
 from sightline.recording.split import DataParams
 from sightline.validation.parameters import (
-    VIEWS,
     Contents,
     MaskCamera,
     ViewCameras,
     check_parameters,
+    made_depth,
     made_features,
 )
 from sightline.validation.tracking import place, track, tracked
@@ -45,7 +45,7 @@ def add_recording(
     Args:
         recording: a folder below the working directory, which must be the project's root.
         mask_camera: the camera whose images the masks belong to; None where there is one, or an earlier call was told.
-        views: left, right and global camera of the fusion model; None where those of ``views.cameras`` are here.
+        views: cameras of the fusion model, in order; None takes what an earlier call was told, or all there are.
         processes: number of processes that read images; None takes one per core.
 
     Raises:
@@ -64,14 +64,10 @@ def add_recording(
     # what takes as long as reading all images
     with tempfile.TemporaryDirectory() as index:
         metrics = validate_recording(root, Path(index), params.data, processes=processes)
-    lists: dict[str, Any] = {
-        name.removeprefix("stages."): tuple(new) for name, new in values.items() if name.startswith("stages.")
-    }
-    features = lists.pop("fusion_with.features", params.stages.fusion_with.features)
-    lists["fusion_with"] = params.stages.fusion_with.model_copy(update={"features": features})
+    lists = _with_lists(params.stages, values)
     camera = values.get("segmentation.camera", params.segmentation.camera)
     cameras = tuple(values.get("views.cameras", params.views.cameras))
-    check_parameters(root, params.stages.model_copy(update=lists), camera, cameras)
+    check_parameters(root, lists, camera, cameras)
     # the parameters last: they never name what is not tracked
     track(pieces)
     if new_text != text:
@@ -106,15 +102,16 @@ def choose(
     """
     root, cameras, lists, remarks = contents.root, list(contents.info.cameras), params.stages, dict[str, str]()
     values: dict[str, Any] = {"data.root": root.as_posix(), "stages.images": folders}
-    # one depth camera makes an autoencoder of its own, which takes long: as with CLIP, more of them when asked for
+    # one depth camera makes an autoencoder of its own, which takes long: as with grids, more of them when asked for
     depth = [folder for folder in folders if folder.split("/")[0] == "depth"]
     values["stages.depth"] = [folder for folder in lists.depth if folder in depth] or depth[:1]
     if len(depth) > 1:
         remarks["stages.depth"] = f"  (an autoencoder for each; there are {', '.join(depth)})"
-    # CLIP goes on with the cameras that it encodes; more of them are hours of work that nobody asked for
-    values["stages.cameras"] = [camera for camera in lists.cameras if camera in cameras] or cameras[:1]
-    if values["stages.cameras"] and values["stages.cameras"] != list(lists.cameras):
-        remarks["stages.cameras"] = "  (CLIP encodes these; change the list for others)"
+    # grids go on with the cameras that they are of; more of them are hours of work that nobody asked for
+    encoded = [camera for camera in lists.grids.cameras if camera in cameras] or cameras[:1]
+    values["stages.grids.cameras"] = encoded
+    if encoded and encoded != list(lists.grids.cameras):
+        remarks["stages.grids.cameras"] = "  (their images are encoded; change the list for others)"
     # masks belong to the images of one camera
     values["stages.masks"] = ["masks"] if "masks" in folders and cameras else []
     if values["stages.masks"]:
@@ -123,37 +120,56 @@ def choose(
         raise UserError(f"--mask-camera {mask_camera}: {root} has no masks of a camera's images; leave it out")
     elif "masks" in folders:
         remarks["stages.masks"] = "  (the segmentation needs the camera's images)"
-    # the fusion model learns actions from three cameras and the joints
+    # the fusion model learns actions from the joints and any cameras
     columns = [column for column in lists.demonstrations if contents.has_numbers(column)]
     if not columns and contents.has_numbers("actions"):
         columns = ["actions"]
     lacking = [] if columns else ["actions"]
     lacking += [] if contents.has_numbers("joints") else ["joints"]
-    lacking += [] if len(cameras) >= VIEWS else [f"{VIEWS} cameras"]
-    values["stages.demonstrations"] = [] if lacking else columns
+    values["stages.demonstrations"] = columns = [] if lacking else columns
+    count = len(params.views.cameras)
     if not lacking:
         values["views.cameras"] = _views(contents, params, views)
+        count = len(values["views.cameras"])
+        if not count:
+            values["stages.designs"] = values["stages.fusion_with.designs"] = ["joints_only"]
+            remarks["stages.designs"] = "  (the others need a camera)"
     elif views is not None:
         needs = f"lacks {' and '.join(lacking)}, which the fusion model needs"
         raise UserError(f"--views {' '.join(views)}: {root} {needs}; leave it out")
     else:
         remarks["stages.demonstrations"] = f"  (the fusion model needs {' and '.join(lacking)})"
+    values |= {f"stages.pack.{name}": targets for name, targets in packs_for(columns, count).items()}
+    values["stages.rollouts"] = []  # of the simulated recording alone, which a stage makes
     return values | _features(values, lists), remarks
 
 
 def _features(values: dict[str, Any], lists: StageLists) -> dict[str, Any]:
     """The lists of features that trainings read, without those that are no longer made, or lie over other images."""
-    new = {name: tuple(values[f"stages.{name}"]) for name in ("depth", "cameras")}
+    grids = lists.grids.model_copy(update={"cameras": tuple(values["stages.grids.cameras"])})
+    new = {"depth": tuple(values["stages.depth"]), "grids": grids}
     made, camera = made_features(lists.model_copy(update=new)), values.get("segmentation.camera")
     chosen: dict[str, Any] = {}
     if values["stages.masks"]:
         chosen["stages.segmentation_with"] = [
             feature for feature in lists.segmentation_with
-            if feature in made and feature.partition("/")[::2] in (("clip", camera), ("embeddings", "depth.hdf5"))
+            if feature in made and (feature == "embeddings/depth.hdf5" or feature.endswith(f"/{camera}"))
         ]  # fmt: skip
     if values["stages.demonstrations"]:
+        made += made_depth(lists.model_copy(update=new)) if values["views.cameras"] else []
         chosen["stages.fusion_with.features"] = [feature for feature in lists.fusion_with.features if feature in made]
     return chosen
+
+
+def _with_lists(lists: StageLists, values: dict[str, Any]) -> StageLists:
+    """``lists`` with those among ``values``, which are by dotted name."""
+    tree = lists.model_dump()
+    for name, new in values.items():
+        section, *names = name.split(".")
+        if section == "stages":
+            place = tree if len(names) == 1 else tree[names[0]]
+            place[names[-1]] = tuple(new)
+    return StageLists.model_validate(tree)
 
 
 def _mask_camera(contents: Contents, params: Parameters, camera: str | None) -> str:
@@ -175,19 +191,21 @@ def _mask_camera(contents: Contents, params: Parameters, camera: str | None) -> 
 
 def _views(contents: Contents, params: Parameters, views: Sequence[str] | None) -> list[str]:
     cameras, present = contents.info.cameras, params.views.cameras
-    if views is None and len(set(present)) == VIEWS and set(present) <= set(cameras):
+    is_told = params.data.root == contents.root.as_posix() and params.stages.demonstrations  # by an earlier call
+    if views is None and is_told and set(present) <= set(cameras):
         return list(present)
-    if views is None:
+    if views is None and len(cameras) > MOST_VIEWS:
         raise UserError(
-            f"{contents.json}: does not say which cameras are the fusion model's views; add --views LEFT RIGHT GLOBAL, "
-            f"three of {contents.cameras}"
+            f"{contents.json}: {len(cameras)} cameras, and the fusion model takes {MOST_VIEWS} at most; add --views "
+            f"NAME ..., some of {contents.cameras}"
         )
+    views = cameras if views is None else views
     unknown = [camera for camera in views if camera not in cameras]
     if unknown:
         what = f"{', '.join(unknown)} not in {contents.json}, which has: {contents.cameras}"
         raise UserError(f"--views {' '.join(views)}: {what}")
-    if len(set(views)) != VIEWS:
-        raise UserError(f"--views {' '.join(views)}: name {VIEWS} different cameras, left, right and global view")
+    if len(set(views)) < len(views) or len(views) > MOST_VIEWS:
+        raise UserError(f"--views {' '.join(views)}: name at most {MOST_VIEWS} different cameras")
     return list(views)
 
 

@@ -1,6 +1,6 @@
 """How far the embeddings of two recordings are apart: ``python -m sightline.validation.drift A B --index INDEX_OF_A``.
 
-Both hold depth embeddings (``stages/embed.py``, ``sightline.predict embed``), or both CLIP grids, a file or a folder
+Both hold depth embeddings (``stages/embed.py``, ``sightline.predict embed``), or both grids, a file or a folder
 (``stages/clip_grids.py``; the mean over the patches counts), made by the same model. Two measures, each printed beside
 its value between the reference's own episodes, which shows what is usual:
 
@@ -47,7 +47,7 @@ class Embeddings:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read at most `LIMIT` rows of embeddings or of CLIP grids, evenly spaced.
+    """Read at most `LIMIT` rows of embeddings or of grids, evenly spaced.
 
     Raises:
         UserError: no such file or folder, neither of the two, or values that are no numbers.
@@ -58,7 +58,7 @@ def read_embeddings(path: Path) -> Embeddings:
         if "grids" in file:
             return _read_grids(path)
         if "embeddings" not in file:
-            raise UserError(f"{path}: holds neither embeddings nor CLIP grids; write some with stages/embed.py")
+            raise UserError(f"{path}: holds neither embeddings nor grids; write some with stages/embed.py")
         ids, values = file["frame_id"][:], file.rows("embeddings")
         require(path, {"embeddings": (values, "f", 2), "frame_id": (ids, "i", 1)})
         rows = _spaced(len(ids))
@@ -167,7 +167,7 @@ def main(args: Namespace, _: Section) -> None:
 parser = ArgumentParser(
     prog="python -m sightline.validation.drift", description="Compare the embeddings of two recordings."
 )
-parser.add_argument("reference", type=Path, help="embeddings or CLIP grids of the recording that models know")
+parser.add_argument("reference", type=Path, help="embeddings or grids of the recording that models know")
 parser.add_argument("new", type=Path, help="the same of another recording")
 parser.add_argument("--index", type=Path, required=True, help="frame index of the reference, data/index/frames.parquet")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")

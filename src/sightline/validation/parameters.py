@@ -17,12 +17,13 @@ from pydantic import Field
 
 from sightline.core.errors import UserError
 from sightline.core.params import Excerpt
-from sightline.recording.layout import RecordingInfo, StageLists, read_recording_info
+from sightline.recording.layout import MOST_VIEWS, PACKS, RecordingInfo, StageLists, packs_for, read_recording_info
 from sightline.recording.names import SUFFIXES
 from sightline.validation.tracking import place, tracked
 
-DESIGNS = ("nine", "three", "shared", "images_only", "joints_only")  # the fusion model's, by test
-VIEWS = 3  # cameras of the fusion model, whose paths dvc.yaml names one by one
+DESIGNS = ("stacked", "separate", "shared", "images_only", "joints_only")  # the fusion model's, by test
+RENAMED = {"nine": "stacked", "three": "separate"}  # what they were called, by test
+STATES = "states.hdf5"  # that the simulator leaves beside the frames
 
 
 class MaskCamera(Excerpt):
@@ -35,7 +36,8 @@ class ViewCameras(Excerpt):
     """Of the section ``views``: the cameras of the fusion model."""
 
     cameras: tuple[str, ...] = Field(
-        ("left_wrist", "right_wrist", "global"), description="folders under rgb/: left, right and global view, in order"
+        ("left_wrist", "right_wrist", "global"),
+        description="folders under rgb/, 0 to 8, in order; stages.pack has a list for each number",
     )
 
 
@@ -91,21 +93,30 @@ def check_parameters(
     contents = Contents.read(recording)
     check = _Check(contents, stages)
     lines = [*check.images(), *check.depth(), *check.cameras(), *check.masks(mask_camera), *check.demonstrations(views)]
-    lines += check.features(mask_camera)
+    lines += [*check.packs(len(views)), *check.designs(len(views)), *check.features(mask_camera)]
+    lines += check.rollouts()
     if lines:
         raise UserError("\n".join(lines))
-    names = ["images", "depth", "cameras", "masks", "demonstrations"]
+    names = ["images", "depth", "masks", "demonstrations"]
     uses: dict[str, tuple[str, ...]] = {f"stages.{name}": getattr(stages, name) for name in names}
+    uses |= {f"stages.grids.{key}": value for key, value in stages.grids}
     uses |= {"segmentation.camera": (mask_camera,)} if stages.masks else {}
     uses |= {"stages.segmentation_with": stages.segmentation_with} if stages.masks else {}
     uses |= {"stages.designs": stages.designs, "views.cameras": views} if stages.demonstrations else {}
+    uses |= {"stages.rollouts": stages.rollouts} if stages.rollouts else {}
     uses |= {f"stages.fusion_with.{key}": value for key, value in stages.fusion_with if stages.demonstrations}
     return {name: list(values) for name, values in uses.items()}
 
 
 def made_features(stages: StageLists) -> list[str]:
     """What the stages embed and clip_grids write below data/, that trainings may read."""
-    return [f"embeddings/{folder}.hdf5" for folder in stages.depth] + [f"clip/{camera}" for camera in stages.cameras]
+    grids = [f"grids/{name}/{camera}" for name in stages.grids.names for camera in stages.grids.cameras]
+    return [f"embeddings/{folder}.hdf5" for folder in stages.depth] + grids
+
+
+def made_depth(stages: StageLists) -> list[str]:
+    """What the stage normalize writes below data/, that trainings of the fusion model may read as a channel."""
+    return [f"normalized/{folder}.hdf5" for folder in stages.depth]
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,10 @@ class _Check:
                 yield from self._unlisted("stages.depth", folder)
 
     def cameras(self) -> Iterator[str]:
-        yield from self._cameras("stages.cameras", self.stages.cameras)
+        for name in self.stages.grids.names:
+            if not re.fullmatch(r"\w+", name):
+                yield f"stages.grids.names: {name!r} names a folder and a section; use letters, digits and _ only"
+        yield from self._cameras("stages.grids.cameras", self.stages.grids.cameras)
 
     def masks(self, camera: str) -> Iterator[str]:
         for folder in self.stages.masks:
@@ -154,51 +168,96 @@ class _Check:
                 yield f"{key}: {table} has no column {column}{needed}; it has: {', '.join(contents.columns) or 'none'}"
             elif not contents.has_numbers(column):
                 yield f"{key}: {column} of {table} holds {contents.columns[column]}, not a list of numbers in each row"
-        if len(contents.info.cameras) < VIEWS:
-            listed = ", ".join(self.stages.demonstrations)
-            few = f"the fusion model takes {VIEWS} cameras, and {contents.json} has: {contents.cameras}"
-            yield f"{key}: [{listed}], but {few}; set it to []"
-        elif len(set(views)) != VIEWS or len(views) != VIEWS:
+        if len(views) > MOST_VIEWS or len(set(views)) < len(views):
             yield (
-                f"views.cameras: {VIEWS} different cameras are needed (left, right, global view), not {list(views)}; "
-                f"{contents.json} has: {contents.cameras}"
+                f"views.cameras: at most {MOST_VIEWS} different cameras are taken, not {list(views)}; {contents.json} "
+                f"has: {contents.cameras}"
             )
         else:
             yield from self._cameras("views.cameras", views)
-        for design in self.stages.designs:
-            if design not in DESIGNS:
-                yield f"stages.designs: {design} is not a fusion model; choose from {', '.join(DESIGNS)}"
+
+    def packs(self, cameras: int) -> Iterator[str]:
+        """The stages that pack views depend on so many cameras, and make what the trainings read."""
+        targets, lists = self.stages.demonstrations, dict(self.stages.pack)
+        fitting = [name for name, (least, most) in PACKS.items() if least <= cameras <= most]
+        packed = sorted(target for name in fitting for target in lists[name])
+        others = [target for name in PACKS if name not in fitting for target in lists[name]]
+        if cameras > MOST_VIEWS or (packed == sorted(targets) and not others):
+            return
+        changes = [
+            f"-S 'stages.pack.{name}=[{','.join(new)}]'"
+            for name, new in packs_for(targets, cameras).items()
+            if new != list(lists[name])
+        ]
+        told = ", ".join(f"{name} [{', '.join(of_them)}]" for name, of_them in lists.items() if of_them)
+        yield (
+            f"stages.pack: {told or 'all lists are empty'}, but stages.demonstrations is [{', '.join(targets)}] and "
+            f"views.cameras names {cameras}; set {' '.join(changes)}"
+        )
+
+    def designs(self, cameras: int) -> Iterator[str]:
+        """Those of the fusion model, and whether they have images to see."""
+        lists, features = self.stages, self.stages.fusion_with.features
+        depth = [feature for feature in features if feature.startswith("normalized/")]
+        if not lists.demonstrations:
+            return
+        for key, designs, images in (
+            ("stages.designs", lists.designs, cameras),
+            ("stages.fusion_with.designs", lists.fusion_with.designs, cameras or len(depth) == len(features)),
+        ):
+            for design in designs:
+                if design in RENAMED:
+                    yield f"{key}: {design} is now called {RENAMED[design]}; write that"
+                elif design not in DESIGNS:
+                    yield f"{key}: {design} is not a fusion model; choose from {', '.join(DESIGNS)}"
+                elif design != "joints_only" and not images:
+                    yield f"{key}: {design} needs a camera, and views.cameras is []; take joints_only"
+        for feature in depth if "joints_only" in lists.fusion_with.designs else ():
+            takers = ", ".join(design for design in DESIGNS if design != "joints_only")
+            yield f"stages.fusion_with: joints_only sees no images, so not {feature}; remove it, or take {takers}"
 
     def features(self, mask_camera: str) -> Iterator[str]:
         """The features that trainings read are those that stages make, and maps lie over the images they are of."""
-        lists, made = self.stages, made_features(self.stages)
-        of_fusion, of_masks = lists.fusion_with.features, lists.segmentation_with
-        for key, listed, read in (
-            ("stages.fusion_with.features", of_fusion, bool(lists.demonstrations and lists.fusion_with.designs)),
-            ("stages.segmentation_with", of_masks, bool(lists.masks)),
+        lists, of_masks = self.stages, self.stages.segmentation_with
+        reads = bool(lists.demonstrations and lists.fusion_with.designs)
+        for_masks, for_fusion = made_features(lists), made_features(lists) + made_depth(lists)
+        for key, listed, read, made in (
+            ("stages.fusion_with.features", lists.fusion_with.features, reads, for_fusion),
+            ("stages.segmentation_with", of_masks, bool(lists.masks), for_masks),
         ):
             for feature in listed if read else ():
                 if feature not in made:
+                    old = ": it was renamed, grids are in grids/<name>/<camera>" if feature.startswith("clip/") else ""
                     yield (
-                        f"{key}: no stage makes {feature}; with stages.depth and stages.cameras as they are, these are "
-                        f"made: {', '.join(made) or 'none'}; remove it, or choose from them"
+                        f"{key}: no stage makes {feature}{old}; with stages.depth and stages.grids as they are, these "
+                        f"are made: {', '.join(made) or 'none'}; remove it, or choose from them"
                     )
         for feature in of_masks if lists.masks else ():
-            of_others = feature.startswith("clip/") and feature != f"clip/{mask_camera}"
-            if of_others and feature in made and mask_camera in self.contents.info.cameras:
+            kind, _, rest = feature.partition("/")
+            name, _, camera = rest.partition("/")
+            of_others = kind == "grids" and camera != mask_camera
+            if of_others and feature in for_masks and mask_camera in self.contents.info.cameras:
                 yield (
                     f"stages.segmentation_with: {feature} is not of the images that the masks belong to, those of "
-                    f"{mask_camera} (segmentation.camera); remove it, or take clip/{mask_camera}"
+                    f"{mask_camera} (segmentation.camera); remove it, or take grids/{name}/{mask_camera}"
                 )
-        for design in lists.fusion_with.designs if lists.demonstrations else ():
-            if design not in DESIGNS:
-                yield f"stages.fusion_with.designs: {design} is not a fusion model; choose from {', '.join(DESIGNS)}"
+
+    def rollouts(self) -> Iterator[str]:
+        """Rollouts drive the simulated robot, by models that stages make of its demonstrations."""
+        lists, root = self.stages, self.contents.root
+        listed, states = ", ".join(lists.rollouts), root / STATES
+        if lists.rollouts and not (states.is_file() or place(states) in self._tracked):
+            yield f"stages.rollouts: [{listed}], but {root} is not of the simulator: it has no {STATES}; set it to []"
+            return
+        for column in lists.rollouts:
+            if column not in lists.demonstrations:
+                yield f"stages.rollouts: {column} is not in stages.demonstrations; add it there, or remove it here"
 
     def _cameras(self, key: str, cameras: Iterable[str]) -> Iterator[str]:
         contents = self.contents
         for camera in cameras:
             if camera not in contents.info.cameras:
-                way = "; set it to []" if key == "stages.cameras" and not contents.info.cameras else ""
+                way = "; set it to []" if key == "stages.grids.cameras" and not contents.info.cameras else ""
                 yield f"{key}: {camera} is not a camera of {contents.json}, which has: {contents.cameras}{way}"
                 continue
             fault = self._fault(f"rgb/{camera}")

@@ -23,7 +23,14 @@ from sightline.core.files import write_json
 from sightline.core.parallel import unordered_map
 from sightline.core.params import Section
 from sightline.recording.depth import decode
-from sightline.recording.frames import first_few, read_frames, read_index, write_index
+from sightline.recording.frames import (
+    first_few,
+    read_frames,
+    read_index,
+    read_recording_key,
+    recording_key,
+    write_index,
+)
 from sightline.recording.images import read_depth, read_mask, read_rgb, warn_of_changes
 from sightline.recording.layout import IGNORE, RecordingInfo, read_recording_info
 from sightline.recording.names import SUFFIXES, list_frames
@@ -96,8 +103,10 @@ def validate_recording(
     if only in (None, "frames"):
         index, metrics["frames"] = check_frames(recording / "frames.parquet", info, data.split)
         indices["frames"], figures["frames"] = index, table_figures(index, info)
+        key = recording_key(index)
     else:
         index = read_index(out_dir / "frames.parquet")
+        key = read_recording_key(out_dir / "frames.parquet")
     # the folders of images; the problems of all of them make one error
     pieces = image_folders(recording, info) if only is None else [only]
     for folder in (piece for piece in pieces if piece != "frames"):
@@ -115,7 +124,7 @@ def validate_recording(
         for piece, counts in _guard_drift(guard, recording, index.set_index("frame_id"), figures, references).items():
             metrics[piece] |= counts
     for name, rows in indices.items():
-        write_index(out_dir / f"{name}.parquet", rows)
+        write_index(out_dir / f"{name}.parquet", rows, key)
     return metrics
 
 
