@@ -288,9 +288,10 @@ def _draw_actions(path: Path, run: _Run, rows: np.ndarray, predicted: np.ndarray
     cases = {order[-1]: "worst", middle: "median", order[0]: "best"}  # of few episodes, one may be several: the best
     episode, scale = views.episode[rows], np.where(run.moves, run.policy.actions_scale.cpu().numpy(), np.inf)
     names = views.joint_names if len(views.joint_names) == config.actions else range(config.actions)
+    count = min(_SHOWN, config.actions) * len(cases)
     with matplotlib.rc_context({"svg.hashsalt": "sightline"}):
-        figure = Figure(figsize=(5.2, 2.1 * _SHOWN * len(cases)), layout="constrained")  # 390 pixels: texts are read
-        axes = iter(figure.subplots(_SHOWN * len(cases), 1, squeeze=False)[:, 0])
+        figure = Figure(figsize=(5.2, 2.1 * count), layout="constrained")  # on 390 pixels, texts are read
+        axes = iter(figure.subplots(count, 1, squeeze=False)[:, 0])
         for name, case in reversed(cases.items()):
             own = np.flatnonzero(episode == int(name))
             steps, recorded = views.step[rows[own]], views.actions[rows[own]]
