@@ -77,7 +77,7 @@ def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     meeting = ("--rdzv-backend=c10d", "--rdzv-id=1", f"--rdzv-endpoint={endpoint}", "--local-addr=127.0.0.1")
-    stage = (ROOT / "stages/clip_grids.py", "photos", "two", *settings("clip", small))
+    stage = (ROOT / "stages/clip_grids.py", "photos", "two", *settings("grids", small))
     hosts = [launched(tmp_path, ("--nnodes=2", "--nproc-per-node=1", *meeting), *stage) for _ in range(2)]
     said = [host.communicate(timeout=300) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], said
@@ -95,7 +95,7 @@ def test_two_hosts_that_meet_over_tcp_write_the_grids_of_one_process(tmp_path):
 def test_tasks_of_srun_write_the_grids_of_one_process(tmp_path):
     small = {"model": "ViT-S-16", "image_size": 32, "grid": 2, "precision": "fp32", "shard_frames": 3}
     photos = photo_folder(tmp_path / "photos", range(1, 8))
-    command = [sys.executable, ROOT / "stages/clip_grids.py", "photos", "two", *settings("clip", small)]
+    command = [sys.executable, ROOT / "stages/clip_grids.py", "photos", "two", *settings("grids", small)]
     tasks = [started_by_srun(tmp_path, command, task, per_node="1(x2)") for task in (0, 1)]
     said = [task.communicate(timeout=300) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
@@ -134,7 +134,7 @@ def test_four_processes_write_the_shards_of_one_though_a_folder_is_there(tmp_pat
     photo_folder(photos, range(11, 15))
     extract_grids([photos], tmp_path / "one", GridParams(**small))
     shutil.rmtree(tmp_path / ".scratch")
-    stage = (ROOT / "stages/clip_grids.py", "photos", "four", *settings("clip", small))
+    stage = (ROOT / "stages/clip_grids.py", "photos", "four", *settings("grids", small))
     status, _, errors = run(tmp_path, *stage, options=FOUR)
     assert status == 0, errors
     one, four = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "four"))

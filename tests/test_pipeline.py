@@ -214,7 +214,7 @@ def test_a_recording_without_depth_runs_only_what_it_can(clone):
 
 def test_the_report_shows_every_stage_and_says_what_is_not_here(clone):
     page = "metrics/report.html"
-    assert f"{page}: 27 parts" in clone.run("python", "-m", "sightline.report").stdout
+    assert f"{page}: 29 parts" in clone.run("python", "-m", "sightline.report").stdout
     first = (clone.root / page).read_text()
     assert len(first) < 6_000_000
     shutil.rmtree(clone.root / "metrics/evaluate/depth")

@@ -124,7 +124,7 @@ def test_embeddings_of_another_arithmetic_are_computed_anew_and_named(files, mon
 
 
 def test_a_card_names_what_was_trained_in(tmp_path):
-    model, about = tmp_path / "m.safetensors", About("a model", "use MODEL", (), (), ())
+    model, about = tmp_path / "m.safetensors", About("a model", "robotics", (), "use MODEL", (), (), ())
     save_file({"weight": np.zeros(2, np.float32)}, model)
     texts = []
     for recorded in ({}, {"precision": "tf32"}):
@@ -133,4 +133,4 @@ def test_a_card_names_what_was_trained_in(tmp_path):
         assert card.get("precision") == recorded.get("precision")
         write_measured_card(tmp_path / "m.card.md", card, {})
         texts.append((tmp_path / "m.card.md").read_text())
-    assert texts[1].replace("- trained in tf32\n", "") == texts[0] != texts[1]
+    assert texts[1].replace(", trained in tf32", "") == texts[0] != texts[1]

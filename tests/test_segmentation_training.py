@@ -80,7 +80,7 @@ def test_every_method_trains_with_and_without_a_memory_bank(recording, method, b
     assert ("train_bank" in names) == (bool(bank) or (bank is None and method in ("ss_net", "semiseg")))
     assert all(np.isfinite([float(x) for x in line.split(",")]).all() for line in lines[1:])
     model = load_model(weights)
-    assert (model.config.method, len(model.config.labeled_groups), len(model.config.train_groups)) == (method, 1, 6)
+    assert (model.config.method, len(model.config.labeled_groups), len(model.config.train_groups)) == (method, 1, 4)
     torch.manual_seed(0)
     pairs = zip(model.parameters(), SegmentationModel(model.config).parameters(), strict=True)
     moved = [not torch.allclose(a, b) for a, b in pairs]
@@ -164,7 +164,7 @@ def test_masks_that_are_not_labelled_are_not_read(recording):
         int(i) for i, group, part in zip(frames.frame_id, frames.group, frames.split, strict=True)
         if part == "test" or (part == "train" and group not in labelled)
     ]  # fmt: skip
-    assert len(unread) == 24
+    assert len(unread) == 20
     for i in unread[::2]:
         (recording / f"masks/{i:06d}.png").unlink()
     for i in unread[1::2]:
@@ -310,7 +310,7 @@ def test_without_masks_there_is_nothing_to_learn(recording, tmp_path):
     index = tmp_path / "index/masks.parquet"
     masks = pd.read_parquet(index)
     write_index(index, masks[masks["split"] != "train"])
-    with pytest.raises(UserError, match=r"r: none of its 24 training frames has a mask: no labelled data"):
+    with pytest.raises(UserError, match=r"r: none of its 16 training frames has a mask: no labelled data"):
         train(recording)
     write_index(index, masks[masks["split"] != "val"])
     with pytest.raises(UserError, match=r"r: no frame of part val has a mask; the best epoch is chosen by them"):
@@ -323,7 +323,7 @@ def test_without_masks_there_is_nothing_to_learn(recording, tmp_path):
     frames = frames_of(recording)
     for row in frames.rows("train"):
         Image.fromarray(scene(row)[1]).save(recording / f"masks/{frames.frame_id[row]:06d}.png")
-    with pytest.raises(UserError, match=r"r: the 4 masks of part val hold no class but background"):
+    with pytest.raises(UserError, match=r"r: the 8 masks of part val hold no class but background"):
         train(recording)
 
 
@@ -346,7 +346,7 @@ def test_the_command_on_folders(tmp_path, stage):
     result = stage(
         "train_segmentation", "o.safetensors", "--images", "images", "--masks", "masks", "--metrics-dir", "o", *settings
     )
-    assert "segmentation.labeled_groups is 50, but 8 training groups have masks" in only_error_line(result)
+    assert "segmentation.labeled_groups is 50, but 7 training groups have masks" in only_error_line(result)
     assert not (tmp_path / "o.safetensors").exists()
     config = load_model(tmp_path / "m.safetensors").config
     assert (config.image_size, len(config.classes), config.method) == (SIZE, len(CLASSES), "bcp")

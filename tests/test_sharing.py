@@ -33,7 +33,7 @@ SMALLER = {"stages.images": "[depth,rgb/left_wrist,rgb/right_wrist,rgb/global]",
            "stages.grids.names": "[efficientnet]", "evaluate.baselines": "[mean_image]"}  # fmt: skip
 GRIDS, EMBEDDINGS = "data/grids/efficientnet/global/000000-000001.hdf5", "data/embeddings/depth.hdf5"
 SHARED = [
-    GRIDS, "data/grids/efficientnet/global/shards.json", EMBEDDINGS,
+    EMBEDDINGS, GRIDS, "data/grids/efficientnet/global/shards.json",
     "metrics/clip_grids/efficientnet/global/details.json", "metrics/clip_grids/efficientnet/global/metrics.json",
     "metrics/embed/depth/details.json", "metrics/embed/depth/metrics.json",
 ]  # fmt: skip

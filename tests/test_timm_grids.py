@@ -21,7 +21,7 @@ from sightline.clip.verification import verify_grids
 from sightline.core.errors import UserError
 from sightline.core.hdf5 import open_rows
 from sightline.core.weights_file import PACKAGE, weights_path
-from sightline.grids.features import Feature
+from sightline.grids.features import Feature, FramesOf
 from sightline.recording.frames import write_index
 
 REAL = GridParams(**GridParams.entries["efficientnet"])
@@ -330,7 +330,7 @@ def test_a_limit_of_frames_takes_them_at_equal_distances_and_no_training_reads_t
     extract_grids([tmp_path / "rgb"], tmp_path / "g", params, index=tmp_path / "index.parquet")
     assert GridStore(tmp_path / "g").image_ids.tolist() == [0, 3, 6]
     with pytest.raises(UserError, match=r"g: lacks 6 of 9 frames"):
-        Feature.open(tmp_path / "g", np.arange(9), np.ones(9, bool), "the recording")
+        Feature.open(tmp_path / "g", FramesOf(np.arange(9), np.ones(9, bool), "the recording"))
 
 
 @pytest.mark.parametrize("key", ["quick_gelu=true", "tokens=raw", "pool=before_norm"])

@@ -311,7 +311,9 @@ def test_many_frames_are_thinned_evenly(tmp_path):
 
 
 def test_the_command_compares_embeddings_and_grids_of_a_pipeline(place):
-    assert run_command(place, "clip_grids", "rec/rgb/global shards --index index/rgb/global.parquet").code == 0
+    assert (
+        run_command(place, "clip_grids", "rec/rgb/global shards --name clip --index index/rgb/global.parquet").code == 0
+    )
     for files, index in (("embeddings.hdf5 embeddings.hdf5", "depth"), ("clip.hdf5 shards", "rgb/global")):
         answer = run_command(place, "drift", f"{files} --index index/{index}.parquet --metrics-dir out/{index}")
         assert answer.code == 0, answer.stderr
