@@ -69,7 +69,8 @@ def test_no_room_for_a_file(command, kib, place):
 def test_no_room_for_the_images_that_one_process_reads_for_another(place):
     said = limited(place, "clip_grids", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)))
     assert said.code == 1, said.stderr
-    assert said.error.startswith("4 images do not fit into shared memory; lower grids.clip.batch_size, or "), said.stderr
+    reason = "4 images do not fit into shared memory; lower grids.clip.batch_size, or "
+    assert said.error.startswith(reason), said.stderr
     assert outputs(place) == []
 
 
