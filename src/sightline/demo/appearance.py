@@ -29,9 +29,9 @@ SURFACES = {  # material: (class, colour; None where it is drawn per object or p
     "ball": ("ball", None, 0.3),
 }
 PATTERNS = {"table": WOOD, "floor": CHECKS}
-TYPICAL_HUE = {"box": 0.97, "cylinder": 0.27}  # and up to 0.2 more
-BALL_HUE = (0.55, 0.62)  # a blue that nothing else has: the task is to see where the ball is, not what it is
-OTHER_HUE = (0.70, 1.47)
+TYPICAL_HUE = {"box": 0.96, "cylinder": 0.27}  # and up to 0.12 more
+# The ball's blue and the plate's yellow are nothing else's: the task is to see where they are, not what they are.
+BALL_HUE, OTHER_HUES = (0.55, 0.62), ((0.70, 1.09), (1.22, 1.47))
 SKY = 0.58
 
 
@@ -71,7 +71,8 @@ def _draw_object_colour(kind: str, rng: np.random.Generator) -> tuple[float, flo
     saturation, value = rng.uniform(0.6, 0.95, 2)
     if kind == "ball":
         return colorsys.hsv_to_rgb(rng.uniform(*BALL_HUE), saturation, value)
-    typical, hue, hinted = TYPICAL_HUE[kind] + rng.uniform(0, 0.2), rng.uniform(*OTHER_HUE), rng.random() < 0.6
+    typical, hinted = TYPICAL_HUE[kind] + rng.uniform(0, 0.12), rng.random() < 0.6
+    hue = rng.uniform(*OTHER_HUES[rng.integers(len(OTHER_HUES))])
     return colorsys.hsv_to_rgb((typical if hinted else hue) % 1, saturation, value)
 
 
