@@ -148,9 +148,8 @@ def test_a_segmentation_gives_probabilities_and_masks_of_the_image(models, runti
         small = np.stack([resized(Image.fromarray(image), (64, 48)) for image in images])
         expected = model.probabilities(torch.from_numpy(small).permute(0, 3, 1, 2))
         near(found, expected.numpy())
-        for mask, ids in zip(masks, found.argmax(axis=1).astype(np.uint8), strict=True):
-            whole = Image.fromarray(ids).resize(size[::-1], Image.Resampling.NEAREST)
-            np.testing.assert_array_equal(mask, np.asarray(whole))
+        rows, columns = ((2 * np.arange(side) + 1) * of // (2 * side) for side, of in zip(size, (64, 48), strict=True))
+        np.testing.assert_array_equal(masks, found.argmax(axis=1)[:, rows][:, :, columns])
 
 
 def test_a_file_runs_with_onnxruntime_and_numpy_alone_and_tells_what_it_is(models):

@@ -80,7 +80,7 @@ def export_model(weights: Path, output: Path, windows: bool = True) -> float:
     program, says = open_program(weights, windows)
     if output.suffix == ".onnx":
         _check_onnx()
-    text = json.dumps(says, sort_keys=True)
+    text = json.dumps(says)  # in the order of the arguments
     with atomic_output(output) as temporary, torch.no_grad(), _quiet():
         written = temporary.with_suffix(output.suffix)
         try:
@@ -115,9 +115,22 @@ def _write(path: Path, program: Program, text: str) -> None:
     made = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, verbose=False, **names)
     assert made is not None
     model = made.model_proto
+    _name_axes(model.graph, program)
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, text
     path.write_bytes(model.SerializeToString())
+
+
+def _name_axes(graph: Any, program: Program) -> None:
+    """Call the axes that may have any length by their names, where the exporter has numbered them."""
+    names = {}
+    for value, axes in zip(graph.input, program.dynamic(), strict=True):
+        for axis, name in axes.items():
+            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
 
 
 def _difference(path: Path, program: Program) -> float:
@@ -135,7 +148,7 @@ def _difference(path: Path, program: Program) -> float:
     pairs = [(expected, results)] if isinstance(expected, Tensor) else list(zip(expected, results, strict=True))
     first, found = pairs[0]
     found = found[0] if isinstance(found, list) else found
-    difference = float((first - found).abs().max() / first.abs().max())
+    difference = float((first - found).abs().max() / first.abs().max().clamp(min=1e-12))
     return difference if math.isfinite(difference) else math.inf
 
 

@@ -39,47 +39,50 @@ def span(
 
 
 def weights(many: Tensor, side: Tensor, targets: int, kind: Filter) -> Tensor:
-    """Whole numbers float64 [S, M]: weights of source pixels 0, 1, ... ``many`` = arange(M), M >= side."""
+    """Whole numbers float64 [2, S, M]: upper and lower halves of the weights of source pixels 0, 1, ... M - 1 >= side.
+
+    Where the runtime has float32 alone (OpenVINO), they are exact for ``box`` and ``bilinear``.
+    """
     scale = side / targets
     stretch = scale.clamp(min=1.0)
     support = SUPPORT[kind] * stretch
-    centre = ((torch.arange(targets, dtype=DOUBLE) + 0.5) * scale)[:, None]
+    place = torch.arange(targets, dtype=DOUBLE)[:, None]
+    centre = (place + 0.5) * scale
     low = torch.floor((centre - support + 0.5).clamp(min=0.0))
     high = torch.minimum(torch.floor(centre + support + 0.5), side)
-    raw = _filtered((many - centre + 0.5) * (1.0 / stretch), kind)
+    if kind == "bilinear":  # in whole numbers
+        apart = ((2 * many + 1) * targets - (2 * place + 1) * side).abs()
+        raw = (2 * side.clamp(min=targets) - apart).clamp(min=0.0)
+    else:
+        raw = _filtered((many - centre + 0.5) * (1.0 / stretch), kind)
     raw = torch.where((many >= low) & (many < high), raw, torch.zeros_like(raw))
-    share = raw * (1.0 / raw.sum(dim=1, keepdim=True)) * (HALF * HALF)
-    return torch.sign(share) * torch.floor(share.abs() + 0.5)
+    total = raw.sum(dim=1, keepdim=True)
+    upper = torch.floor(raw * HALF / total)
+    rest = raw * HALF - upper * total
+    upper, rest = upper - (rest < 0).to(DOUBLE), torch.where(rest < 0, rest + total, rest)
+    return torch.stack([upper, torch.floor(rest * HALF / total + 0.5)])
 
 
 def _filtered(x: Tensor, kind: Filter) -> Tensor:
     if kind == "box":
         return ((x > -0.5) & (x <= 0.5)).to(DOUBLE)
-    x = x.abs()
-    if kind == "bilinear":
-        return (1.0 - x).clamp(min=0.0)
-    a = -0.5
+    x, a = x.abs(), -0.5
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def placed(of_source: Tensor, pixels: Tensor, first: Tensor, side: Tensor) -> Tensor:
-    """Weights [S, M] of the source's pixels -> [S, H] of the image's, float64: 0 for those that are cut off."""
+    """Weights [2, S, M] of the source's pixels -> [2, S, H] of the image's: 0 for those that are cut off."""
     index = pixels - first
     inside = (index >= 0) & (index < side)
-    return of_source[:, index.clamp(min=0).minimum(side - 1).long()] * inside
+    return of_source[:, :, index.clamp(min=0).minimum(side - 1).long()] * inside
 
 
 def resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Images float32 [..., H, W] of whole numbers 0..255 -> [..., S, S'] by weights [S, H] and [S', W]."""
-    across = _rounded(*(torch.matmul(images, part.T) for part in _halves(columns)))
-    return _rounded(*(torch.matmul(part, across) for part in _halves(rows)))
-
-
-def _halves(whole: Tensor) -> tuple[Tensor, Tensor]:
-    upper = torch.floor(whole / HALF)
-    return upper.float(), (whole - HALF * upper).float()
+    """Images float32 [..., H, W] of whole numbers 0..255 -> [..., S, S'] by weights [2, S, H] and [2, S', W]."""
+    across = _rounded(*(torch.matmul(images, half.T) for half in columns.float().unbind(0)))
+    return _rounded(*(torch.matmul(half, across) for half in rows.float().unbind(0)))
 
 
 def _rounded(upper: Tensor, lower: Tensor) -> Tensor:
@@ -89,4 +92,4 @@ def _rounded(upper: Tensor, lower: Tensor) -> Tensor:
 
 def nearest(pixels: Tensor, targets: Tensor) -> Tensor:
     """Index of the source pixel of each of ``targets`` = arange(S), as Pillow's NEAREST takes it, int64 [S]."""
-    return torch.floor((targets + 0.5) * (length(pixels) / length(targets))).long()
+    return torch.floor((2 * targets + 1) * length(pixels) / (2 * length(targets))).long()
