@@ -52,7 +52,7 @@ def read_embeddings(path: Path) -> Embeddings:
     """Read at most `LIMIT` rows of embeddings or of grids, evenly spaced.
 
     Raises:
-        UserError: no such file or folder, neither of the two (HDF5, or a table of `sightline.predict embed`), or values that are no numbers.
+        UserError: no such file or folder, neither of the two, or values that are no numbers.
     """
     if path.is_dir():
         return _read_grids(path)
