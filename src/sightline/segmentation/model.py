@@ -11,6 +11,7 @@ from monai.inferers import sliding_window_inference
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from sightline.core.hub import HubModel
 from sightline.core.tensors import check_layout, check_pixels, may_look
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
 from sightline.grids.features import Extras
@@ -46,7 +47,7 @@ class SegmentationConfig(FrameParams):
         return self
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(HubModel, nn.Module):
     """Images and further inputs -> logits of each pixel.
 
     Buffers hold mean and standard deviation of each channel of the training images, in [0, 1].
@@ -69,6 +70,15 @@ class SegmentationModel(nn.Module):
         self.register_buffer("std", torch.full(shape, 0.25))
         if config.spatial_dims == 2:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def write_weights(self, path: Path) -> None:
+        """`save_model`."""
+        save_model(path, self)
+
+    @classmethod
+    def read_weights(cls, path: Path) -> "SegmentationModel":
+        """`load_model`."""
+        return load_model(path)
 
     def fit_normalisation(self, images: Tensor) -> None:
         """Take mean and standard deviation of each channel from uint8 images [N, channels, ...]."""
