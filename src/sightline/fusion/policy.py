@@ -147,7 +147,9 @@ class FusionPolicy(nn.Module):
         """What is predicted from joints [B, J] before the network adds to it, [B, H, A], data units."""
         joints = self._in_own_type(joints)
         chunk = torch.einsum("bj,hja->bha", self.normalise_joints(joints), self.base_weight) + self.base_bias
-        return chunk + joints[:, None] if self.base_holds else chunk
+        if joints.shape[1] != chunk.shape[2]:  # only as many joints as actions may be held
+            return chunk
+        return torch.where(self.base_holds, chunk + joints[:, None], chunk)  # without a look, which waits for a GPU
 
     def normalise_joints(self, joints: Tensor) -> Tensor:
         """Joints in data units [B, J] -> in standard deviations; a constant joint is 0, whatever it is.
