@@ -16,7 +16,7 @@ from sightline.depth.store import DepthStore
 from sightline.depth.training import DepthImages, TrainParams, mean_errors, resident_images, train_autoencoder
 from sightline.fusion.training import FusionParams, train_fusion
 from sightline.fusion.views import ViewParams, pack_views
-from sightline.recording.split import DataParams
+from sightline.recording.split import DataParams, SplitParams
 from sightline.segmentation.frames import SegmentationFrames
 from sightline.segmentation.losses import dice_cross_entropy
 from sightline.segmentation.network import SegmentationNetwork
@@ -36,7 +36,8 @@ def prepared(room: Path, frames: int = FRAMES) -> Path:
     os.environ["DVC_ROOT"] = str(room)
     recording, index = write_recording(room / "recording", frames), room / "index"
     validate_recording(recording, index, DataParams())
-    normalize_depth(recording / "depth", room / "depth.hdf5", NormalizeParams(height_range=(500, 1300)), index=index)
+    params = NormalizeParams(height_range=(500, 1300))
+    normalize_depth(recording / "depth", room / "depth.hdf5", params, split=SplitParams(), index=index)
     pack_views(recording, index, room / "views.hdf5", ViewParams())
     return room
 

@@ -1,5 +1,6 @@
 """Every stage on a pretended GPU: tensors stay on one device, and the steps of a training wait seldom."""
 
+import json
 import re
 
 import numpy as np
@@ -117,6 +118,7 @@ def test_a_training_repeats_its_bits_on_a_gpu_only_where_it_is_asked_to(tmp_path
     with pretended_gpu():
         train_fusion(data, tmp_path / "f.safetensors", tmp_path / "m", params, 0, design="joints_only")
     assert seen == [(deterministic,) * 2, (deterministic,) * 2, (True, True)]
+    assert json.loads((tmp_path / "f.card.json").read_text())["precision"] == "fp32"  # not tf32
 
 
 # --- the stages

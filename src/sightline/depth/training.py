@@ -27,7 +27,7 @@ from sightline.training.compiling import compiled
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit
 from sightline.training.loading import sent
 from sightline.training.order import Draw, EpochBatches, in_order, share_of
-from sightline.training.precision import computed_in
+from sightline.training.precision import computed_in, exact_float32
 from sightline.training.processes import log_weight, process_device, rank, world_size
 
 
@@ -191,6 +191,7 @@ def gradient_difference(error: Tensor, valid: Tensor) -> Tensor:
     return total / ((both.sum() + two.sum()) * error.shape[1]).clamp(min=1)
 
 
+@exact_float32()
 def train_autoencoder(
     data: Path,
     weights: Path,

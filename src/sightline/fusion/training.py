@@ -32,7 +32,7 @@ from sightline.training.card import write_card
 from sightline.training.compiling import compiled
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import EpochBatches, in_order, share_of
-from sightline.training.precision import computed_in
+from sightline.training.precision import computed_in, exact_float32
 from sightline.training.processes import log_weight, process_device, rank, world_size
 
 WARM_UP = 0.1  # share of the steps over which beta rises
@@ -172,6 +172,7 @@ class FusionModule(lightning.LightningModule):
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=weight, prog_bar=part == "val", sync_dist=True)
 
 
+@exact_float32()
 def train_fusion(
     data: Path,
     weights: Path,

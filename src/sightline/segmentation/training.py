@@ -38,7 +38,7 @@ from sightline.training.card import write_card
 from sightline.training.compiling import compiled
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import in_order
-from sightline.training.precision import computed_in
+from sightline.training.precision import computed_in, exact_float32
 from sightline.training.processes import exchange, process_device, rank, world_size
 
 OWN_BANK = ("ss_net", "semiseg")  # methods that have a memory bank unless it is switched off
@@ -230,6 +230,7 @@ class SegmentationModule(lightning.LightningModule):
         return self.trainer.global_step / float(self.trainer.estimated_stepping_batches)
 
 
+@exact_float32()
 def train_segmentation(
     frames: SegmentationFrames,
     weights: Path,
