@@ -150,7 +150,7 @@ class FusionPolicy(HubModel, nn.Module):
         chunk = torch.einsum("bj,hja->bha", self.normalise_joints(joints), self.base_weight) + self.base_bias
         if len(self.config.joint_names) != self.config.actions:
             return chunk
-        return torch.where(self.base_holds, chunk + joints[:, None], chunk)  # no branch on a number: it is exported
+        return torch.where(self.base_holds, chunk + joints[:, None], chunk)  # no look, which an export cannot follow
 
     def normalise_joints(self, joints: Tensor) -> Tensor:
         """Joints in data units [B, J] -> in standard deviations; a constant joint is 0, whatever it is.

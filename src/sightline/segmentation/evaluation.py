@@ -39,6 +39,7 @@ from sightline.segmentation import metrics
 from sightline.segmentation.frames import SegmentationFrames
 from sightline.segmentation.model import SegmentationModel, load_model
 from sightline.segmentation.pictures import draw_overlays
+from sightline.training.precision import exact_float32
 from sightline.training.processes import process_device
 
 _SHOWN = ("best", "median", "worst")  # frames in the picture, by their mean Dice
@@ -53,6 +54,7 @@ class EvaluateSegmentationParams(Section):
     seed: int = Field(0, ge=0, description="draws of the bootstrap; which other frame lends a further input")
 
 
+@exact_float32()
 def evaluate_segmentation(
     weights: Path, frames: SegmentationFrames, output: Path, params: EvaluateSegmentationParams
 ) -> dict[str, Any]:

@@ -80,10 +80,17 @@ class SegmentationModel(HubModel, nn.Module):
         """`load_model`."""
         return load_model(path)
 
-    def fit_normalisation(self, images: Tensor) -> None:
-        """Take mean and standard deviation of each channel from uint8 images [N, channels, ...]."""
-        pixels = images.movedim(1, 0).flatten(1)
-        counts = torch.stack([torch.bincount(channel.int(), minlength=256) for channel in pixels]).double()
+    def fit_normalisation(self, images: Tensor, rows: Tensor | None = None) -> None:
+        """Take mean and standard deviation of each channel from uint8 images [N, channels, ...].
+
+        Args:
+            rows: int64, of the images that count; None: all. They are read a block at a time.
+        """
+        rows = torch.arange(len(images), device=images.device) if rows is None else rows
+        counts = torch.zeros(images.shape[1], 256, dtype=torch.float64, device=images.device)
+        for part in rows.split(256):
+            pixels = images[part].movedim(1, 0).flatten(1)
+            counts += torch.stack([torch.bincount(channel.int(), minlength=256) for channel in pixels])
         values, total = torch.arange(256, device=images.device).double() / 255, counts.sum(dim=1)
         mean = counts @ values / total
         variance = counts @ values.square() / total - mean.square()

@@ -65,6 +65,8 @@ class SegmentationNetwork(nn.Module):
         self.unet = BasicUNet(
             spatial_dims, in_channels, num_classes, channels, norm=_NORMS[norm], upsample="nontrainable"
         )
+        for level in (self.unet.upcat_1, self.unet.upcat_2, self.unet.upcat_3, self.unet.upcat_4):
+            level.is_pad = False  # sides are multiples of `STRIDE`; padding by nothing would copy
         self.grid_side = 0
         if grid:
             self.grid_side = round(grid[0] ** 0.5)
