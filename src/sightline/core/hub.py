@@ -28,7 +28,7 @@ class HubModel(ModelHubMixin, library_name="sightline", tags=["sightline", "robo
         raise NotImplementedError
 
     @classmethod
-    def read_weights(cls, path: Path) -> Self:
+    def read_weights(cls, path: Path) -> Any:
         """Read the model's own file, in evaluation mode."""
         raise NotImplementedError
 

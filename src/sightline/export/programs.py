@@ -113,6 +113,8 @@ def _filled(depth: Tensor, valid: Tensor) -> Tensor:
 class PolicyProgram(nn.Module):
     """A picture of each camera, uint8 [B, H, W, 3] of any size, joints, further inputs -> actions [B, steps, A]."""
 
+    means: Tensor  # of the pixels of depth images that make one of the views' pixels
+
     def __init__(self, policy: FusionPolicy) -> None:
         super().__init__()
         self.policy, self.config = policy, policy.config
@@ -165,8 +167,11 @@ def _view(picture: Tensor, config: PolicyConfig) -> Tensor:
     is_larger = torch.minimum(*(side for _, side in spans)) > config.image_size
     made = []
     for pixels_of_axis, (first, side) in zip(axes, spans, strict=True):
-        shrinks, grows = (weights(many, side, config.image_size, kind) for kind in ("box", "bicubic"))
-        made.append(placed(torch.where(is_larger, shrinks, grows), pixels_of_axis, first, side))
+        smaller, larger = (
+            weights(many, side, config.image_size, "box"),
+            weights(many, side, config.image_size, "bicubic"),
+        )
+        made.append(placed(torch.where(is_larger, smaller, larger), pixels_of_axis, first, side))
     return resize(pixels, *made) / 255
 
 
@@ -207,7 +212,9 @@ class SegmentationProgram(nn.Module):
         axes = [torch.arange(pixels.shape[axis], dtype=DOUBLE) for axis in (2, 3)]
         shrinks = (length(axes[0]) >= self.size[0]) & (length(axes[1]) >= self.size[1])
         made = [
-            torch.where(shrinks, *(weights(axis, length(axis), side, kind) for kind in ("box", "bilinear")))
+            torch.where(
+                shrinks, weights(axis, length(axis), side, "box"), weights(axis, length(axis), side, "bilinear")
+            )
             for axis, side in zip(axes, self.size, strict=True)
         ]
         small = resize(pixels.float(), *made) / 255
@@ -224,7 +231,7 @@ class SegmentationProgram(nn.Module):
         places = dense_patch_slices(self.size, window, tuple(side // 2 for side in window))
         parts = torch.cat([images[:, :, rows, columns] for rows, columns in places])
         of_parts = self.model(parts).softmax(dim=1).unflatten(0, (len(places), -1))
-        total, times = 0.0, torch.zeros(self.size)
+        total, times = torch.zeros(self.size), torch.zeros(self.size)
         for part, (rows, columns) in zip(of_parts.unbind(0), places, strict=True):
             around = (columns.start, self.size[1] - columns.stop, rows.start, self.size[0] - rows.stop)
             total, times = total + F.pad(part, around), times + F.pad(torch.ones(window), around)

@@ -141,6 +141,7 @@ class Policy:
             UserError: not a file of a fusion model, a number out of its range, or no package that runs it.
         """
         is_exported = Path(path).suffix == ".onnx"
+        model: FusionPolicy | ExportedPolicy
         model = ExportedPolicy(Path(path), runtime) if is_exported else load_policy(path).requires_grad_(False)
         return cls(model, temporal_ensembling=temporal_ensembling, replan_every=replan_every)
 

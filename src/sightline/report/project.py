@@ -62,7 +62,8 @@ def read_pipeline(root: Path) -> tuple[list[Part], dict[str, Any]]:
         if stage.name and out.protocol == "local" and Path(out.fs_path).name == HEADLINE  # a file that was added: None
     ]
     pairs = {(a.name.split("@")[0], b.name.split("@")[0]) for b, a in links if a.name and b.name}
-    edges, columns, sorter = sorted((a, b) for a, b in pairs if a != b), [], TopologicalSorter[str]()
+    edges, sorter = sorted((a, b) for a, b in pairs if a != b), TopologicalSorter[str]()
+    columns: list[list[str]] = []
     for needed, stage in edges:
         sorter.add(stage, needed)
     sorter.prepare()
