@@ -4,8 +4,8 @@
     python benchmarks/phantom.py FOLDER --nifti   # the same as NIfTI volumes, with lists of the parts
     python benchmarks/phantom.py FOLDER --ellipsoids  # NIfTI volumes of one class in three dimensions, 80 and 20
 
-A patient has two phases, wide and contracted, of six to eleven short-axis slices, some of them beyond the heart, with the
-classes of cardiac MRI: 1 right ventricle, 2 myocardium, 3 left ventricle. Sizes, places, grey values, contrast, noise,
+A patient has two phases, wide and contracted, of six to eleven short-axis slices, some of them beyond the heart, with
+the classes of cardiac MRI: 1 right ventricle, 2 myocardium, 3 left ventricle. Sizes, places, grey values, contrast, noise,
 blur, a slow change of brightness, the size of pixels, the field of view and what lies around the heart are the
 patient's own; slices are shifted against each other, as by breath. Arrays hold the middle 128x128 pixels. Hearts are
 drawn, not simulated: simpler than any real image.
@@ -56,7 +56,7 @@ def patient(rng: np.random.Generator) -> dict[str, Volume]:
         images, masks = [], []
         for place in np.linspace(first, last, count):  # 0 is the base, 1 the apex
             outer = radius * np.sqrt(max(0.0, 1 - max(place, 0) ** 2.2)) * (0.55 + 0.45 * width)
-            has_heart = 0 <= place and outer > 2.5
+            has_heart = place >= 0 and outer > 2.5
             inner = outer * (1 - wall) * width
             along, across = x + rng.normal(0, 1.2), y + rng.normal(0, 1.2)
             stretch = rng.uniform(0.9, 1.1)

@@ -41,7 +41,8 @@ from sightline.core.files import atomic_output, write_json
 from sightline.core.params import Section, load_params
 from sightline.recording.split import DataParams
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation
-from sightline.segmentation.frames import SegmentationFrames, open_frames
+from sightline.segmentation.frames import SegmentationFrames
+from sightline.segmentation.inputs import open_frames
 from sightline.segmentation.model import load_model
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 
