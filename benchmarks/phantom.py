@@ -5,8 +5,8 @@
     python benchmarks/phantom.py FOLDER --ellipsoids  # NIfTI volumes of one class in three dimensions, 80 and 20
 
 A patient has two phases, wide and contracted, of six to eleven short-axis slices, some of them beyond the heart, with
-the classes of cardiac MRI: 1 right ventricle, 2 myocardium, 3 left ventricle. Sizes, places, grey values, contrast, noise,
-blur, a slow change of brightness, the size of pixels, the field of view and what lies around the heart are the
+the classes of cardiac MRI: 1 right ventricle, 2 myocardium, 3 left ventricle. Sizes, places, grey values, contrast,
+noise, blur, a slow change of brightness, the size of pixels, the field of view and what lies around the heart are the
 patient's own; slices are shifted against each other, as by breath. Arrays hold the middle 128x128 pixels. Hearts are
 drawn, not simulated: simpler than any real image.
 """

@@ -206,7 +206,9 @@ class _Run:
             np.unique(volumes[rows]).tolist(), desc="volumes", unit="volume", mininterval=0.5, leave=False
         ):
             of_volume = rows[volumes[rows] == name]
-            predicted = np.concatenate([self.predict_whole(some) for some in self.batches(of_volume, name)])
+            starts = range(0, len(of_volume), self.params.batch_size)
+            some = [of_volume[start : start + self.params.batch_size] for start in starts]
+            predicted = np.concatenate([self.predict_whole(batch) for batch in some])
             spacing = None if frames.voxel is None else frames.voxel[of_volume[0]]
             measured.add(name, predicted, whole.masks(of_volume), spacing)
         return measured.result()
