@@ -196,7 +196,8 @@ def test_all_faulty_files_are_listed_at_once(tmp_path, stage):
     (tmp_path / "h/val.list").write_text("p4_frame01\np4_frame02\np77\np5_frame01\n")
     lines = refused(tmp_path / "h")
     for words in (
-        "p0_frame01.nii.gz: not a NIfTI file", "p0_frame02_gt.nii.gz: label has the shape [3, 3, 3], its image [16, 20, 6]",
+        "p0_frame01.nii.gz: not a NIfTI file",
+        "p0_frame02_gt.nii.gz: label has the shape [3, 3, 3], its image [16, 20, 6]",
         "p1_frame01.nii.gz: has 4 dimensions [16, 20, 6, 2], a volume has 3; split it into phases",
         "p1_frame02_gt.nii.gz: lies elsewhere than its image", "p2_frame01.nii.gz: without spacing; set import_volumes",
         "p2_frame02.nii.gz: 1 voxels are NaN or infinity", "p9_gt.nii.gz: a label without an image of its name",
@@ -205,7 +206,8 @@ def test_all_faulty_files_are_listed_at_once(tmp_path, stage):
         assert sum(words in line for line in lines) == 1, (words, lines)
     assert len(lines) == 9
     result = stage("import_volumes", tmp_path / "h", tmp_path / "out/v.hdf5")
-    assert "p0_frame01.nii.gz: not a NIfTI file" in only_error_line(result)
+    assert "p9_gt.nii.gz: a label without an image" in only_error_line(result)
+    assert len(result.stderr[result.stderr.index("error: ") :].splitlines()) == 9
     assert not (tmp_path / "out").exists()
 
 

@@ -10,8 +10,8 @@ One HDF5 file of N slices of V volumes, the slices of a volume one after the oth
     labelled  bool [N]             whether the mask is there, and is not "ignore" (255) alone
     split     text [N]             train, val or test, or nothing where no list and no folder says so
     source/   of each volume: ``name`` text [V], ``shape`` int64 [V, 3] and ``affine`` float64 [V, 4, 4] of its file
-              (NaN where it has none), ``spacing`` float64 [V, 3] of slices, rows and columns there, ``slice_axis`` int64 [V]
-              and ``swaps`` bool [V]: how its axes became slices, rows and columns
+              (NaN where it has none), ``spacing`` float64 [V, 3] of slices, rows and columns there, ``slice_axis``
+              int64 [V] and ``swaps`` bool [V]: how its axes became slices, rows and columns
 
 The attribute ``intake`` holds `Intake` as JSON: how volumes were brought to one size, for those to come.
 """

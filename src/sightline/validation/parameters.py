@@ -261,7 +261,7 @@ class _Check:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 yield f"stages.volumes: {name!r} names a file and outputs; use letters, digits and _ - . only"
             elif not file.is_file() and place(file) not in self._tracked:
-                yield f"stages.volumes: {name}, but there is no {file}; import it (stages/import_volumes.py), or remove it"
+                yield f"stages.volumes: {name}, but {file} is missing; import it, or remove it"
 
     def _cameras(self, key: str, cameras: Iterable[str]) -> Iterator[str]:
         contents = self.contents
