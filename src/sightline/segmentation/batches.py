@@ -43,7 +43,7 @@ def choose_labelled(
     their name, so that the groups of a smaller number are among those of a larger one.
 
     Args:
-        groups: how many groups are labelled, their names, or ``labelled``: what the file says; None: as ``fraction``
+        groups: how many groups are labelled, their names, or ``labelled``: all that have masks; None: as ``fraction``
             says.
         fraction: share of the groups, of which at least one is labelled; None: all.
 
@@ -58,12 +58,7 @@ def choose_labelled(
     if isinstance(groups, tuple):
         labelled = masked[np.isin(frames.group[masked].astype(str), _named(frames, groups))]
     elif groups == "labelled":
-        if frames.labelled is None:
-            raise UserError(
-                f"{frames.name}: segmentation.labeled_groups is labelled, which only a file of volumes tells; name the "
-                "groups, or give their number"
-            )
-        labelled = masked[frames.labelled[masked]]
+        labelled = masked
     else:
         names = np.unique(frames.group[masked]).tolist()
         share = 1.0 if fraction is None else fraction

@@ -57,7 +57,6 @@ class SegmentationFrames:
         features: of each image, by name: ``embedding`` [N, D], ``grid`` grids [N, P, C].
         volume: text [N]: the volume that an image is a slice of, where images are; slices in order.
         voxel: float64 [N, 3], distance of slices, rows and columns at the images' ``own_size``; None: not known.
-        labelled: bool [N], where the source says which masks are there.
         intake: how volumes became slices of one size.
     """
 
@@ -82,7 +81,6 @@ class SegmentationFrames:
     volume: np.ndarray | None = None
     voxel: np.ndarray | None = None
     own_size: tuple[int, int] | None = None
-    labelled: np.ndarray | None = None
     intake: Intake | None = None
 
     @classmethod
@@ -191,8 +189,7 @@ class SegmentationFrames:
         empty = [(self._class_ids(int(row)) == IGNORE).all() for row in np.flatnonzero(self.has_mask)]
         has_mask = self.has_mask.copy()
         has_mask[np.flatnonzero(self.has_mask)[empty]] = False
-        labelled = None if self.labelled is None else self.labelled & has_mask
-        return replace(self, has_mask=has_mask, labelled=labelled)
+        return replace(self, has_mask=has_mask)
 
     def pixel_of(self, row: int) -> tuple[float, float] | None:
         """Distance of rows and columns of a row at ``image_size``; None: not known."""
