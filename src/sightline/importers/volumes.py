@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -207,7 +207,7 @@ def _intake(checked: list[_Checked], params: ImportVolumesParams) -> Intake:
     if params.pixel is not None and scale != "spacing":
         raise UserError(f"import_volumes.pixel is for import_volumes.scale=spacing, not {scale}; set that, too")
     pixel = (params.pixel or round(float(np.median(spacings)), 4)) if scale == "spacing" else None
-    made = {
+    made: dict[str, Any] = {
         "scale": scale, "pixel": pixel, "window": params.window, "percentiles": params.percentiles,
         "slice_axis": checked[0].grid.slice_axis,
     }  # fmt: skip

@@ -77,7 +77,7 @@ class SegmentationParams(MethodParams, TrainerParams, FrameParams):
     patience: int = Field(100, ge=1, description="epochs without a better Dice; with fewer, methods differ in steps")
     labeled_groups: LabeledGroups = Field(
         1,
-        description="groups whose masks are used: a number, names, labelled (all with masks); null: by labeled_fraction",
+        description="groups whose masks are used: a number, names, labelled (all with masks); null: labeled_fraction",
     )
     labeled_seed: int | None = Field(None, ge=0, description="which groups these are, of a number or share; null: seed")
     labeled_fraction: float | None = Field(None, gt=0, le=1, description="the same as a share; null for both: all")
