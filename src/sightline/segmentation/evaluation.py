@@ -182,17 +182,17 @@ class _Run:
         """Counts of the model and the baselines, surface distances [M, C, 2], and bins of confidence."""
         baselines = self.baselines()
         counts: dict[str, list[np.ndarray]] = {name: [] for name in ("model", *baselines)}
-        surfaces, bins = [], np.zeros((metrics.BINS, 3))
+        surfaces: list[np.ndarray] = []
+        bins = np.zeros((metrics.BINS, 3))
         for some in self.batches(rows, "evaluate"):
             images, truth = self.frames.images(some), self.frames.masks(some)
             predicted, confidence = self.predict(some, images)
-            valid, done = truth != IGNORE, len(surfaces)
+            valid = truth != IGNORE
             counts["model"].append(metrics.count_pixels(predicted, truth, self.classes))
             for name, baseline in baselines.items():
                 counts[name].append(metrics.count_pixels(baseline(images), truth, self.classes))
-            for pair in zip(predicted, truth, strict=True):
-                pixel = self.frames.pixel_of(int(some[len(surfaces) - done]))
-                surfaces.append(metrics.surface_distances(*pair, self.classes, pixel))
+            for row, *pair in zip(some.tolist(), predicted, truth, strict=True):
+                surfaces.append(metrics.surface_distances(*pair, self.classes, self.frames.pixel_of(row)))
             bins += metrics.confidence_bins(confidence[valid], (predicted == truth)[valid])
         return {name: np.concatenate(counts[name]) for name in counts}, np.stack(surfaces), bins
 

@@ -77,7 +77,7 @@ def volume_figures(predicted: np.ndarray, truth: np.ndarray, classes: int, spaci
 
 def volume_headline(figures: dict[str, Any]) -> dict[str, Any]:
     """What metrics.json shows of volumes; nothing where there are none."""
-    headline = {}
+    headline: dict[str, Any] = {}
     for key, ending in (("volumes", ""), (_AFTER, "_largest_component")):
         if key in figures:
             headline |= {f"{name}{ending}": figures[key][f"{name}_mean"] for name in _NAMES}
