@@ -187,6 +187,7 @@ def test_an_evaluation_measures_volumes_with_and_without_the_largest_component(h
     assert headline["dice_largest_component"] == figures["volumes_largest_component"]["dice_mean"]
     assert table(figures).splitlines()[0].split() == ["2", "volumes", "Dice", "Jaccard", "HD95", "ASD"]
     assert set(figures["volumes"]["by_volume"]) == {"p5_frame01", "p5_frame02"}
+    assert (tmp_path / "overlays.png").stat().st_size > 10_000
 
 
 def test_volumes_imported_in_another_way_are_not_measured(hearts, weights, tmp_path):

@@ -107,10 +107,17 @@ def evaluate_segmentation(
     if frames.volume is not None:
         figures |= run.measure_volumes(rows, postprocess)
     figures = rounded(figures)
-    shown = _cases(metrics.nan_mean(metrics.dice(of_interest["model"]).T))
+    if frames.volume is None:
+        shown = _cases(metrics.nan_mean(metrics.dice(of_interest["model"]).T))
+    else:
+        areas = of_interest["model"][:, 2].sum(axis=1)
+        shown = _volume_cases(frames.volume[rows], areas, figures["volumes"]["by_volume"])
     images, kind = frames.images(rows[list(shown)]), "group" if group.dtype.kind in "iu" else ""
+    named = (
+        [f"{kind} {name}" for name in group] if frames.volume is None else [f" {name}" for name in frames.volume[rows]]
+    )
     titles = [
-        f"{case}: {kind} {group[i]}, frame {frames.frame_id[rows[i]]}, Dice {dice:.2f}".replace(":  ", ": ")
+        f"{case}: {named[i]}, frame {frames.frame_id[rows[i]]}, Dice {dice:.2f}".replace(":  ", ": ")
         for i, (case, dice) in shown.items()
     ]
     draw_overlays(
@@ -310,6 +317,18 @@ def _cases(dice_M: np.ndarray) -> dict[int, tuple[str, float]]:
     places = (len(order) - 1, (len(order) - 1) // 2, 0)
     cases = {order[at]: case for case, at in zip(reversed(_SHOWN), places, strict=True)}  # one may be several: the best
     return {int(i): (case, float(dice_M[i])) for i, case in reversed(cases.items())}
+
+
+def _volume_cases(
+    volume_M: np.ndarray, area_M: np.ndarray, by_volume: dict[str, float | None]
+) -> dict[int, tuple[str, float]]:
+    """The same of the best, the median and the worst volume: of each, the slice with the largest area of classes."""
+    names, dice = list(by_volume), np.array([np.nan if value is None else value for value in by_volume.values()])
+    shown = {}
+    for which, case in _cases(dice).items():
+        slices = np.flatnonzero(volume_M == names[which])
+        shown[int(slices[area_M[slices].argmax()])] = case
+    return shown
 
 
 def _overlap_means(counts: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,10 @@ class InstanceNorm(nn.InstanceNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         is_ours = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.ndim == 4
-        if not is_ours or not x.is_contiguous(memory_format=torch.channels_last) or torch.is_autocast_enabled("cpu"):
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for an export, PyTorch's own
+        if is_traced or not is_ours or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        if not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
         return _Normalise.apply(x, self.weight, self.bias, self.eps)
 
