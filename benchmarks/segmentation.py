@@ -6,8 +6,8 @@
         segmentation.contrastive.weight=0.1 --variant bcp_grid segmentation.method=bcp grid --feature FILE
     python benchmarks/segmentation.py table RUNS [--name NAME] [--write docs/results.md] [--picture FILE.png]
 
-Frames are a recording with its index, ``--images`` with ``--masks``, ``--arrays`` or ``--volumes``. ``--labelled`` counts groups
-(episodes, patients); a number with a point is a share of them. The labelled groups follow from the seed: for one number
+Frames are a recording with its index, ``--images`` with ``--masks``, ``--arrays`` or ``--volumes``. ``--labelled``
+counts groups (episodes, patients); a number with a point is a share of them. The labelled groups follow from the seed: for one number
 of them and one seed, every method has the same. ``--variant`` names settings of its own; the words ``depth`` and
 ``grid`` among them give it that further input, which methods without a name of their own do not have.
 
