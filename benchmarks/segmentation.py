@@ -7,9 +7,9 @@
     python benchmarks/segmentation.py table RUNS [--name NAME] [--write docs/results.md] [--picture FILE.png]
 
 Frames are a recording with its index, ``--images`` with ``--masks``, ``--arrays`` or ``--volumes``. ``--labelled``
-counts groups (episodes, patients); a number with a point is a share of them. The labelled groups follow from the seed: for one number
-of them and one seed, every method has the same. ``--variant`` names settings of its own; the words ``depth`` and
-``grid`` among them give it that further input, which methods without a name of their own do not have.
+counts groups (episodes, patients); a number with a point is a share of them. The labelled groups follow from the seed:
+for one number of them and one seed, every method has the same. ``--variant`` names settings of its own; the words
+``depth`` and ``grid`` among them give it that further input, which methods without a name of their own do not have.
 
 RUNS keeps a folder for each run. One that is done is left as it is, one that was interrupted continues; several
 commands may work on the same RUNS side by side. A run that was made with other settings is an error. Decoded images
