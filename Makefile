@@ -4,7 +4,7 @@ RUN := . $(VENV)/bin/activate &&
 
 RUNS ?= runs/results
 
-.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults bench scale check clean-scratch
+.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults bench gpu scale check clean-scratch
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-faults: dev  ## kill every stage at random moments, damage every file: ten 
 
 bench: setup  ## measure speed against other ways and bounds, and write docs/benchmarks.md
 	$(RUN) python benchmarks/bench.py --write .
+
+gpu: setup  ## where there is a GPU: measure what only it can tell, in eight minutes, and write docs/gpu.md
+	$(RUN) python benchmarks/gpu.py
 
 scale: setup  ## measure growth with the data, and write docs/scale.md; after make bench
 	$(RUN) python benchmarks/scale.py --write .

@@ -17,19 +17,25 @@ if [ -n "${KINECT:-}" ]; then
     python benchmarks/depth_codes.py table "$runs/codes" --write $page
 fi
 
-dvc repro pack_views validate_images clip_grids
 fusion() { python benchmarks/fusion_designs.py run "$@"; }
+# The demo with more episodes: 400 to learn to act from, 50 to choose the epoch by, 50 to judge.
+plate="$runs/plate"
+if [ ! -e "$plate/views.hdf5" ]; then
+    recording="$plate/recording"
+    python stages/simulate.py --frames "$recording/frames.parquet" --states "$recording/states.hdf5" \
+        --set simulate.episodes=500
+    python stages/render.py --states "$recording/states.hdf5" --out "$recording"
+    python stages/validate.py "$recording" "$plate/index" --set data.split.val=0.1 --set data.split.test=0.1
+    python stages/pack_views.py "$recording" "$plate/views.hdf5" --index "$plate/index"
+fi
+acting() { fusion "$plate/views.hdf5" "$runs/policies" --scenes 50 "$@"; }
 for seed in 0 1 2; do
-    for design in stacked joints_only separate; do
-        fusion data/fusion/actions.hdf5 "$runs/demo" --design $design --seed $seed
-    done
-    fusion data/fusion/actions.hdf5 "$runs/demo" --design joints_only --seed $seed \
-        --label joints_only_told_the_object --truth data/demo/frames.parquet object_position
+    acting --design stacked --seed $seed
+    acting --design joints_only --seed $seed --set fusion.epochs=12
+    acting --design joints_only --seed $seed --set fusion.epochs=12 --label told_the_positions \
+        --truth "$plate/recording/frames.parquet" object_position goal_position
 done
-for design in images_only shared; do fusion data/fusion/actions.hdf5 "$runs/demo" --design $design --seed 0; done
-fusion data/fusion/actions.hdf5 "$runs/demo" --design stacked --seed 0 --label stacked_without_views \
-    --set fusion.view_dropout=0.8
-python benchmarks/fusion_designs.py table "$runs/demo" --name demo --write $page
+python benchmarks/fusion_designs.py table "$runs/policies" --name demo --write $page
 
 if [ -n "${LEROBOT:-}" ]; then
     [ -e "$runs/recording" ] || python stages/import_lerobot.py "$LEROBOT" "$runs/recording"
@@ -49,6 +55,7 @@ if [ -n "${LEROBOT:-}" ]; then
 fi
 
 segmentation() { python benchmarks/segmentation.py run "$@"; }
+dvc repro validate_images clip_grids
 demo="--recording data/demo --index data/index"
 long="--set segmentation.steps_per_epoch=200 --set evaluate_segmentation.windows=false"
 segmentation "$runs/masks" $demo --labelled 1 2 4 --seeds 0 2 3 --methods supervised bcp $long

@@ -3,11 +3,13 @@
 import importlib
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 from closure import ROOT
+from pretended_gpu import pretended_gpu
 
 
 @pytest.fixture
@@ -80,3 +82,29 @@ def test_the_other_way_of_reading_grids_reads_the_same(load, tmp_path):
     peer = load("peers.gzip_grids")
     peer.write(tmp_path / "g.hdf5", ids, grids)
     assert (peer.read(tmp_path / "g.hdf5", ids[[2, 0]]) == grids[[2, 0]]).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which would be measured")
+def test_without_a_gpu_one_line_says_that_nothing_is_measured(load, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    load("gpu").main()
+    assert capsys.readouterr().out == "make gpu: this machine has no GPU that torch can use; nothing was measured\n"
+
+
+@pytest.mark.slow
+def test_what_is_measured_on_a_gpu_runs_on_a_pretended_one(load, tmp_path, monkeypatch):
+    steps, items = load("gpu_steps"), load("gpu")
+    monkeypatch.setattr(steps, "FRAMES", 64)
+    room = steps.prepared(tmp_path / "room", frames=64)
+    with pretended_gpu():
+        for name, train in steps.trainings(room).items():
+            train(room / name, 2)
+            assert (room / f"{name}.safetensors").is_file()
+        figures = list(items.agreement(room))
+    assert len(figures) == 6
+    assert all(value < 0.1 for _, value, _ in figures)
+    for folder in ("docs", "benchmarks"):
+        (tmp_path / folder).mkdir()
+    found = {"agreement": {"ended": "done", "figures": figures}}
+    items.write(tmp_path, {"machine": {"gpu": "pretended"}, "items": found})
+    assert (tmp_path / "docs/gpu.md").read_text().count("| agreement |") == 6

@@ -77,7 +77,10 @@ def test_declared_code_is_the_script_and_the_folders_that_its_imports_enter(name
 
 
 FLOORS = {"core": set(), "recording": {"core"}, "grids": {"core"}, "training": {"core", "recording"}}
-MEETINGS = {"rollout": {"demo", "fusion"}}  # folders that use several branches, and which none of them knows
+MEETINGS = {
+    "rollout": {"demo", "fusion"},
+    "export": {"depth", "fusion", "segmentation"},
+}  # folders that use several branches, and which none of them knows
 BRANCHES = ("validation", "demo", "importers", "depth", "clip", "fusion", "segmentation", "report")
 
 

@@ -8,11 +8,12 @@ from sightline.core.errors import UserError
 from sightline.demo.headless import mujoco
 from sightline.demo.render import CAMERAS, FOLDERS, EpisodeCameras, RenderParams, render_demo
 from sightline.demo.scene import MIN_SPACING_M, OBJECTS_X_M, OBJECTS_Y_M, PLATE_RADIUS_M, draw_scene
-from sightline.demo.simulate import SimulateParams, Simulation, simulate_demo, simulate_episode
+from sightline.demo.simulate import JOINTS, SimulateParams, Simulation, simulate_demo, simulate_episode
 from sightline.demo.states import StatesFile
 from sightline.recording.images import read_depth, read_mask, read_rgb
 
 PARAMS = SimulateParams()
+ARM_JOINTS = [place for place, name in enumerate(JOINTS) if not name.endswith("gripper")]
 SMALL = RenderParams(wrist_size=16, global_size=32, depth_height=16, depth_width=16)
 
 
@@ -101,8 +102,8 @@ def test_reward_is_best_on_the_plate():
     assert np.ptp(episode.object_position[:, 2]) > 0.1  # it was carried, metres
 
 
-def test_a_recording_can_be_played_again(tmp_path):
-    params = SimulateParams(episodes=2, steps=20)
+def test_a_recording_without_noise_can_be_played_again(tmp_path):
+    params = SimulateParams(episodes=2, steps=20, action_noise_rad=0)
     simulate_demo(params, tmp_path / "frames.parquet", tmp_path / "states.hdf5", processes=1)
     frames, states = pq.read_table(tmp_path / "frames.parquet").to_pandas(), StatesFile(tmp_path / "states.hdf5")
     for number, name in enumerate(states.names):
@@ -116,6 +117,15 @@ def test_a_recording_can_be_played_again(tmp_path):
             simulation.apply(row["actions"])
             assert np.float32(simulation.reward()) == row["reward"]
         assert simulation.success() == rows["success"].iloc[0]
+
+
+def test_noise_is_executed_and_not_recorded():
+    params = PARAMS.model_copy(update={"steps": 4, "action_noise_rad": 0.02})
+    quiet, noisy = simulate_episode(params.model_copy(update={"action_noise_rad": 0.0}), 0), simulate_episode(params, 0)
+    assert (quiet.actions[:, ARM_JOINTS] == noisy.actions[:, ARM_JOINTS]).all()  # the script keeps to its path,
+    strayed = np.abs(quiet.joints - noisy.joints)[1:]
+    assert 0.002 < strayed[:, ARM_JOINTS].mean() < 0.03  # which the arms stray from, rad,
+    assert strayed[:, [7, 15]].max() < 0.002  # but not the grippers
 
 
 def test_the_rate_of_misses_changes_the_script_alone():
@@ -144,7 +154,7 @@ def test_what_is_no_action_is_refused(action):
 
 def test_cameras_see_what_is_rendered(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    params = SimulateParams(episodes=2, steps=3)
+    params = SimulateParams(episodes=2, steps=3, action_noise_rad=0)
     simulate_demo(params, tmp_path / "frames.parquet", tmp_path / "states.hdf5", processes=1)
     render_demo(SMALL, tmp_path / "states.hdf5", tmp_path, processes=1)
     simulation = Simulation(params, 1)

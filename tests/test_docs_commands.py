@@ -16,6 +16,8 @@ import pytest
 from conftest import ROOT, default_params, depth_folder, photo_folder, recording_folder
 from PIL import Image
 
+from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy
+
 pytestmark = pytest.mark.slow
 SMALL_SEGMENTATION = "--set segmentation.steps_per_epoch=2 --set segmentation.epochs=1"
 
@@ -58,9 +60,10 @@ def test_a_bare_folder_of_depth_images(place):
     done = subprocess.run([sys.executable, "-c", use], cwd=place, capture_output=True, text=True, check=True)
     assert "(2, 768)" in done.stdout
     lines = block("README.md", "python -m sightline.predict embed").splitlines()
+    lines += block("README.md", "pip install onnx onnxscript onnxruntime    ").splitlines()
     for line in (line for line in lines if "encoder.safetensors" in line):
         run(line, place, **{"models/depth/": ""})
-    assert {"embeddings.hdf5", "encoder.pt2"} <= {path.name for path in place.iterdir()}
+    assert {"embeddings.hdf5", "encoder.onnx"} <= {path.name for path in place.iterdir()}
 
 
 def test_photographs_to_clip_grids(place):
@@ -138,3 +141,14 @@ def test_a_recording_without_masks_is_tracked_by_hand_and_again_with_more_episod
     run(text, place)
     changed = [path.name for path in (place / "data/mine").rglob("*.dvc") if path.read_bytes() != tracked.get(path)]
     assert changed == ["front.dvc"]
+
+
+def test_from_outputs_to_a_policy_on_a_recorded_video_in_five_commands(place):
+    (place / "examples").symlink_to(ROOT / "examples")
+    recording_folder(place / "data/demo", ("front", "top"))
+    config = PolicyConfig(cameras=("front", "top"), image_size=16, joint_names=("lift", "turn"), actions=2, steps=2)
+    save_policy(place / "models/fusion/actions/stacked.safetensors", FusionPolicy(config))
+    text = block("README.md", "dvc pull\npip install onnx")
+    assert len(text.splitlines()) == 5
+    instead = {"dvc pull": "true", "pip install onnx onnxscript onnxruntime": "true", "--episode 90": "--episode 1"}
+    assert run(text, place, **instead).splitlines()[-1].startswith("2 frames; ")

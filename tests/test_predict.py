@@ -16,7 +16,6 @@ from conftest import depth_folder, photo_folder, save_depth
 from PIL import Image
 
 from sightline.core.errors import UserError
-from sightline.depth.export import export_encoder
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.semantic_encoder import create_semantic_encoder
@@ -129,18 +128,6 @@ def test_joints_of_another_robot_are_refused(tmp_path, policy, recording):
         pytest.raises(UserError, match=r"joints: a, c, but .* was trained with a, b$"),
     ):
         act(policy, recording, tmp_path / "out.parquet")
-
-
-def test_the_exported_encoder_gives_the_same_embeddings(tmp_path, encoder):
-    assert export_encoder(encoder, tmp_path / "encoder.pt2") <= 1e-5
-    assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt2"]
-    extra = {"preprocessing.json": ""}
-    program = torch.export.load(tmp_path / "encoder.pt2", extra_files=extra).module()
-    images = 2 * torch.rand(3, 1, 128, 128) - 1
-    with torch.no_grad():
-        expected = create_semantic_encoder(encoder, device="cpu").encode(images)
-        torch.testing.assert_close(program(images), expected)
-    assert Preprocessing.model_validate_json(extra["preprocessing.json"]) == RANGE
 
 
 @pytest.fixture(scope="module")

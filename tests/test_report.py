@@ -16,9 +16,10 @@ from conftest import default_params, only_error_line, recording_folder
 from PIL import Image
 
 from sightline.core.errors import UserError
+from sightline.recording.frames import write_index
 from sightline.report.__main__ import write_report
 from sightline.report.project import read_pipeline
-from sightline.report.verdicts import Score, judge, judge_embedding, scores, words
+from sightline.report.verdicts import Score, compared, judge, words
 
 HOSTILE = "</td></main><script>alert(1)</script>'\""
 NUMBERS = {"nmse": 0.5, "l1_mean": 0.1}
@@ -69,7 +70,7 @@ class Page(HTMLParser):
 
 
 def test_a_model_is_judged_beside_the_best_baseline_with_the_interval_that_is_stored():
-    measure, given = scores(FUSION)
+    ((measure, given),) = compared(FUSION).items()
     verdict = judge("The policy", measure, given)
     assert verdict.result == "better"
     assert verdict.text.startswith("The policy beats a linear map of the joints by 17%, 95 % interval 8% to 25% (")
@@ -79,7 +80,7 @@ def test_a_model_is_judged_beside_the_best_baseline_with_the_interval_that_is_st
 
 
 def test_an_interval_that_holds_the_baseline_proves_nothing():
-    verdict = judge("The segmentation", *scores(SEGMENTATION))
+    verdict = judge("The segmentation", *compared(SEGMENTATION).popitem())
     assert verdict.result == "undecided"
     assert (
         "may be no better than the most frequent mask: 5 points better, 95 % interval -5 to 10 points" in verdict.text
@@ -87,32 +88,33 @@ def test_an_interval_that_holds_the_baseline_proves_nothing():
 
 
 def test_without_an_interval_that_is_said_and_little_counts_as_nothing():
-    measure, given = scores(DEPTH)
-    assert given[0] == Score("autoencoder", 20.0, None, True)
-    verdict = judge("The autoencoder", measure, given)
+    measured = compared(DEPTH)
+    assert measured["rmse_mm"][0] == Score("autoencoder", 20.0, None, True)
+    verdict = judge("The autoencoder", "rmse_mm", measured["rmse_mm"])
     assert verdict.text.startswith("The autoencoder beats a cosine transform by 17% (")
     assert verdict.text.endswith("20 mm against 24 mm). No interval is stored.")
-    retrieval, objects = judge_embedding("It", DEPTH["embedding"])
-    assert retrieval.text.startswith("It is no better than a cosine transform at finding another frame")
-    assert "is of no use for telling where the object is" in objects.text
+    retrieval, objects = (judge("It", measure, measured[measure]) for measure in ("retrieval", "object_position"))
+    assert retrieval.text.startswith("It is no better than a cosine transform: 1 points better (finding another frame")
+    assert objects.result == "no better"
+    assert objects.text.startswith("It is of no use, and nor are simple ones (telling where the object is (R²) -0.1")
     single = FUSION | {"nmse_interval": [0.5, 0.5]}  # of a single episode
-    assert judge("It", *scores(single)).text.endswith("No interval is stored.")
+    assert judge("It", *compared(single).popitem()).text.endswith("No interval is stored.")
 
 
 def test_rollouts_are_judged_beside_other_drivers_but_not_the_expert():
     rates = {"expert": 1.0, "hold": 0.0, "linear": 0.2}
     drivers = {name: {"success_rate": rate, "success_rate_interval": [0.0, rate]} for name, rate in rates.items()}
     figures = {"success_rate": 0.6, "success_rate_interval": [0.3, 0.6], "baselines": drivers}
-    measure, given = scores(figures)
+    ((measure, given),) = compared(figures).items()
     assert [score.name for score in given] == ["model", "expert", "hold", "linear"]
     text = judge("In rollouts, the policy", measure, given).text
     start = "In rollouts, the policy beats a linear map of the joints by 40 points, 95 % interval 10 to 40 points"
     assert text.startswith(start)
     none = figures | {"success_rate": 0.2, "success_rate_interval": [0.1, 0.4]}
-    assert judge("It", *scores(none)).text.startswith(
+    assert judge("It", *compared(none).popitem()).text.startswith(
         "It is no better than a linear map of the joints: it has the same"
     )
-    assert scores({"frames": 3}) == ("", [])
+    assert compared({"frames": 3}) == {}
 
 
 def test_keys_have_words():
@@ -136,8 +138,8 @@ def small_project(root: Path, change: str = "", epochs: int = 3) -> Path:
         (root / file).write_text((ROOT / file).read_text())
     recording_folder(root / "data/demo", ("left_wrist", "global"))
     (root / "data/index").mkdir()
-    frames = pd.DataFrame({"frame_id": range(6), "episode": [0, 0, 1, 1, 2, 2], "split": ["train"] * 4 + ["test"] * 2})
-    frames.to_parquet(root / "data/index/frames.parquet")
+    frames = pd.read_parquet(root / "data/demo/frames.parquet").assign(split=["train"] * 4 + ["test"] * 2)
+    write_index(root / "data/index/frames.parquet", frames)
     for stage, figures in (("evaluate", DEPTH), ("evaluate_fusion", FUSION), ("evaluate_segmentation", SEGMENTATION)):
         for part in read_pipeline(root)[0]:
             if part.stage == stage:
@@ -233,16 +235,18 @@ def test_a_clone_without_outputs_gets_a_page_that_names_what_is_missing(tmp_path
 
 
 def test_a_list_that_is_empty_leaves_nothing_missing(tmp_path):
-    parts, edges = read_pipeline(small_project(tmp_path, "depth=[]"))
+    parts, graph = read_pipeline(small_project(tmp_path, "depth=[]"))
     assert "train_autoencoder" not in {part.stage for part in parts}
-    assert ("train_fusion", "evaluate_fusion") in edges
-    assert not any("train_autoencoder" in edge for edge in edges)
+    assert ("train_fusion", "evaluate_fusion") in graph["edges"]
+    assert not any("train_autoencoder" in edge for edge in graph["edges"])
+    column = {stage: i for i, stages in enumerate(graph["columns"]) for stage in stages}
+    assert all(column[needed] < column[stage] for needed, stage in graph["edges"])
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metrics.json", "[1]", "metrics.json: expected an object of figures, got list"),
+        ("metrics.json", "[1]", "metrics.json: expected an object .*, got list"),
         ("metrics.json", "{", "metrics.json: cannot be read as JSON"),
         ("curves.csv", "epoch,loss\n1,2,3\n1,2\n3,4,5,6,7\n", "curves.csv: cannot be read as CSV"),
     ],

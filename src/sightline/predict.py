@@ -59,6 +59,7 @@ def embed(encoder_file: Path, images: Path, output: Path, naming: Naming = BY_NA
 
     _check_suffix(output, ".hdf5", ".parquet")
     encoder = create_semantic_encoder(encoder_file, freeze_weights=True, device=process_device())
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     preprocessing, channels = encoder.preprocessing, encoder.config.input_channels
     if (images / "recording.json").is_file():
         preprocessing = _preprocessing_of(images / "recording.json", preprocessing, encoder_file)
@@ -124,7 +125,7 @@ def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = 
         check_views(config, policy_file, views, data)
         extras, rows, batches = read_features(features, views), np.flatnonzero(views.sound), []
         check_features(extras, config.extras, config.makers, policy_file)
-        policy.to(device)
+        policy.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.inference_mode():
             for start in tqdm(range(0, len(rows), BATCH), desc="act", unit="batch", mininterval=0.5):
                 some = rows[start : start + BATCH]

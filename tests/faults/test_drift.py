@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from world import copy_world, own, run_command
 
+from sightline.core.errors import UserError
 from sightline.core.hdf5 import create_contiguous
 from sightline.recording.frames import write_index
 from sightline.recording.layout import DepthInfo, read_recording_info, write_recording_info
 from sightline.recording.split import DataParams, SplitParams
-from sightline.validation.drift import LIMIT, embedding_drift, frechet, nearest
+from sightline.validation.drift import LIMIT, embedding_drift, frechet, nearest, read_embeddings
 from sightline.validation.summary import depth_figures, mask_figures, rgb_figures
 from sightline.validation.validation import DriftGuard, validate_recording
 
@@ -308,6 +309,18 @@ def test_many_frames_are_thinned_evenly(tmp_path):
     figures = embedding_drift(known, tmp_path / "new.hdf5", known.with_suffix(".parquet"))
     assert figures["frames"] == LIMIT
     assert figures["far_share"] == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_a_table_of_predict_is_read_as_its_hdf5_file(place):
+    for name in ("new.hdf5", "new.parquet"):
+        answer = run_command(place, "predict embed", f"encoder.safetensors rec/depth {name}")
+        assert answer.code == 0, answer.stderr
+    table, file = (read_embeddings(place / name) for name in ("new.parquet", "new.hdf5"))
+    np.testing.assert_array_equal(table.ids, file.ids)
+    np.testing.assert_array_equal(table.values, file.values)
+    assert table.made_by == file.made_by
+    with pytest.raises(UserError, match=r"depth.parquet: not a table of embeddings \("):
+        read_embeddings(place / "index/depth.parquet")
 
 
 def test_the_command_compares_embeddings_and_grids_of_a_pipeline(place):

@@ -54,7 +54,7 @@ def outputs(place: Path) -> list[str]:
     [
         ("simulate", 4), ("validate", 1), ("normalize", 100), ("train_autoencoder", 4000), ("extract_encoder", 4000),
         ("embed", 2), ("clip_grids", 40), ("pack_views", 40), ("train_fusion", 100), ("predict act", 1),
-        ("depth.export", 4000),
+        ("export", 4000),
     ],
 )  # fmt: skip
 def test_no_room_for_a_file(command, kib, place):

@@ -98,7 +98,7 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "predict embed": "encoder.safetensors rec/depth out/embeddings.hdf5",
     "predict act": "fusion.safetensors rec out/actions.parquet",
     "predict segment": "segmentation.safetensors rec/rgb/global out/masks",
-    "depth.export": "encoder.safetensors out/encoder.pt2",
+    "export": "encoder.safetensors out/encoder.pt2",
 }
 MODULES = {"drift": "validation.drift"}  # of commands that are not called as their module is
 SCRIPTS = tuple(name for name in COMMANDS if (ROOT / f"stages/{name}.py").is_file())

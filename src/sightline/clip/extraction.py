@@ -3,7 +3,10 @@
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +28,11 @@ from sightline.core.threads import threads
 from sightline.grids.store import SHARD_LIST, GridStore
 from sightline.recording.frames import read_index, read_recording_key
 from sightline.recording.names import BY_NAME, Naming
+from sightline.training.precision import exact_float32
 from sightline.training.processes import gather, process_device, rank, world_size
 
 _BLOCK = 1024  # grids copied at a time
+_BEHIND = 3  # batches that wait to be written
 # attributes of a store that decide its numbers; the others follow from them, or describe the file
 _DECISIVE = (
     "weights_sha256", "quick_gelu", "tokens", "pool", "grid", "image_size", "preprocessing", "dtype", "precision",
@@ -35,6 +40,7 @@ _DECISIVE = (
 )  # fmt: skip
 
 
+@exact_float32()
 def extract_grids(
     folders: Sequence[Path],
     output: Path,
@@ -98,9 +104,10 @@ def extract_grids(
     # compute the missing grids into the cache
     done = len(survey.digests) - len(missing)
     faults: dict[bytes, str] = {}
-    with tqdm(desc="grids", total=len(survey.digests), initial=done, unit="img", mininterval=0.5) as bar:
+    progress = tqdm(desc="grids", total=len(survey.digests), initial=done, unit="img", mininterval=0.5)
+    with progress as bar, _written_behind() as write:
         for keys, grids, broken in _encoded(encoder, list(missing.items())):
-            cache.append(keys, grids)
+            write(cache.append, keys, grids)
             faults |= broken
             bar.update(len(keys) + len(broken))
     survey.failures |= {i: faults[key] for i, key in survey.digests.items() if key in faults}
@@ -118,7 +125,7 @@ def extract_grids(
     own = {"recording": recording} if recording and not sharded else {}  # of shards, in their list
     layout = StoreLayout(encoder.shape, attributes | own, params.keyed, params.compression)
 
-    def write(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
+    def write_file(path: Path, ids: np.ndarray, skipped: list[int]) -> None:
         keys = [survey.digests[i] for i in ids.tolist()]
         hashes = [key.hex().encode() for key in keys]
         names = [listed.names[i] for i in ids.tolist()]
@@ -128,10 +135,10 @@ def extract_grids(
     with atomic_output(output) as temporary:
         if sharded:
             ranges = shard_ranges(ids, _episodes(ids, index), params.shard_frames)
-            write_shards(temporary, ranges, survey.failures, write, recording)
+            write_shards(temporary, ranges, survey.failures, write_file, recording)
         else:
             sound = ids[~np.isin(ids, list(survey.failures))]
-            write(temporary, sound, sorted(survey.failures))
+            write_file(temporary, sound, sorted(survey.failures))
         files = list(temporary.glob("*.hdf5")) if sharded else [temporary]
         size = sum(path.stat().st_size for path in files)
     # figures of the stage
@@ -227,6 +234,44 @@ def _ignore_warnings(_: int) -> None:
     warnings.simplefilter("ignore")  # Pillow's, on files that it reads all the same
 
 
+@contextmanager
+def _written_behind() -> Iterator[Callable[..., None]]:
+    """A function that calls another in a thread: one at a time, in order, a few waiting; all are done at the end."""
+    waiting: deque[Future] = deque()
+
+    def write(function: Callable[..., None], *arguments: Any) -> None:
+        waiting.append(thread.submit(function, *arguments))
+        if len(waiting) > _BEHIND:
+            waiting.popleft().result()
+
+    with ThreadPoolExecutor(1) as thread:
+        yield write
+        for writing in waiting:
+            writing.result()
+
+
+class _Fetch:
+    """Grids on their way from the device, and whether all are finite: the host waits for these alone."""
+
+    def __init__(self, grids: Tensor) -> None:
+        on_gpu, is_finite = grids.device.type == "cuda", grids.isfinite().all()
+        self.grids, self.is_finite = (x.to("cpu", non_blocking=on_gpu) for x in (grids, is_finite))  # pinned
+        self.done = torch.cuda.Event() if on_gpu else None
+        if self.done is not None:
+            self.done.record()
+
+    def result(self, params: GridParams) -> np.ndarray:
+        """The grids. Raises `UserError` where one is not finite."""
+        if self.done is not None:
+            self.done.synchronize()
+        if not self.is_finite:
+            raise UserError(
+                f"{params.model} gives grids that are not finite in {params.dtype}; set {params.key('dtype')} to "
+                f"float32, and {params.key('precision')} to fp32"
+            )
+        return self.grids.numpy()
+
+
 def _encoded(
     encoder: GridEncoder, jobs: list[tuple[bytes, Path]]
 ) -> Iterator[tuple[list[bytes], np.ndarray, dict[bytes, str]]]:
@@ -245,16 +290,16 @@ def _encoded(
         num_workers=min(16, threads()) if on_gpu else 1,
         worker_init_fn=_ignore_warnings,
     )
-    waiting: tuple[list[bytes], Tensor, dict[bytes, str]] | None = None
+    waiting: tuple[list[bytes], _Fetch, dict[bytes, str]] | None = None
     try:
         for start, (photographs, faults) in zip(range(0, len(jobs), size), loader, strict=True):
             keys = [key for key, _ in jobs[start : start + size]]
             broken = {key: fault for key, fault in zip(keys, faults, strict=True) if fault is not None}
             keys = [key for key in keys if key not in broken]
-            grids = encoder.encode(photographs) if keys else torch.empty((0, *encoder.shape))
+            fetch = _Fetch(encoder.encode(photographs) if keys else torch.empty((0, *encoder.shape)))
             if waiting:
-                yield _fetched(encoder, *waiting)
-            waiting = keys, grids, broken
+                yield waiting[0], waiting[1].result(encoder.params), waiting[2]
+            waiting = keys, fetch, broken
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -265,19 +310,7 @@ def _encoded(
             ) from None
         raise UserError("a process that reads images died, often for lack of memory; run it again to go on") from None
     if waiting:
-        yield _fetched(encoder, *waiting)
-
-
-def _fetched(
-    encoder: GridEncoder, keys: list[bytes], grids: Tensor, broken: dict[bytes, str]
-) -> tuple[list[bytes], np.ndarray, dict[bytes, str]]:
-    values, params = grids.cpu().numpy(), encoder.params
-    if not np.isfinite(values).all():
-        raise UserError(
-            f"{params.model} gives grids that are not finite in {params.dtype}; set {params.key('dtype')} to float32, "
-            f"and {params.key('precision')} to fp32"
-        )
-    return keys, values, broken
+        yield waiting[0], waiting[1].result(encoder.params), waiting[2]
 
 
 class _Figures:

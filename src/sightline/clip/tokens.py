@@ -12,6 +12,7 @@ from sightline.clip.params import MAP, GridParams, Pool
 from sightline.clip.photographs import Preparation
 from sightline.clip.weights import ImageTower, load_image_tower
 from sightline.core.errors import UserError
+from sightline.training.loading import sent
 from sightline.training.precision import computed_in, use_bf16
 
 CPU_BATCH = 4  # more is not faster on a CPU
@@ -69,14 +70,12 @@ class GridEncoder:
         """
         grids = []
         for part in photographs.split(self._batch):
-            filled = torch.zeros((self._batch, *part.shape[1:]), dtype=torch.uint8)
-            filled[: len(part)] = part
-            if self.device.type == "cuda":
-                filled = filled.pin_memory()
-            pixels = filled.to(self.device, non_blocking=True)
+            if len(part) < self._batch:  # filled up, so that an image's arithmetic is the same in every batch
+                part = torch.cat([part, part.new_zeros((self._batch - len(part), *part.shape[1:]))])
+            pixels = sent(part, self.device)
             images = ((pixels.float() / 255 - self._mean) / self._std).to(self._kind)
-            grids.append(self._features(images)[: len(part)].to(getattr(torch, self.params.dtype)))
-        return torch.cat(grids)
+            grids.append(self._features(images).to(getattr(torch, self.params.dtype)))
+        return grids[0][: len(photographs)] if len(grids) == 1 else torch.cat(grids)[: len(photographs)]
 
     def _features(self, images: Tensor) -> Tensor:
         params = self.params

@@ -10,6 +10,7 @@ import numpy as np
 
 from sightline.demo.camera import Pinhole, Pose, World, look_at
 from sightline.demo.primitives import Geoms
+from sightline.demo.scene import KINDS
 from sightline.demo.tracing import CHECKS, WOOD, Lamp, Surfaces, busy_pixels, look_through, open_view
 
 CLASSES = ("background", "robot", "box", "cylinder", "ball", "plate")
@@ -28,7 +29,9 @@ SURFACES = {  # material: (class, colour; None where it is drawn per object or p
     "ball": ("ball", None, 0.3),
 }
 PATTERNS = {"table": WOOD, "floor": CHECKS}
-TYPICAL_HUE = {"box": 0.97, "cylinder": 0.30, "ball": 0.55}
+TYPICAL_HUE = {"box": 0.96, "cylinder": 0.27}  # and up to 0.12 more
+# The ball's blue and the plate's yellow are nothing else's: the task is to see where they are, not what they are.
+BALL_HUE, OTHER_HUES = (0.55, 0.62), ((0.70, 1.09), (1.22, 1.47))
 SKY = 0.58
 
 
@@ -50,7 +53,7 @@ def draw_look(world: World, rng: np.random.Generator, lamp: float = 1.0, camera_
         camera_shift_m: how far the global camera is moved to the robots' left; it turns to see the same place.
     """
     light = np.array([0.1, 0.0, 1.7]) + rng.uniform(-0.5, 0.5, 3) * [1, 1, 0.3]
-    position = np.array([0.66, camera_shift_m, 0.72]) + rng.uniform(-0.03, 0.03, 3)
+    position = np.array([0.66, camera_shift_m, 0.72]) + rng.uniform(-0.01, 0.01, 3)
     camera = look_at(position, np.array([0.05, 0.0, 0.04]), up=np.array([0.0, 0.0, 1.0]))
     wood, phase = np.array([0.72, 0.55, 0.38]) * rng.uniform(0.8, 1.15), float(rng.uniform(0, 6))
     count = len(world.materials)
@@ -59,16 +62,18 @@ def draw_look(world: World, rng: np.random.Generator, lamp: float = 1.0, camera_
     for geom, material in enumerate(world.materials):
         class_name, paint, gloss[geom] = SURFACES[material]
         class_id[geom], pattern[geom] = CLASSES.index(class_name), PATTERNS.get(material, 0)
-        colour[geom] = paint or (_draw_object_colour(material, rng) if material in TYPICAL_HUE else SKY)
+        colour[geom] = paint or (_draw_object_colour(material, rng) if material in KINDS else SKY)
     return Look(Surfaces(colour, gloss, pattern, wood, phase, float(lamp)), class_id, light, camera)
 
 
 def _draw_object_colour(kind: str, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Colour only hints at the class: two objects of five have a random hue."""
-    typical = (TYPICAL_HUE[kind] + rng.uniform(0, 0.2)) % 1
-    hue, hinted = rng.random(), rng.random() < 0.6
-    saturation, value = rng.uniform(0.5, 0.95, 2)
-    return colorsys.hsv_to_rgb(typical if hinted else hue, saturation, value)
+    """The ball is blue; of the others, colour only hints at the class: two of five have a random hue."""
+    saturation, value = rng.uniform(0.6, 0.95, 2)
+    if kind == "ball":
+        return colorsys.hsv_to_rgb(rng.uniform(*BALL_HUE), saturation, value)
+    typical, hinted = TYPICAL_HUE[kind] + rng.uniform(0, 0.12), rng.random() < 0.6
+    hue = rng.uniform(*OTHER_HUES[rng.integers(len(OTHER_HUES))])
+    return colorsys.hsv_to_rgb((typical if hinted else hue) % 1, saturation, value)
 
 
 def take_picture(

@@ -67,7 +67,6 @@ class Task:
     """What one episode is about."""
 
     side: str  # the arm that works
-    yaw: float  # rad, of the gripper
     grasp_above_centre_m: float  # of the ball
     aim_error_m: np.ndarray  # [2], horizontal
     sway_rad: np.ndarray  # [7], amplitude of the idle arm
@@ -79,7 +78,6 @@ def draw_task(rng: np.random.Generator, scene: Scene, miss_rate: float, aim_erro
     error, misses = rng.normal(0, 1, 2) * aim_error_m, rng.random() < miss_rate
     return Task(
         side=scene.side,
-        yaw=float(rng.uniform(-0.4, 0.4)),
         grasp_above_centre_m=max(0.0, scene.objects[0].half_height - FINGER_DEPTH_M),
         aim_error_m=error if misses else np.zeros(2),
         sway_rad=rng.uniform(-0.12, 0.12, JOINTS_PER_ARM),
@@ -119,7 +117,7 @@ class Policy:
         place = np.array([*task.plate[:2], self._grasp[2] + PLATE_TOP_M]) if leg.at_plate else self._grasp
         self._target = place + np.array([0, 0, 0.004 + leg.height_m])
         arm, angles = self.arms[task.side], self._angles
-        turn = inverse_kinematics(self.model, self._scratch, arm, angles, self._target, task.yaw) - angles
+        turn = inverse_kinematics(self.model, self._scratch, arm, angles, self._target) - angles
         self._angles = np.round(angles + turn * min(1.0, MAX_TURN_RAD / (float(np.abs(turn).max()) + 1e-9)), 7)
         idle = np.round(HOME_RAD + task.sway_rad * math.sin(2 * math.pi * self._step / self.steps), 7)
         self._step, self._leg_steps = self._step + 1, self._leg_steps + 1
@@ -128,15 +126,14 @@ class Policy:
 
 
 def inverse_kinematics(
-    model: Any, scratch: Any, arm: Arm, angles: np.ndarray, target: np.ndarray, yaw: float, iterations: int = 10
+    model: Any, scratch: Any, arm: Arm, angles: np.ndarray, target: np.ndarray, iterations: int = 10
 ) -> np.ndarray:
-    """Joint angles [7] that bring the fingers to ``target`` [3] (m), pointing down, turned by ``yaw`` (rad).
+    """Joint angles [7] that bring the fingers to ``target`` [3] (m), pointing down.
 
     Damped least squares from ``angles``, with a pull towards `HOME_RAD` in the null space of the task.
     """
     jacobian_pos, jacobian_rot = np.zeros((3, model.nv)), np.zeros((3, model.nv))
-    cos, sin = math.cos(yaw), math.sin(yaw)
-    wanted_axes = np.array([[cos, sin, 0], [sin, -cos, 0], [0, 0, -1.0]])
+    wanted_axes = np.diag([1.0, -1.0, -1.0])
     for _ in range(iterations):
         scratch.qpos[arm.qpos] = angles
         mujoco.mj_kinematics(model, scratch)

@@ -6,6 +6,7 @@ between mathematics libraries before contacts can magnify them.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ JOINTS = tuple(
     f"{side}_{joint}" for side in SIDES for joint in (*(f"joint_{i}" for i in range(1, JOINTS_PER_ARM + 1)), "gripper")
 )
 ENCODER_NOISE_RAD = 5e-4
+MEMORY = 0.7  # share of the noise of a command that the next step keeps
 TASK = "put the ball on the plate"
 REST_M_S, OPEN, ON_PLATE_M = 0.02, 0.9, 0.01  # success: slower, wider open, and not higher above the plate than this
 
@@ -47,8 +49,11 @@ class SimulateParams(Section):
     seed: int = Field(0, ge=0, description="scenes, tasks and joint noise")
     episodes: int = Field(96, ge=1, le=100_000, description="number of episodes")
     steps: int = Field(50, ge=1, le=10_000, description="frames per episode, at 10 Hz; the task needs about 50")
-    miss_rate: float = Field(0.2, ge=0, le=1, description="share of episodes whose aim is off, so that some fail")
+    miss_rate: float = Field(0.1, ge=0, le=1, description="share of episodes whose aim is off, so that some fail")
     aim_error_m: float = Field(0.045, ge=0, le=0.5, description="sigma of that error on each axis, metres")
+    action_noise_rad: float = Field(
+        0.015, ge=0, le=0.5, description="sigma of noise on what the arms execute, not on the recorded actions, rad"
+    )
 
 
 @dataclass(frozen=True)
@@ -94,14 +99,14 @@ def _simulate_job(job: tuple[SimulateParams, int]) -> tuple[int, Episode]:
 
 def simulate_episode(params: SimulateParams, number: int) -> Episode:
     """Simulate episode ``number`` of the recording that ``params`` describe, with the scripted policy."""
-    simulation = Simulation(params, number)
+    simulation, disturbances = Simulation(params, number), _disturbances(params, number)
     qpos, joints, actions, positions, rewards = [], [], [], [], []
     for _ in range(params.steps):
         qpos.append(simulation.qpos())
         joints.append(simulation.measure())
         positions.append(simulation.object_position)
         actions.append(simulation.expert())
-        simulation.apply(actions[-1])
+        simulation.apply(actions[-1] + next(disturbances))
         rewards.append(simulation.reward())
     return Episode(
         simulation.mjcf, np.stack(qpos), np.stack(joints), np.stack(actions), np.stack(positions),
@@ -109,11 +114,25 @@ def simulate_episode(params: SimulateParams, number: int) -> Episode:
     )  # fmt: skip
 
 
+def _disturbances(params: SimulateParams, number: int) -> Iterator[np.ndarray]:
+    """What is added to the commands of each control step, [16]: smooth noise on the arms, none on the grippers.
+
+    So the recording shows how to come back to the path from beside it (Laskey et al., "DART: Noise Injection for Robust
+    Imitation Learning", 2017, arXiv:1703.09327).
+    """
+    rng, of_arms = np.random.default_rng([params.seed, number, 2]), np.tile([1.0] * JOINTS_PER_ARM + [0.0], len(SIDES))
+    share = np.sqrt(1 - MEMORY**2)
+    noise = rng.normal(0, params.action_noise_rad, len(JOINTS))
+    while True:
+        yield noise * of_arms
+        noise = MEMORY * noise + share * rng.normal(0, params.action_noise_rad, len(JOINTS))
+
+
 class Simulation:
     """One episode, step by step: `measure`, decide (`expert`, or any other policy), `apply`.
 
-    The scene and the start depend on ``(params.seed, number)`` alone; what follows, on the actions. The actions of a
-    recording, applied in order, lead through its states again, bit for bit.
+    The scene and the start depend on ``(params.seed, number)`` alone; what follows, on the actions: the same ones lead
+    through the same states, bit for bit.
 
     Args:
         params: what the recording is like.

@@ -10,6 +10,7 @@ see `sightline.training.precision.computed_in`), ``preprocessing`` (JSON), ``net
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output, file_sha256, fingerprint
 from sightline.core.hdf5 import create_contiguous, open_rows
 from sightline.core.params import Section
+from sightline.core.threads import threads
 from sightline.depth.store import DepthStore
 from sightline.depth.weights import load_weights
-from sightline.training.precision import Precision, computed_in, use_bf16
+from sightline.training.precision import Precision, computed_in, exact_float32, use_bf16
 from sightline.training.probing import effective_rank_of
 from sightline.training.processes import gather, process_device, rank, world_size
 
@@ -38,6 +40,7 @@ class EmbedParams(Section):
     precision: Precision = "fp32"
 
 
+@exact_float32()
 def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) -> dict[str, Any] | None:
     """Encode every image of ``data`` with ``encoder``, write ``output``, and return figures about the embeddings.
 
@@ -64,7 +67,7 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
     )
     # every n-th of all, not of what is missing: that changes as others append
     rows = range(rank(), len(store.depth), world_size())
-    mine = {row: digest(store.depth[row]) for row in tqdm(rows, desc="hash images", unit="img", mininterval=0.5)}
+    mine = _hashes(store.depth, rows)
     missing = [row for row, key in mine.items() if key not in cache]
     with tqdm(desc="embed", total=len(mine), initial=len(mine) - len(missing), unit="img", mininterval=0.5) as bar:
         for start in range(0, len(missing), params.batch_size):
@@ -95,6 +98,18 @@ def embed_depth(encoder: Path, data: Path, output: Path, params: EmbedParams) ->
         for start in range(0, len(keys), 1024):
             embeddings[start : start + 1024] = cache.get(keys[start : start + 1024])
         return _figures(embeddings, len(keys))
+
+
+def _hashes(images: np.ndarray, rows: range) -> dict[int, bytes]:
+    """The digest of each of ``rows``, by all cores: hashing runs beside Python."""
+    found: dict[int, bytes] = {}
+    progress = tqdm(desc="hash images", total=len(rows), unit="img", mininterval=0.5)
+    with progress as bar, ThreadPoolExecutor(threads()) as pool:
+        for start in range(0, len(rows), 1024):
+            part = rows[start : start + 1024]
+            found |= zip(part, pool.map(lambda row: digest(images[row]), part), strict=True)
+            bar.update(len(part))
+    return found
 
 
 @torch.inference_mode()

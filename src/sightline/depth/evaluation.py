@@ -35,6 +35,7 @@ from sightline.depth.store import DepthStore
 from sightline.grids.store import GridRows, GridStore
 from sightline.recording.frames import read_frames
 from sightline.training import probing
+from sightline.training.precision import exact_float32
 
 AUTOENCODER, IMAGE_GRID = "autoencoder", "image_grid"
 
@@ -82,6 +83,7 @@ class Rows:
     choose: np.ndarray  # for the penalty of the probe: evenly spaced in val, or else the last fifth of probe
 
 
+@exact_float32()
 def evaluate_autoencoder(
     weights: Path,
     data: Path,

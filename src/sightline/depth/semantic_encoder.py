@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sightline.core.errors import UserError, first_fault
+from sightline.core.hub import HubModel
 from sightline.core.tensors import check_range
 from sightline.depth.network import Encoder, NetworkConfig
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, as_counts, check_values, preprocess
@@ -27,7 +28,7 @@ from sightline.depth.weights import Header, Weights, check_shape, load_weights, 
 from sightline.training.processes import process_device
 
 
-class SemanticEncoder(Encoder):
+class SemanticEncoder(HubModel, Encoder):
     """Depth image -> embedding, with weights that can be loaded, saved and frozen.
 
     Its state dict is that of `sightline.depth.network.Encoder`. It stands in eval mode where it is made with weights,
@@ -188,6 +189,15 @@ class SemanticEncoder(Encoder):
         """
         header = Header(kind="encoder", network=self.config, preprocessing=self.preprocessing)
         save_encoder(Path(path), self, header, self.weights_file or "")
+
+    def write_weights(self, path: Path) -> None:
+        """`save_encoder_weights`."""
+        self.save_encoder_weights(path)
+
+    @classmethod
+    def read_weights(cls, path: Path) -> "SemanticEncoder":
+        """`create_semantic_encoder`."""
+        return create_semantic_encoder(path)
 
     # --- freezing
 

@@ -23,10 +23,12 @@ from sightline.depth.store import DepthStore
 from sightline.depth.weights import Header, save_weights
 from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
+from sightline.training.compiling import compiled
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit
+from sightline.training.loading import sent
 from sightline.training.order import Draw, EpochBatches, in_order, share_of
-from sightline.training.precision import computed_in
-from sightline.training.processes import process_device, rank, world_size
+from sightline.training.precision import computed_in, exact_float32
+from sightline.training.processes import log_weight, process_device, rank, world_size
 
 
 class TrainParams(TrainerParams):
@@ -40,7 +42,6 @@ class TrainParams(TrainerParams):
     )
     patch_share: float = Field(0.95, ge=0, le=1, description="share of the epochs, the first, on the patch path alone")
     augment: Augment = Field("full", description="none, rotate (by 90 degrees), full: also mirror, crop, scale, move")
-    compile: bool = Field(False, description="compile the network: fewer, larger kernels on a GPU; no use on a CPU")
     l1_weight: float = Field(0.1, ge=0, description="weight of the absolute error beside the squared error")
     gradient_weight: float = Field(0.0, ge=0, description="weight of the error of neighbours' differences; 0: off")
     perceptual_weight: float = Field(0.0, ge=0, description="weight of the perceptual loss; needs --perceptual-weights")
@@ -74,17 +75,23 @@ class DepthImages(Dataset[dict[str, Tensor]]):
         store: memory-mapped; only the rows of a batch are read.
         augment: "none" where the draws hold no random numbers.
         resident: the whole store on a GPU, where batches are then made; from `resident_images`.
+        raw: only read: ``images``, ``valid`` [B, 128, 128] and ``chances``, to be changed on the GPU they are sent to.
     """
 
-    def __init__(self, store: DepthStore, augment: Augment = "none", resident: Images | None = None) -> None:
-        self.store, self.augment, self.resident = store, augment, resident
+    def __init__(
+        self, store: DepthStore, augment: Augment = "none", resident: Images | None = None, raw: bool = False
+    ) -> None:
+        self.store, self.augment, self.resident, self.raw = store, augment, resident, raw
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor]:
         rows, chances = torch.from_numpy(draw.rows), torch.from_numpy(draw.chances)
         if self.resident:
             device = self.resident[0].device
-            rows, chances = (tensor.to(device, non_blocking=True) for tensor in (rows, chances))
+            rows, chances = sent(rows, device), sent(chances, device)
             images, valid = augment_images(*self.resident, chances, self.augment, rows)
+        elif self.raw:
+            images, valid = _images(self.store, draw.rows)
+            return {"images": images, "valid": valid, "chances": chances}
         else:
             images, valid = augment_images(*_images(self.store, draw.rows), chances, self.augment)
         return {"depth": images, "valid": valid}
@@ -116,8 +123,15 @@ class AutoencoderModule(lightning.LightningModule):
         self.perceptual = [perceptual] if perceptual else []  # a list hides its weights from the checkpoints
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.params_ = params
-        if params.compile:
-            self.network.compile()
+        self.run, self.run_patches = (compiled(run, params) for run in (network.forward, network.forward_patches))
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+        """Change images on the device, where `DepthImages` has only read them."""
+        if "images" not in batch:
+            return batch
+        kind = self.params_.augment if self.trainer.training else "none"
+        images, valid = augment_images(batch["images"], batch["valid"], batch["chances"], kind)
+        return {"depth": images, "valid": valid}
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         return self._step(batch, "train")
@@ -128,7 +142,7 @@ class AutoencoderModule(lightning.LightningModule):
     def _step(self, batch: dict[str, Tensor], part: str) -> Tensor:
         depth, valid = batch["depth"], batch["valid"]
         only_patches = self.current_epoch < self.params_.patch_epochs
-        run = self.network.forward_patches if only_patches else self.network
+        run = self.run_patches if only_patches else self.run
         prediction = run(depth.contiguous(memory_format=torch.channels_last))[0]
         error = prediction - depth
         mse, l1 = mean_errors(error, valid)
@@ -138,7 +152,8 @@ class AutoencoderModule(lightning.LightningModule):
         for perceptual in self.perceptual:
             loss = loss + self.params_.perceptual_weight * perceptual.to(depth.device)(prediction, depth, valid)
         values = {f"{part}_loss": loss, f"{part}_mse": mse, f"{part}_l1": l1}
-        weight = int(valid.sum()) if part == "val" else len(depth)  # pooled over pixels where it is reported
+        # pooled over pixels where it is reported
+        weight = log_weight(int(valid.sum()) if part == "val" else len(depth))
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, prog_bar=part == "val", sync_dist=True)
         return loss
 
@@ -176,6 +191,7 @@ def gradient_difference(error: Tensor, valid: Tensor) -> Tensor:
     return total / ((both.sum() + two.sum()) * error.shape[1]).clamp(min=1)
 
 
+@exact_float32()
 def train_autoencoder(
     data: Path,
     weights: Path,
@@ -219,19 +235,21 @@ def train_autoencoder(
     lightning.seed_everything(seed, verbose=False)
     network = Autoencoder(params.network(store.channels))
     # Batches: this process's share of both parts.
-    resident = resident_images(store, process_device())
+    resident, raw = resident_images(store, process_device()), process_device().type == "cuda"
     batches = Batches(
-        DepthImages(store, params.augment, resident),
-        EpochBatches(train_rows, params.batch_size, seed, CHANCES, rank(), world_size()),
-        DepthImages(store, "none", resident),
+        DepthImages(store, params.augment, resident, raw),
+        EpochBatches(train_rows, params.batch_size, seed, CHANCES, rank(), world_size(), only_whole=params.compile),
+        DepthImages(store, "none", resident, raw),
         in_order(share_of(val_rows, rank(), world_size()), params.batch_size),
         store.frame_id,
+        resident is not None,
     )
     # Train. The identity is all that decides the result: only an interrupted run of the same one is continued.
     module = AutoencoderModule(network, params, store.preprocessing, perceptual)
     files = (data, by_hand.resume, perceptual and perceptual_weights)
     identity = [params.model_dump(mode="json"), seed, *(file_sha256(path) if path else None for path in files)]
-    result = fit(module, batches, params, "train_autoencoder", identity, by_hand)
+    all_learn = not params.patch_epochs  # until then, the patch path alone
+    result = fit(module, batches, params, "train_autoencoder", identity, by_hand, all_learn=all_learn)
     if rank() != 0:
         return
     # Write the weights of the best epoch, and what it measured beside the simplest predictor.

@@ -14,6 +14,7 @@ import torch
 
 from sightline.core.errors import UserError
 from sightline.fusion.depth_images import DEPTH_IMAGES, resize_depth
+from sightline.fusion.exported import ExportedPolicy, Runtime
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, load_policy
 from sightline.fusion.views import square_view
 from sightline.training.processes import process_device
@@ -94,7 +95,7 @@ def between(chunk: np.ndarray, stride: int) -> np.ndarray:
 class Policy:
     """A fusion model that drives a robot.
 
-        policy = Policy.load("models/fusion/actions/stacked.safetensors")
+        policy = Policy.load("models/fusion/actions/stacked.safetensors")  # or policy.onnx, faster on a CPU
         policy.reset()  # before each episode
         action = policy.act({"images": {"left_wrist": picture, ...}, "joints": joints})  # once for each frame
 
@@ -107,26 +108,41 @@ class Policy:
     """
 
     def __init__(
-        self, model: FusionPolicy, *, temporal_ensembling: Decay = False, replan_every: int | None = None
+        self,
+        model: FusionPolicy | ExportedPolicy,
+        *,
+        temporal_ensembling: Decay = False,
+        replan_every: int | None = None,
     ) -> None:
-        self.model, self.config, self.device = model.eval(), model.config, process_device()
-        self.model.to(self.device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
+        self.model, self.config, self.device = model, model.config, process_device()
+        if isinstance(model, FusionPolicy):
+            model.eval().to(self.device)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on a CPU
         self.cameras = () if self.config.design == "joints_only" else self.config.cameras
         self.queue = ActionQueue(self.config.steps, self.config.stride, replan_every, temporal_ensembling)
 
     @classmethod
-    def load(cls, path: Path | str, *, temporal_ensembling: Decay = False, replan_every: int | None = None) -> "Policy":
-        """Read a model that ``stages/train_fusion.py`` wrote, to a GPU where there is one.
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        temporal_ensembling: Decay = False,
+        replan_every: int | None = None,
+        runtime: Runtime | None = None,
+    ) -> "Policy":
+        """Read a model that ``stages/train_fusion.py`` wrote, to a GPU where there is one; or an exported one, .onnx.
 
         Args:
-            path: safetensors file.
+            path: safetensors file, or ONNX file of ``python -m sightline.export``.
             temporal_ensembling, replan_every: see `ActionQueue`.
+            runtime: what runs an ONNX file, see `ExportedPolicy`.
 
         Raises:
-            UserError: not a file of a fusion model, or a number out of its range.
+            UserError: not a file of a fusion model, a number out of its range, or no package that runs it.
         """
-        return cls(load_policy(path), temporal_ensembling=temporal_ensembling, replan_every=replan_every)
+        is_exported = Path(path).suffix == ".onnx"
+        model = ExportedPolicy(Path(path), runtime) if is_exported else load_policy(path).requires_grad_(False)
+        return cls(model, temporal_ensembling=temporal_ensembling, replan_every=replan_every)
 
     def reset(self) -> None:
         """Begin a new episode: forget what was predicted in the last one."""
@@ -151,10 +167,14 @@ class Policy:
     def _chunk(self, observation: Observation, joints: np.ndarray) -> np.ndarray:
         """A predicted chunk [H, A]."""
         config = self.config
+        pictures = {camera: _picture(observation, camera, config) for camera in self.cameras}
+        given = {name: _extra(observation, name, of) for name, of in config.extras.items()}
+        if isinstance(self.model, ExportedPolicy):
+            return self.model.chunk(pictures, joints, given)
         views = np.zeros((len(config.cameras), 3, config.image_size, config.image_size), np.uint8)
-        for i, camera in enumerate(self.cameras):
-            views[i] = square_view(_picture(observation, camera, config), config.image_size, config.fit)
-        extras = {name: torch.from_numpy(_extra(observation, name, of)[None]) for name, of in config.extras.items()}
+        for i, picture in enumerate(pictures.values()):
+            views[i] = square_view(picture, config.image_size, config.fit)
+        extras = {name: torch.from_numpy(values[None]) for name, values in given.items()}
         if DEPTH_IMAGES in extras:
             extras[DEPTH_IMAGES] = resize_depth(extras[DEPTH_IMAGES], config.image_size)
         inputs = [torch.from_numpy(values[None]).to(self.device) for values in (views, joints)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sightline.core.errors import UserError
+from sightline.core.tensors import without_looking
 from sightline.fusion.heads import CvaeHead, mlp
 from sightline.fusion.policy import FusionPolicy
 from sightline.fusion.views import Views
@@ -154,7 +155,7 @@ class LapoCritic(nn.Module):
             noise: of a standard normal distribution, [B, 2A].
         """
         feature, actions = feature.detach().float(), chunk.flatten(1)
-        with torch.no_grad():
+        with torch.no_grad(), without_looking():  # at numbers, which would wait for a GPU
             self.target.eval()  # a parent's train mode does not move its statistics
             joints = self.target.normalise_joints(batch["next_joints"])
             extras = {name: batch[f"next_{name}"] for name in self.target.config.extras}

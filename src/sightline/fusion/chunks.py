@@ -13,6 +13,7 @@ from sightline.fusion.advantage import Rewards
 from sightline.fusion.depth_images import DEPTH_IMAGES, resize_depth
 from sightline.fusion.views import Views
 from sightline.grids.features import Feature, FramesOf, open_features
+from sightline.training.loading import sent
 from sightline.training.order import Draw
 
 NAMES = ("depth", "grid", DEPTH_IMAGES)  # what models call vectors, grids and depth images
@@ -83,7 +84,7 @@ class Chunks(Dataset[dict[str, Tensor]]):
     def _seen(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Inputs of the encoder for these frames."""
         if self.resident is not None:
-            views = self.resident[torch.from_numpy(rows).to(self.resident.device)]
+            views = self.resident[sent(torch.from_numpy(rows), self.resident.device)]
         else:
             views = torch.from_numpy(self.views.images[rows])
         return {"views": views, "joints": torch.from_numpy(self.views.joints[rows]), **self.extras_of(rows)}

@@ -42,6 +42,7 @@ from sightline.fusion.views import Views
 from sightline.grids.features import check_features
 from sightline.training import probing
 from sightline.training.order import in_order
+from sightline.training.precision import exact_float32
 from sightline.training.processes import process_device
 
 ACTIVE = 0.01  # variance of a latent's posterior mean above which it is used (Burda et al. 2016)
@@ -57,6 +58,7 @@ class EvaluateFusionParams(Section):
     seed: int = Field(0, ge=0, description="which other frame lends its inputs; the bootstrap")
 
 
+@exact_float32()
 def evaluate_fusion(
     weights: Path, data: Path, output: Path, params: EvaluateFusionParams, features: Sequence[Path] = ()
 ) -> dict[str, Any]:

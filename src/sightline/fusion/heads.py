@@ -65,7 +65,7 @@ class CvaeHead(nn.Module):
 
     def forward(self, feature: Tensor, z: Tensor | None = None) -> Tensor:
         """Chunk [B, H, A] for latents [B, 2A]; None takes the mean of the prior, 0."""
-        z = feature.new_zeros(len(feature), self.latent) if z is None else z.to(feature.dtype)
+        z = feature.new_zeros(feature.shape[0], self.latent) if z is None else z.to(feature.dtype)
         return self.decoder(torch.cat([feature, z], dim=1)).unflatten(1, self.shape)
 
     def posterior(self, feature: Tensor, chunk: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -191,7 +191,7 @@ class ImageJointEncoder(nn.Module):
             check_joints("joint", joint, self.joint_dim)
             parts.append(self.joint_fc(joint.to(self.mean.dtype)))
         for name, module in self.extras.items():
-            parts.append(module((extras or {}).get(name), (hidden or {}).get(name), len(parts[0])))
+            parts.append(module((extras or {}).get(name), (hidden or {}).get(name), parts[0].shape[0]))
         return self.fusion_fc(torch.cat(parts, dim=1))
 
     def _views(self, one_by_one: tuple[Tensor | None, ...], views: Sequence[Tensor] | Tensor | None) -> list[Tensor]:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from sightline.core.errors import UserError
+from sightline.core.hub import HubModel
 from sightline.core.params import Section
 from sightline.core.tensors import check_joints
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
@@ -67,7 +68,7 @@ class PolicyConfig(Section):
         return {name: shape for name, shape in self.extras.items() if name != DEPTH_IMAGES}
 
 
-class FusionPolicy(nn.Module):
+class FusionPolicy(HubModel, nn.Module):
     """Views, joints -> feature -> a chunk of actions, in data units.
 
     Buffers hold the mean and scale of joints and actions in training episodes (the standard deviation; 1 where a joint
@@ -147,7 +148,9 @@ class FusionPolicy(nn.Module):
         """What is predicted from joints [B, J] before the network adds to it, [B, H, A], data units."""
         joints = self._in_own_type(joints)
         chunk = torch.einsum("bj,hja->bha", self.normalise_joints(joints), self.base_weight) + self.base_bias
-        return chunk + joints[:, None] if self.base_holds else chunk
+        if len(self.config.joint_names) != self.config.actions:
+            return chunk
+        return torch.where(self.base_holds, chunk + joints[:, None], chunk)  # no look, which an export cannot follow
 
     def normalise_joints(self, joints: Tensor) -> Tensor:
         """Joints in data units [B, J] -> in standard deviations; a constant joint is 0, whatever it is.
@@ -197,6 +200,15 @@ class FusionPolicy(nn.Module):
         Joints of any real type are taken in the policy's own.
         """
         return self.restore_actions(self.head(self.feature(views, self.normalise_joints(joints), extras)), joints)
+
+    def write_weights(self, path: Path) -> None:
+        """`save_policy`."""
+        save_policy(path, self)
+
+    @classmethod
+    def read_weights(cls, path: Path) -> "FusionPolicy":
+        """`load_policy`."""
+        return load_policy(path)
 
     def _check_views(self, views: Tensor) -> None:
         size, cameras = self.config.image_size, len(self.config.cameras)

@@ -29,10 +29,11 @@ from sightline.grids.store import identifying_file
 from sightline.training.averaging import move_average, share_at
 from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
+from sightline.training.compiling import compiled
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import EpochBatches, in_order, share_of
-from sightline.training.precision import computed_in
-from sightline.training.processes import process_device, rank, world_size
+from sightline.training.precision import computed_in, exact_float32
+from sightline.training.processes import log_weight, process_device, rank, world_size
 
 WARM_UP = 0.1  # share of the steps over which beta rises
 
@@ -68,7 +69,6 @@ class FusionParams(TrainerParams):
     advantage_weight: float = Field(0.9, gt=0, lt=1, description="mc, td: share of the weight for positive advantages")
     pretrained: str | None = Field(None, description="torchvision tag or weights file for the ResNet-18; null: random")
     trunk_lr: float = Field(3e-5, gt=0, description="highest learning rate of the ResNet-18; lr: of everything else")
-    compile: bool = Field(False, description="compile the encoder: fewer, larger kernels on a GPU; slower on a CPU")
     conv1_init: Conv1Init = Field("independent", description="first filters: independent, copy, copy_mean, block")
     norm: Norm = Field("bn", description="bn, frozen_bn (for pretrained weights and small batches), gn")
     shift: int = Field(4, ge=0, description="largest random shift of a view, pixels")
@@ -93,7 +93,7 @@ class FusionModule(lightning.LightningModule):
         elif params.weights == "td" and rewards is not None:
             self.critic = LapoCritic(policy, params.advantage_weight, rewards.lowest, rewards.highest)
         if params.compile:
-            policy.encoder.compile()
+            policy.encoder.forward = compiled(policy.encoder.forward, params)  # type: ignore[method-assign]
 
     @property
     def chances(self) -> list[int]:
@@ -167,11 +167,12 @@ class FusionModule(lightning.LightningModule):
     def _extras(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: batch[name] for name in self.policy.config.extras}
 
-    def _log(self, part: str, values: dict[str, Tensor], weight: int) -> None:
-        means = {f"{part}_{name}": value.mean() for name, value in values.items()}
+    def _log(self, part: str, values: dict[str, Tensor], count: int) -> None:
+        means, weight = {f"{part}_{name}": value.mean() for name, value in values.items()}, log_weight(count)
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=weight, prog_bar=part == "val", sync_dist=True)
 
 
+@exact_float32()
 def train_fusion(
     data: Path,
     weights: Path,
@@ -232,7 +233,8 @@ def train_fusion(
     elif params.weights == "td":
         rewards = chunk_rewards(views, params.discount, params.chunk * params.stride)
     # Chunks of actions, and the scale of joints and actions in the training part.
-    chunks = Chunks(views, params.chunk, params.stride, further, rewards, resident_views(views, process_device()))
+    resident = resident_views(views, process_device())
+    chunks = Chunks(views, params.chunk, params.stride, further, rewards, resident)
     joints, actions = (torch.from_numpy(values[in_train]) for values in (views.joints, views.actions))
     policy.fit_normalisation(joints, actions)
     # A linear map of the joints, which the network then corrects.
@@ -244,16 +246,20 @@ def train_fusion(
     module = FusionModule(policy, params, rewards)
     batches = Batches(
         chunks,
-        EpochBatches(train_rows, params.batch_size, seed, sum(module.chances), rank(), world_size()),
+        EpochBatches(
+            train_rows, params.batch_size, seed, sum(module.chances), rank(), world_size(), only_whole=params.compile
+        ),
         chunks,
         in_order(share_of(val_rows, rank(), world_size()), params.batch_size),
         views.frame_id,
+        resident is not None,
     )
     # Train. The identity is all that decides the result: only an interrupted run of the same one is continued.
     files = (data, by_hand.resume, *(identifying_file(feature.path) for feature in further.values()))
     inputs = [sorted(config.extras), *(file_sha256(path) for path in files if path)]
     identity = [params.model_dump(mode="json"), design, seed, *inputs]
-    result = fit(module, batches, params, "train_fusion", identity, by_hand)
+    all_learn = not config.extras  # what stands for a further input may not be needed in a step
+    result = fit(module, batches, params, "train_fusion", identity, by_hand, all_learn=all_learn)
     if rank() != 0:
         return
     # Write the weights of the best epoch, and what it measured.

@@ -7,7 +7,6 @@ import platform
 from argparse import ArgumentParser, Namespace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from sightline.core.cli import run_stage
 from sightline.core.figures import HEADLINE
@@ -31,20 +30,20 @@ def write_report(root: Path, output: Path, experiments: list[str]) -> tuple[int,
     from sightline.report.story import chapters
     from sightline.report.verdicts import words
 
-    params = project.read_parameters(root / "params.yaml")
-    parts, edges = project.read_pipeline(root)
+    params, trainings = project.read(root / "params.yaml"), project.read_trainings(root)
+    parts, graph = project.read_pipeline(root)
     here = [part for part in parts if part.folder.is_dir()]
+    figures = {str(path.relative_to(root)): project.read(path) for part in here for path in part.files("json")}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("sightline.report", ""), autoescape=True)
     environment.filters["words"] = words
     text = environment.get_template("page.html").render(
-        chapters=chapters(parts, project.read_experiments(root, experiments, parts)),
-        experiments=experiments,
+        chapters=chapters(parts, {name: project.read_experiment(root, name, parts) for name in experiments}),
         commit=project.commit_of(root),
         machine=f"{platform.system()} {platform.machine()}",
         recording=project.read_recording(root, params),
-        trainings=project.read_trainings(root),
-        graph=_graph(edges),
-        tables={path: project.read_json(root / path) for part in here for path in part.jsons()},
+        minutes=sum(run["seconds"] for run in trainings.values()) / 60,
+        graph=graph,
+        tables={"trainings on this machine": trainings, "params.yaml": params, **figures},
         params=params,
         script=_script(),
     )
@@ -59,19 +58,6 @@ def _script() -> str:
     import vl_convert
 
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-
-
-def _graph(edges: list[tuple[str, str]]) -> dict[str, Any]:
-    """Where to draw the stages: each one column to the right of the last stage that it needs."""
-    columns = {stage: 0 for edge in edges for stage in edge}
-    for _ in columns:
-        for needed, stage in edges:
-            columns[stage] = max(columns[stage], columns[needed] + 1)
-    places: dict[str, tuple[int, int]] = {}
-    for stage, column in sorted(columns.items(), key=lambda item: item[1]):
-        places[stage] = (column, sum(other == column for other, _ in places.values()))
-    rows = 1 + max((row for _, row in places.values()), default=0)
-    return {"places": places, "edges": edges, "columns": 1 + max(columns.values(), default=0), "rows": rows}
 
 
 class Params(Section):

@@ -20,6 +20,7 @@ from sightline.report.verdicts import Score, words
 
 MODEL, BASELINE = OKABE_ITO[0], OKABE_ITO[1]
 ON_TOP = alt.Legend(orient="top", title=None, columns=2)
+BROKEN = "split(replace(datum.label, ' with ', '\\nwith '), '\\n')"  # a long name stands on two lines
 WIDE, WIDEST, QUALITY = 480, 1400, 80  # pixels of a sample and of a picture; of its WebP
 NO_READING = (213, 94, 0)
 Spec = dict[str, Any]
@@ -32,11 +33,14 @@ def bars(title: str, axis: str, scores: Iterable[Score]) -> Spec:
          "low": s.interval and s.interval[0], "high": s.interval and s.interval[1]}
         for s in scores
     ]  # fmt: skip
-    y = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=170))
-    scale = alt.Scale(domain=["model", "baseline"], range=[MODEL, BASELINE])
+    y = alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=170, labelExpr=BROKEN))
+    x, scale = (
+        alt.X("value:Q", title=axis, axis=alt.Axis(tickCount=5)),
+        alt.Scale(domain=["model", "baseline"], range=[MODEL, BASELINE]),
+    )
     colour = alt.Color("kind:N", scale=scale, legend=ON_TOP if len({row["kind"] for row in rows}) > 1 else None)
     base = alt.Chart(pd.DataFrame(rows)).encode(y=y, tooltip=["name", "value", "low", "high"])
-    drawn = base.mark_bar(height=14).encode(x=alt.X("value:Q", title=axis), color=colour)
+    drawn = base.mark_bar(height=14).encode(x=x, color=colour)
     if any(row["low"] is not None for row in rows):
         whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, color="#777", aria=False)
         drawn += whiskers.encode(x=alt.X("low:Q", title=axis), x2="high:Q")
@@ -44,14 +48,13 @@ def bars(title: str, axis: str, scores: Iterable[Score]) -> Spec:
 
 
 def lines(title: str, x: str, y: str, table: pd.DataFrame) -> Spec:
-    """Lines with points over ``x``; columns x, value, line and, where it has several, run."""
-    nearest = ["line", alt.Tooltip("x", title=x), alt.Tooltip("value", title=y)]
+    """Lines with points over ``x``; columns x, value, line and run, of which there may be several."""
+    runs = alt.StrokeDash("run:N", sort=None, legend=ON_TOP if table["run"].nunique() > 1 else None)
     colour = alt.Color("line:N", sort=None, scale=alt.Scale(range=list(OKABE_ITO)), legend=ON_TOP)
     chart = alt.Chart(table).mark_line(point=alt.OverlayMarkDef(size=25)).encode(
-        x=alt.X("x:Q", title=x), y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False)), color=colour, tooltip=nearest
+        x=alt.X("x:Q", title=x), y=alt.Y("value:Q", title=y, scale=alt.Scale(zero=False)), color=colour,
+        strokeDash=runs, tooltip=["run", "line", alt.Tooltip("x", title=x), alt.Tooltip("value", title=y)],
     )  # fmt: skip
-    if "run" in table:
-        chart = chart.encode(strokeDash=alt.StrokeDash("run:N", sort=None, legend=ON_TOP), tooltip=["run", *nearest])
     return _spec(chart, title, 260)
 
 

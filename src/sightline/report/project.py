@@ -4,6 +4,7 @@ import json
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,41 +14,35 @@ import pandas as pd
 from sightline.core.errors import UserError
 from sightline.core.figures import HEADLINE
 from sightline.core.params import parse_yaml
+from sightline.recording.frames import read_index
 from sightline.recording.layout import read_recording_info
 from sightline.recording.split import PARTS
 
 
 @dataclass(frozen=True)
 class Part:
-    """What an instance of a stage measured."""
+    """What an instance of a stage measured, in the folder ``path`` below ``root``."""
 
     stage: str  # without the instance
-    path: Path  # of its folder, below the root
+    path: Path
     root: Path
 
     @property
     def folder(self) -> Path:
         return self.root / self.path
 
-    @property
-    def name(self) -> str:
-        """Of the instance, such as actions/nine; "" where a stage has only one."""
-        return "/".join(self.path.parts[2:])
-
-    def figures(self) -> dict[str, Any]:
-        """Everything that its JSON files hold."""
-        return {key: value for path in self.files("json") for key, value in read_json(path).items()}
-
-    def jsons(self) -> list[Path]:
-        """Paths of its JSON files, below the root."""
-        return [path.relative_to(self.root) for path in self.files("json")]
-
     def files(self, suffix: str) -> list[Path]:
         return sorted(self.folder.glob(f"*.{suffix}"))
 
+    def figures(self) -> dict[str, Any]:
+        """Everything that its JSON files hold."""
+        return {key: value for path in self.files("json") for key, value in read(path).items()}
 
-def read_pipeline(root: Path) -> tuple[list[Part], list[tuple[str, str]]]:
-    """The stages that measure something, and which stage needs which: (needed, needs).
+
+def read_pipeline(root: Path) -> tuple[list[Part], dict[str, Any]]:
+    """The parts that measure something; and the graph of `dvc dag`: ``edges`` (needed, needs), ``columns`` of stages.
+
+    Each stage stands one column to the right of the last that it needs.
 
     Raises:
         UserError: DVC cannot read the pipelines of the project ``root``.
@@ -57,7 +52,7 @@ def read_pipeline(root: Path) -> tuple[list[Part], list[tuple[str, str]]]:
 
     try:
         index = Repo(str(root), uninitialized=True).index
-        stages, edges = index.stages, index.graph.edges
+        stages, links = index.stages, index.graph.edges
     except DvcException as error:
         raise UserError(f"{root}: DVC cannot read its pipelines ({' '.join(str(error).split())})") from None
     parts = [
@@ -66,79 +61,65 @@ def read_pipeline(root: Path) -> tuple[list[Part], list[tuple[str, str]]]:
         for out in stage.outs
         if stage.name and out.protocol == "local" and Path(out.fs_path).name == HEADLINE  # a file that was added: None
     ]
-    named = [(a.name, b.name) for b, a in edges if a.name and b.name]
-    return parts, sorted({(a.split("@")[0], b.split("@")[0]) for a, b in named} - {(a, a) for a, _ in named})
+    pairs = {(a.name.split("@")[0], b.name.split("@")[0]) for b, a in links if a.name and b.name}
+    edges, columns, sorter = sorted((a, b) for a, b in pairs if a != b), [], TopologicalSorter[str]()
+    for needed, stage in edges:
+        sorter.add(stage, needed)
+    sorter.prepare()
+    while sorter.is_active():
+        columns.append(sorted(sorter.get_ready()))
+        sorter.done(*columns[-1])
+    return parts, {"edges": edges, "columns": columns}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object of JSON. Raises `UserError` naming the file where it is none."""
+def read(path: Path) -> Any:
+    """A table of CSV, or an object of JSON or YAML. Raises `UserError` naming the file where it is none."""
+    kind = path.suffix.removeprefix(".").upper()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if kind == "CSV":
+            return pd.read_csv(StringIO(text))
+        value = json.loads(text) if kind == "JSON" else parse_yaml(text, str(path))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+        raise UserError(f"{path}: cannot be read as {kind} ({' '.join(str(error).split())})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected an object of figures, got {type(value).__name__}")
+        raise UserError(f"{path}: expected an object (`train: ...`, figures), got {type(value).__name__}")
     return value
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table. Raises `UserError` naming the file where it is none."""
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({' '.join(str(error).split())})") from None
-
-
-def read_parameters(path: Path) -> dict[str, Any]:
-    """Everything in ``params.yaml``. Raises `UserError` where it cannot be read."""
-    try:
-        params = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(params, dict):
-        raise UserError(f"{path}: expected sections (`train:` ...), got {type(params).__name__}")
-    return params
-
-
-def read_experiments(root: Path, names: list[str], parts: list[Part]) -> dict[str, dict[Path, pd.DataFrame]]:
-    """Curves of DVC experiments (or any revisions) by their name: folder -> table.
+def read_experiment(root: Path, name: str, parts: list[Part]) -> dict[Path, pd.DataFrame]:
+    """Curves of a DVC experiment (or any revision): folder -> table.
 
     Raises:
         UserError: there is no such experiment, or it has no curves here.
     """
     from dvc.api import DVCFileSystem
 
-    curves: dict[str, dict[Path, pd.DataFrame]] = {name: {} for name in names}
-    for name, found in curves.items():
-        try:
-            files = DVCFileSystem(str(root), rev=name)
-            for part in parts:
-                with suppress(FileNotFoundError):  # not in that experiment, or not fetched
-                    found[part.path] = pd.read_csv(StringIO(files.read_text(f"/{part.path}/curves.csv")))
-        except Exception as error:  # DVC, its file systems and git have no common one
-            raise UserError(f"experiment {name}: cannot be read ({' '.join(str(error).split())})") from None
-        if not found:
-            raise UserError(f"experiment {name}: no curves are here; fetch them with `dvc exp pull` or `dvc fetch`")
+    curves = {}
+    try:
+        files = DVCFileSystem(str(root), rev=name)
+        for part in parts:
+            with suppress(FileNotFoundError):  # not in that experiment, or not fetched
+                curves[part.path] = pd.read_csv(StringIO(files.read_text(f"/{part.path}/curves.csv")))
+    except Exception as error:  # DVC, its file systems and git have no common one
+        raise UserError(f"experiment {name}: cannot be read ({' '.join(str(error).split())})") from None
+    if not curves:
+        raise UserError(f"experiment {name}: no curves are here; fetch them with `dvc exp pull` or `dvc fetch`")
     return curves
 
 
 def commit_of(root: Path) -> str:
     """The commit that is checked out, and whether tracked files differ from it."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    commit = git("log", "-1", "--format=%h of %cs, %s")
-    changed = commit and git("status", "--porcelain", "--untracked-files=no")
-    return (commit or "not under git") + (", with changes that are not committed" if changed else "")
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=, with changes that are not committed"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "not under git"
 
 
-def read_trainings(root: Path) -> list[dict[str, Any]]:
-    """What the logs of this machine say of its trainings: metrics (the folder), epochs, seconds, machine."""
-    runs = sorted((root / "runs").glob("*/*/run.json"), key=lambda path: path.stat().st_mtime)
-    latest = {run["metrics"]: run for run in map(read_json, runs)}
-    return [latest[name] for name in sorted(latest)]
+def read_trainings(root: Path) -> dict[str, dict[str, Any]]:
+    """What the logs of this machine say of its trainings: folder of metrics -> epochs, seconds, machine."""
+    runs = map(read, sorted((root / "runs").glob("*/*/run.json"), key=lambda path: path.stat().st_mtime))
+    return dict(sorted((run.pop("metrics"), run) for run in runs))
 
 
 def read_recording(root: Path, params: dict[str, Any]) -> dict[str, Any]:
@@ -153,18 +134,16 @@ def read_recording(root: Path, params: dict[str, Any]) -> dict[str, Any]:
     data = root / name
     if not (data / "recording.json").is_file() or not index.is_file():
         return {"text": f"The recording {name} or its index is not here.", "samples": {}}
-    info = read_recording_info(data / "recording.json")
-    try:
-        frames = pd.read_parquet(index)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{index}: not a frame index ({' '.join(str(error).split())})") from None
-    counts, episodes = frames["split"].value_counts(), frames.groupby("split")["episode"].nunique()
-    split = ", ".join(f"{counts[part]:,} {part} ({episodes[part]} episodes)" for part in PARTS if part in counts)
+    info, frames = read_recording_info(data / "recording.json"), read_index(index)
+    parts = {part: frames[frames["split"] == part] for part in PARTS if (frames["split"] == part).any()}
+    split = ", ".join(f"{len(of):,} {part} ({of['episode'].nunique()} episodes)" for part, of in parts.items())
     text = (
         f"{name}: {len(frames):,} frames at {info.fps:g} per second ({len(frames) / info.fps:,.0f} s), split by whole "
         f"episodes: {split}. Cameras: {', '.join(info.cameras)}. {len(info.joints)} joints."
     )
-    ids = frames.loc[(frames["split"] == "test") | ("test" not in counts), "frame_id"].tolist()
+    part, of = list(parts.items())[-1]  # test, where there is one
+    ids = of["frame_id"].tolist()
     ids = [i for i in ids if (data / f"masks/{i:06d}.png").is_file()] or ids
     frame = ids[len(ids) // 2]
-    return {"text": text, "frame": frame, "samples": samples(data, info, frame, params["segmentation"]["camera"])}
+    pictures = samples(data, info, frame, params["segmentation"]["camera"])
+    return {"text": text, "frame": f"{frame} ({part})", "samples": pictures}

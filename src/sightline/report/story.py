@@ -1,14 +1,16 @@
 """The chapters of the report: what each part of the pipeline measured, in verdicts, charts, pictures and tables."""
 
 import re
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sightline.report import charts
-from sightline.report.project import Part, read_csv
-from sightline.report.verdicts import MEASURES, Score, Verdict, judge, judge_embedding, judge_grids, scores, words
+from sightline.report.project import Part, read
+from sightline.report.verdicts import MEASURES, OTHERS, WORDS, Score, Verdict, compared, judge, judge_grids, words
 
 CHAPTERS = {  # title -> which stages it has, what its model is called; a stage is in the first that fits
     "Policy": (r"fusion|rollout|pack_views", "The policy"),
@@ -31,9 +33,10 @@ def chapters(parts: list[Part], experiments: Experiments) -> list[dict[str, Any]
         verdicts, specs = _compare(noun, here)
         pictures = {}
         for part in here:
-            specs += _charts(part, _label(part, here), experiments)
+            label = _label(part, here)
+            specs += _curves(part, label, experiments) + _shares(part.figures(), label)
             for path in [*part.files("png"), *part.files("gif")]:
-                pictures[_of(words(path.stem), _label(part, here))] = charts.picture(path)
+                pictures[_of(words(path.stem), label)] = charts.picture(path)
         missing = [part for part in own if part not in here]
         told.append({"title": title, "verdicts": verdicts, "charts": specs, "pictures": pictures, "missing": missing})
     return told
@@ -54,45 +57,50 @@ def _label(part: Part, among: list[Part]) -> str:
 
 def _compare(noun: str, parts: list[Part]) -> tuple[list[Verdict], list[charts.Spec]]:
     """Verdicts on all that was evaluated, and a chart for each measure of each target, of models and baselines."""
-    verdicts, rows = [], []
+    verdicts, shown = [], defaultdict[tuple[str, str], dict[str, Score]](dict)
     for part in parts:
         figures, label = part.figures(), _label(part, parts)
-        subject = " ".join(filter(None, ["In rollouts, the policy" if part.stage == "rollout" else noun, label]))
-        measure, given = scores(figures)
-        if given:
-            sibling = part.folder.parent / JOINTS_ALONE
-            if part.folder.name != JOINTS_ALONE and sibling.is_dir():
-                alone = scores(Part(part.stage, part.path.parent / JOINTS_ALONE, part.root).figures())[1]
-                given += [Score(JOINTS_ALONE, alone[0].value)] if alone else []
-            verdicts.append(judge(subject, measure, given))
-            rows += [((measure, part.path.parts[2]), s, label) for s in given if s.name != JOINTS_ALONE]
-        verdicts += judge_embedding(subject, figures.get("embedding", {}))
-        verdicts += filter(None, [judge_grids(subject, figures)])
+        alone = Part(part.stage, part.path.parent / JOINTS_ALONE, part.root)
+        beside = compared(alone.figures()) if alone != part else {}
+        for measure, given in compared(figures).items():
+            more = [Score(JOINTS_ALONE, score.value) for score in beside.get(measure, [])[:1]]
+            subject = f"{OTHERS.get(measure, noun)} {label}".strip()
+            verdicts.append(judge(subject, measure, given + more))
+            named = {label if score.is_model and label else words(score.name): score for score in given}
+            shown[measure, part.path.parts[2]] |= named
+        verdicts += judge_grids(f"{noun} {label}".strip(), figures)
     specs = []
-    for key in dict.fromkeys(key for key, _, _ in rows):
-        shown: dict[str, Score] = {}  # models before baselines, which are the same for all
-        for _, score, label in sorted((row for row in rows if row[0] == key), key=lambda row: not row[1].is_model):
-            name = label if score.is_model and label else words(score.name)
-            shown[name] = Score(name, score.value, score.interval, score.is_model)
-        noun_, unit, higher = MEASURES[key[0]]
-        title = f"{noun_[0].upper()}{noun_[1:]}: {'higher' if higher else 'lower'} is better"
-        specs.append(charts.bars(title, unit.strip() or noun_.split("(")[-1].rstrip(")"), shown.values()))
+    for (measure, _), named in shown.items():
+        what, unit, higher = MEASURES[measure]
+        title = f"{what[0].upper()}{what[1:]}: {'higher' if higher else 'lower'} is better"
+        in_order = sorted(named.items(), key=lambda item: not item[1].is_model)  # baselines are the same for all
+        axis = unit.strip() or what.split("(")[-1].rstrip(")")
+        specs.append(charts.bars(title, axis, [replace(score, name=name) for name, score in in_order]))
     return verdicts, specs
 
 
-def _charts(part: Part, label: str, experiments: Experiments) -> list[charts.Spec]:
-    """What one instance has: curves over epochs or steps, values of classes, what its inputs are worth."""
+def _curves(part: Part, label: str, experiments: Experiments) -> list[charts.Spec]:
+    """What one instance has over epochs, steps or bins, from its tables."""
     specs = []
     for path in part.files("csv"):
-        table = read_csv(path)
-        if path.stem == "curves" and {"epoch", "val_loss"} <= {*table.columns}:
-            runs = {"here": table} | {name: of[part.path] for name, of in experiments.items() if part.path in of}
-            specs.append(charts.lines(_of(words(path.stem), label), "epoch", "loss", _curves(runs)))
-        elif table[table.columns[0]].dtype.kind in "if":
-            x, *ys = (name for name in table.columns if name not in ("share", "mean_confidence"))
-            y = "NMSE" if path.stem == "error_by_step" else ys[0]
-            specs.append(charts.lines(_of(words(path.stem), label), x, y, _long(table, x, ys)))
-    figures = part.figures()
+        table = read(path)
+        x, *ys = (name for name in table.columns if name not in ("share", "mean_confidence"))
+        runs, axis = {"here": table}, {"error_by_step": "NMSE", "curves": "loss"}.get(path.stem, ys[0])
+        if path.stem == "curves":
+            runs |= {name: of[part.path] for name, of in experiments.items() if part.path in of}
+            ys = ["train_loss", "val_loss"]
+        if table[x].dtype.kind in "if":
+            tables = [
+                table.melt(x, table.columns.intersection(ys), "line").assign(run=run) for run, table in runs.items()
+            ]
+            long = pd.concat(tables).dropna().rename(columns={x: "x"})
+            specs.append(charts.lines(_of(words(path.stem), label), x, axis, long.replace({"line": WORDS})))
+    return specs
+
+
+def _shares(figures: dict[str, Any], label: str) -> list[charts.Spec]:
+    """What the inputs of one instance are worth, and values of classes."""
+    specs = []
     for key, axis in (("use", "added error without this input"), ("dice_lost", "Dice lost without this input")):
         if figures.get(key):
             used = [Score(words(name), value) for name, value in figures[key].items()]
@@ -101,15 +109,3 @@ def _charts(part: Part, label: str, experiments: Experiments) -> list[charts.Spe
     if given := [Score(name, value) for name, value in dice.items() if value is not None]:
         specs.append(charts.bars(_of("Each class", label), "Dice: higher is better", given))
     return specs
-
-
-def _curves(runs: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Losses of one run or several, as `charts.lines` takes them."""
-    losses = [name for name in ("train_loss", "val_loss") if all(name in table for table in runs.values())]
-    tables = [_long(table, "epoch", losses).assign(run=name) for name, table in runs.items()]
-    return pd.concat(tables) if len(runs) > 1 else tables[0].drop(columns="run")
-
-
-def _long(table: pd.DataFrame, x: str, ys: list[str]) -> pd.DataFrame:
-    long = table.melt(x, ys, "line", "value").dropna().rename(columns={x: "x"})
-    return long.assign(line=long["line"].map(words))

@@ -9,6 +9,13 @@ MEASURES = {  # key -> name, unit, whether higher is better
     "nmse": ("error of the actions (NMSE)", "", False),
     "dice_mean": ("overlap with the truth (Dice)", "", True),
     "success_rate": ("share of successes", "", True),
+    "retrieval": ("finding another frame of the same moment (recall)", "", True),
+    "joints": ("telling the joints (R²)", "", True),
+    "object_position": ("telling where the object is (R²)", "", True),
+}
+OTHERS = {  # measure -> what it is of, where that is not what the chapter is about
+    "success_rate": "In rollouts, the policy",
+    **dict.fromkeys(("retrieval", "joints", "object_position"), "The embedding"),
 }
 WORDS = {
     "mean": "the mean training action", "hold": "holding the joints still", "linear": "a linear map of the joints",
@@ -22,11 +29,6 @@ WORDS = {
     "overlays": "Masks: true and predicted, from best to worst", "error_by_step": "Error by step of the chunk",
     "confidence": "Is the confidence right?", "curves": "Learning curve",
 }  # fmt: skip
-EMBEDDED = {  # of an embedding -> key of the score, what it tells
-    "retrieval": ("recall_at_1", "finding another frame of the same moment"),
-    "joints": ("r2", "telling the joints"),
-    "object_position": ("r2", "telling where the object is"),
-}
 
 
 @dataclass(frozen=True)
@@ -52,87 +54,65 @@ def words(name: str) -> str:
     return WORDS.get(name, name.replace("_", " "))
 
 
-def scores(figures: dict[str, Any]) -> tuple[str, list[Score]]:
-    """The measure of an evaluation, and the scores of the model (first) and of what it stands beside; "" for none."""
-    codes, baselines = figures.get("codes"), figures.get("baselines", {})
+def compared(figures: dict[str, Any]) -> dict[str, list[Score]]:
+    """What was measured of the model, which comes first, and of what it stands beside: measure -> scores."""
+    whole = figures.get("codes") or {"model": figures, **figures.get("baselines", {})}
+    embedding = figures.get("embedding", {})
+    tables = {name: ("r2", of) for name, of in embedding.get("probe", {}).items()}
+    tables["retrieval"] = "recall_at_1", embedding.get("retrieval", {})
+    found = {}
     for measure in MEASURES:
-        if codes and measure in next(iter(codes.values())):
-            named = {name: of[measure] for name, of in codes.items() if of[measure] is not None}
-            intervals = {name: of.get(f"{measure}_interval") for name, of in codes.items()}
-        elif isinstance(figures.get(measure), float):
-            named = {"model": figures[measure]} | {n: of[measure] for n, of in baselines.items() if measure in of}
-            intervals = {name: of.get(f"{measure}_interval") for name, of in {"model": figures, **baselines}.items()}
-        else:
-            continue
-        first, kept = next(iter(named)), {name: value for name, value in named.items() if value is not None}
-        return measure, [Score(name, v, _interval(intervals.get(name)), name == first) for name, v in kept.items()]
-    return "", []
+        key, named = tables.get(measure, (measure, whole))
+        given = [
+            Score(name, of[key], _interval(of.get(f"{key}_interval")), i == 0)
+            for i, (name, of) in enumerate(named.items())
+            if isinstance(of.get(key), float)
+        ]
+        if given and given[0].is_model:
+            found[measure] = given
+    return found
 
 
 def judge(subject: str, measure: str, given: list[Score]) -> Verdict:
     """Whether the model, the first of the scores, is better than the best of the others."""
     noun, unit, higher = MEASURES[measure]
-    own = given[0]
-    others = [score for score in given[1:] if score.name != "expert"]
+    own, others = given[0], [score for score in given[1:] if score.name != "expert"]
     has = f"{noun} {own.value:.3g}{unit}"
     of_own = f", 95 % interval {own.interval[0]:.3g} to {own.interval[1]:.3g}" if own.interval else ""
     if not others:
         return Verdict("alone", f"{subject}: {has}{of_own}. There is nothing to compare it with.")
     best = (max if higher else min)(others, key=lambda score: score.value)
-    against = f"({has} against {best.value:.3g}{unit}{of_own})"
     sign, size = (1, 1.0) if higher else (-1, best.value or 1e-12)  # shares differ by points, errors by percent
 
     def show(gain: float) -> str:
         return f"{100 * gain:.0f} points" if higher else f"{gain:.0%}"
 
-    gain, note, is_clear = sign * (own.value - best.value) / size, "", True
-    if own.interval:
-        low, high = sorted(sign * (end - best.value) / size for end in own.interval)
-        is_clear, note = low > 0 or high < 0, f", 95 % interval {show(low).removesuffix(' points')} to {show(high)}"
-    than, tail = words(best.name), f" {against}." + ("" if own.interval else " No interval is stored.")
-    way = "better" if gain > 0 else "worse"
-    if not gain:
-        return Verdict("no better", f"{subject} is no better than {than}: it has the same{note}{tail}")
-    if own.interval and not is_clear:
-        return Verdict("undecided", f"{subject} may be no better than {than}: {show(abs(gain))} {way}{note}{tail}")
-    if not own.interval and abs(gain) < LITTLE:
-        return Verdict("no better", f"{subject} is no better than {than}: {show(abs(gain))} {way}{tail}")
-    verb = "beats" if gain > 0 else "is worse than"
-    return Verdict(way, f"{subject} {verb} {than} by {show(abs(gain))}{note}{tail}")
+    gain, *ends = (sign * (value - best.value) / size for value in (own.value, *sorted(own.interval or ())[::sign]))
+    note = f", 95 % interval {show(ends[0]).removesuffix(' points')} to {show(ends[1])}" if ends else ""
+    way, more = "better" if gain > 0 else "worse", f"{show(abs(gain))}"
+    tail = f"{note} ({has} against {best.value:.3g}{unit}{of_own}).{'' if ends else ' No interval is stored.'}"
+    if max(own.value, best.value) < 0:  # of R², which is 0 for a constant
+        return Verdict("no better", f"{subject} is of no use, and nor are simple ones{tail}")
+    if ends and gain and ends[0] <= 0 <= ends[1]:
+        return Verdict("undecided", f"{subject} may be no better than {words(best.name)}: {more} {way}{tail}")
+    if not gain or (not ends and abs(gain) < LITTLE):
+        how = f"{more} {way}" if gain else "it has the same"
+        return Verdict("no better", f"{subject} is no better than {words(best.name)}: {how}{tail}")
+    return Verdict(way, f"{subject} {'beats' if gain > 0 else 'is worse than'} {words(best.name)} by {more}{tail}")
 
 
-def judge_embedding(subject: str, embedding: dict[str, Any]) -> list[Verdict]:
-    """What the codes are good for, each beside the best simple one."""
-    verdicts = []
-    tables = {"retrieval": embedding.get("retrieval", {})} | embedding.get("probe", {})
-    for name, of in tables.items():
-        if name not in EMBEDDED or len(of) < 2:
-            continue
-        key, task = EMBEDDED[name]
-        (_, own), *others = ((code, figures[key]) for code, figures in of.items())
-        best, value = max(others, key=lambda other: other[1])
-        shown = f"({own:.3g} against {value:.3g}). No interval is stored."
-        if max(own, value) <= 0:
-            verdicts.append(
-                Verdict("no better", f"{subject} is of no use for {task}, and nor are simple codes {shown}")
-            )
-            continue
-        result = "better" if own - value >= LITTLE * abs(value) else "no better"
-        verb = "is better than" if result == "better" else "is no better than"
-        verdicts.append(Verdict(result, f"{subject} {verb} {words(best)} at {task} {shown}"))
-    return verdicts
-
-
-def judge_grids(subject: str, figures: dict[str, Any]) -> Verdict | None:
+def judge_grids(subject: str, figures: dict[str, Any]) -> list[Verdict]:
     """Whether grids are those that other code computes."""
     if "min_cosine" not in figures:
-        return None
+        return []
     text = f"{subject} agree with the network's own forward pass: cosine {figures['min_cosine']:.5f} or more"
     if figures.get("random_weights"):
-        return Verdict("no meaning", f"{text}; but they come from random weights, and serve only to try the pipeline.")
-    return Verdict("right", f"{text}.")
+        return [
+            Verdict("no meaning", f"{text}; but they come from random weights, and only serve to try the pipeline.")
+        ]
+    return [Verdict("right", f"{text}.")]
 
 
-def _interval(ends: Any) -> tuple[float, float] | None:
+def _interval(ends: list[float] | None) -> tuple[float, float] | None:
     """The interval, where it is one: of a single episode, an evaluation stores the value twice."""
-    return (float(ends[0]), float(ends[1])) if ends and ends[0] < ends[1] else None
+    return (ends[0], ends[1]) if ends and ends[0] < ends[1] else None

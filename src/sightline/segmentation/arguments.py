@@ -1,28 +1,46 @@
 """Arguments of the memory bank, checked and brought to rows."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from sightline.core.errors import UserError
 
 
-def classes_of_rows(name: str, labels: Tensor, features: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels [N] or [B, ...] checked and flattened: [N], ignored rows as class C."""
+@dataclass(frozen=True)
+class Doubt:
+    """What may be wrong with numbers from outside: to be read together with others, as reading waits for a GPU."""
+
+    is_true: Tensor  # bool []
+    words: Callable[[], str]  # reads the number that is wrong
+
+    def refuse(self) -> None:
+        """Raise the `UserError`."""
+        raise UserError(self.words())
+
+
+def classes_of_rows(
+    name: str, labels: Tensor, features: Tensor, num_classes: int, ignore_index: int
+) -> tuple[Tensor, Doubt]:
+    """Labels [N] or [B, ...] checked and flattened: [N], ignored rows as class C; and whether one is out of range."""
     if not isinstance(labels, Tensor) or labels.dtype.is_floating_point or labels.dtype.is_complex:
         raise UserError(f"{name} must be a tensor of whole numbers, not {_kind(labels)}")
     check_same(name, labels.shape, features)
     labels_N = labels.detach().reshape(-1).long()
     ignored_N = labels_N == ignore_index
     wrong_N = ~ignored_N & ((labels_N < 0) | (labels_N >= num_classes))
-    if wrong_N.any():  # the one look at numbers from outside: an id too high would be a class that never learns
-        raise UserError(
-            f"{name} must be 0..{num_classes - 1} or ignore_index {ignore_index}, not {int(labels_N[wrong_N][0])}"
-        )
-    return torch.where(ignored_N, num_classes, labels_N)
+    most = num_classes - 1
+
+    def words() -> str:  # an id too high would be a class that never learns
+        return f"{name} must be 0..{most} or ignore_index {ignore_index}, not {int(labels_N[wrong_N][0])}"
+
+    return torch.where(ignored_N, num_classes, labels_N), Doubt(wrong_N.any(), words)
 
 
-def logits_of_rows(predictions: Tensor, num_classes: int, are_weighed: bool) -> Tensor:
-    """Predictions checked and flattened to logits without gradient: [N, C].
+def logits_of_rows(predictions: Tensor, num_classes: int, are_weighed: bool) -> tuple[Tensor, list[Doubt]]:
+    """Predictions checked and flattened to logits without gradient: [N, C]; and what may be wrong with the numbers.
 
     Args:
         predictions: logits [N, C] or [B, C, ...]; or, of two classes, the probability of class 1 in one channel.
@@ -34,20 +52,24 @@ def logits_of_rows(predictions: Tensor, num_classes: int, are_weighed: bool) -> 
     if is_one:
         probability_N1 = full_precision(rows_NC)
         wrong_N = ((probability_N1 < 0) | (probability_N1 > 1))[:, 0]
-        if wrong_N.any():
-            raise UserError(
+
+        def words() -> str:
+            return (
                 "predictions with one channel must be probabilities of class 1, from 0 to 1, not "
                 f"{float(probability_N1[wrong_N][0]):g}; apply torch.sigmoid to logits first"
             )
-        return torch.cat([1 - probability_N1, probability_N1], dim=1).log()
-    if are_weighed and len(rows_NC):
-        sums_N = rows_NC.sum(dim=1, dtype=_full_type(rows_NC))
-        if ((rows_NC.amin(dim=1) >= 0) & ((sums_N - 1).abs() < 1e-2)).all():
-            raise UserError(
-                "predictions must be logits to compare with confidence_threshold, but every row is at least 0 and sums "
-                "to 1, as probabilities do; leave the softmax out"
-            )
-    return rows_NC
+
+        logits_N2 = torch.cat([1 - probability_N1, probability_N1], dim=1).log()
+        return logits_N2, [Doubt(wrong_N.any(), words)]
+    if not (are_weighed and len(rows_NC)):
+        return rows_NC, []
+    sums_N = rows_NC.sum(dim=1, dtype=_full_type(rows_NC))
+    are_shares = ((rows_NC.amin(dim=1) >= 0) & ((sums_N - 1).abs() < 1e-2)).all()
+    advice = (
+        "predictions must be logits to compare with confidence_threshold, but every row is at least 0 and sums to 1, "
+        "as probabilities do; leave the softmax out"
+    )
+    return rows_NC, [Doubt(are_shares, lambda: advice)]
 
 
 def finite_rows(rows_ND: Tensor, dtype: torch.dtype) -> Tensor | None:

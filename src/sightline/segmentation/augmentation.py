@@ -84,8 +84,8 @@ class Window:
     @classmethod
     def random(cls, chances: Tensor, whole: tuple[int, int], size: tuple[int, int]) -> "Window":
         """Anywhere in images of ``whole`` pixels. ``chances`` is [B, CROP_CHANCES]."""
-        room = chances.new_tensor([whole[0] - size[0] + 1, whole[1] - size[1] + 1])
-        return cls((chances * room).long(), size)
+        rooms = (all_ - part + 1 for all_, part in zip(whole, size, strict=True))
+        return cls(torch.stack([(chances[:, axis] * room).long() for axis, room in enumerate(rooms)], dim=1), size)
 
     def of(self, values: Tensor) -> Tensor:
         """The parts of [B, H, W] or [B, channels, H, W]."""
@@ -102,11 +102,13 @@ class Window:
         if "embedding" in inputs:
             cut["embedding"] = inputs["embedding"]
         if "grid" in inputs:
-            whole = inputs["image"].new_tensor(inputs["image"].shape[2:])
-            share = whole.new_tensor(self.size) / whole
-            middle = (2 * self.corner + whole.new_tensor(self.size)) / whole - 1
-            theta = torch.diag_embed(share.flip(0)).expand(len(middle), 2, 2)  # x, y
-            cut["grid"] = _placed_patches(inputs["grid"], torch.cat([theta, middle.flip(1)[:, :, None]], dim=2))
+            rows, columns = (
+                (part / all_, (2 * self.corner[:, axis] + part) / all_ - 1)  # share of the side, and its middle
+                for axis, (part, all_) in enumerate(zip(self.size, inputs["image"].shape[2:], strict=True))
+            )
+            theta = inputs["grid"].new_zeros((len(self.corner), 2, 3), dtype=torch.float32)  # x, y
+            theta[:, 0, 0], theta[:, 1, 1], theta[:, 0, 2], theta[:, 1, 2] = columns[0], rows[0], columns[1], rows[1]
+            cut["grid"] = _placed_patches(inputs["grid"], theta)
         return cut
 
 
@@ -144,7 +146,7 @@ def change_colours(images: Tensor, chances: Tensor, amount: float, hue: float) -
     if images.shape[1] == 3:
         angle = (2 * math.pi * hue * (2 * chances[:, 3] - 1))[:, None, None]
         one, third = torch.eye(3, device=images.device), torch.full((3, 3), 1 / 3, device=images.device)
-        turn = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=images.device) / math.sqrt(3)
+        turn = (one.roll(1, 0) - one.roll(1, 1)) / math.sqrt(3)  # [[0, -1, 1], [1, 0, -1], [-1, 1, 0]], on the device
         rotation = angle.cos() * (one - third) + angle.sin() * turn  # about the axis of greys, which it removes
         mix = third + saturation[:, :, 0] * rotation
         images = torch.einsum("bij,bjhw->bihw", mix, images)

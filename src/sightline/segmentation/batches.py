@@ -14,6 +14,7 @@ from sightline.core.errors import UserError
 from sightline.recording.frames import first_few
 from sightline.segmentation.checks import without_masks
 from sightline.segmentation.frames import IGNORE, SegmentationFrames
+from sightline.training.loading import sent
 from sightline.training.order import Draw
 from sightline.training.processes import process_device
 
@@ -185,16 +186,17 @@ class FrameBatches(Dataset[Batch]):
     ) -> "FrameBatches":
         """All that a training looks at, read once; on a GPU where it takes less than half of its free memory."""
         rows, masked = np.unique(np.concatenate([labelled, unlabelled, val])), np.union1d(labelled, val)
-        images, masks, device = frames.images(rows), frames.masks(masked), process_device()
-        if device.type == "cuda" and 2 * (images.nbytes + masks.nbytes) > torch.cuda.mem_get_info(device)[0]:
+        images, masks, extras, device = frames.images(rows), frames.masks(masked), frames.extras(rows), process_device()
+        size = sum(array.nbytes for array in (images, masks, *extras.values()))
+        if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
             device = torch.device("cpu")
-        extras = {name: torch.from_numpy(values).to(device) for name, values in frames.extras(rows).items()}
-        return cls(torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device), extras, rows, masked)
+        further = {name: torch.from_numpy(values).to(device) for name, values in extras.items()}
+        return cls(torch.from_numpy(images).to(device), torch.from_numpy(masks).to(device), further, rows, masked)
 
     def hashes(self) -> list[str]:
         """SHA-256 of images, masks and each of the further inputs."""
         arrays = [self.images, self.masks, *(self.extras[name] for name in sorted(self.extras))]
-        return [hashlib.sha256(array.cpu().numpy().tobytes()).hexdigest() for array in arrays]
+        return [_sha256(array) for array in arrays]
 
     def pixels(self, classes: int) -> np.ndarray:
         """Pixels of each class in each mask, int64 [M, C]."""
@@ -208,13 +210,21 @@ class FrameBatches(Dataset[Batch]):
         return batch if draw.unlabelled is None else batch | {"unlabelled": self._frames(draw.unlabelled, False)}
 
     def _frames(self, draw: Draw, labelled: bool) -> dict[str, Tensor]:
-        places = torch.from_numpy(np.searchsorted(self.rows, draw.rows)).to(self.images.device)
+        places = sent(torch.from_numpy(np.searchsorted(self.rows, draw.rows)), self.images.device)
         batch = {"image": self.images[places], "chances": torch.from_numpy(draw.chances)}
         batch |= {name: values[places] for name, values in self.extras.items()}
         if labelled:
-            places = torch.from_numpy(np.searchsorted(self.masked, draw.rows)).to(self.masks.device)
+            places = sent(torch.from_numpy(np.searchsorted(self.masked, draw.rows)), self.masks.device)
             batch["mask"] = self.masks[places]
         return batch
+
+
+def _sha256(array: Tensor) -> str:
+    """Of the numbers of [N, ...], of which a block at a time is copied to the host."""
+    digest = hashlib.sha256()
+    for part in array.split(256):
+        digest.update(np.ascontiguousarray(part.cpu().numpy()).data)
+    return digest.hexdigest()
 
 
 def class_weights(pixels_NC: np.ndarray) -> Tensor:

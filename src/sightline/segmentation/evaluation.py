@@ -46,6 +46,7 @@ from sightline.segmentation.params import NO_POSTPROCESS, PostprocessParams
 from sightline.segmentation.pictures import draw_overlays
 from sightline.segmentation.volume_figures import VolumeFigures, volume_headline, volume_lines
 from sightline.segmentation.volumes import enlarged
+from sightline.training.precision import exact_float32
 from sightline.training.processes import process_device
 
 _SHOWN = ("best", "median", "worst")  # frames in the picture, by their mean Dice
@@ -60,6 +61,7 @@ class EvaluateSegmentationParams(Section):
     seed: int = Field(0, ge=0, description="draws of the bootstrap; which other frame lends a further input")
 
 
+@exact_float32()
 def evaluate_segmentation(
     weights: Path,
     frames: SegmentationFrames,

@@ -89,7 +89,7 @@ def virtual_adversarial_loss(
         eps: length, per image, of the change that is measured.
         iterations: power iterations.
         target: probabilities [B, C, ...] of ``x`` itself, where the caller has them; no gradient flows into them.
-        generator: of the noise, on the CPU; None takes torch's own.
+        generator: of the noise, which is drawn where the generator is; None takes torch's own, where ``x`` is.
         **inputs: further arguments of the model.
 
     Raises:
@@ -100,7 +100,8 @@ def virtual_adversarial_loss(
             with torch.no_grad():
                 target = model(x, **inputs).softmax(dim=1)
         target = full_precision(target.detach())
-        direction = _unit(torch.rand(x.shape, generator=generator).sub(0.5).to(x))
+        place = x.device if generator is None else generator.device
+        direction = _unit(torch.rand(x.shape, generator=generator, device=place).sub(0.5).to(x))
         with without_looking():  # pixels may leave the range of an image
             for _ in range(iterations):
                 direction.requires_grad_()

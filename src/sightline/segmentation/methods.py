@@ -21,10 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,6 +48,7 @@ Method = Literal["supervised", "ss_net", "semiseg", "unimatch", "bcp"]
 TEACHER_METHODS = ("semiseg", "bcp")
 VIEW_CHANCES = STRONG_CHANCES + BOX_CHANCES
 UNLABELLED_CHANCES = 2 * VIEW_CHANCES  # of two strong views
+_ROUNDS = 8  # of spreading numbers over connected pixels, between two looks
 
 
 class SsNetParams(Section):
@@ -111,7 +110,7 @@ class Step:
     teacher: SegmentationModel  # the average of the model, in evaluation mode; the model itself where there is none
     params: MethodParams
     done: float  # share of the steps
-    generator: torch.Generator  # on the CPU, of this step alone
+    generator: torch.Generator  # of this step alone, on the device of the images
     class_weights: Tensor | None  # of the classes in the cross-entropy
     labelled: Inputs
     labels: Tensor  # class ids, int64 [B, H, W], 255 = ignore
@@ -179,11 +178,12 @@ def semiseg(step: Step, more: Unlabelled) -> Learnt:
     params, rise = step.params.semiseg, step.params.rise(step.done)
     confidence, pseudo = _predicted(step.teacher, more)
     # ClassMix (Olsson et al., WACV 2021): half of the classes of another image are pasted
-    drawn_BC = torch.rand(len(pseudo), len(step.model.config.classes) + 1, generator=step.generator) < 0.5
+    shape, device = (len(pseudo), len(step.model.config.classes) + 1), step.generator.device
+    drawn_BC = torch.rand(shape, generator=step.generator, device=device) < 0.5
     drawn_BC[:, -1] = False  # what lies outside
     other = pseudo.roll(1, dims=0)
     index = torch.where(other == IGNORE, drawn_BC.shape[1] - 1, other).flatten(1)
-    box = drawn_BC.to(pseudo.device).gather(1, index).view_as(other)[:, None]
+    box = drawn_BC.gather(1, index).view_as(other)[:, None]
     view = strong_view(more.inputs, more.chances[:, :STRONG_CHANCES], step.params)
     view, pseudo = pasted(view, _rolled(view), box), torch.where(box[:, 0], other, pseudo)
     confidence = torch.where(box[:, 0], confidence.roll(1, dims=0), confidence)
@@ -260,21 +260,36 @@ def bcp(step: Step, more: Unlabelled) -> Learnt:
 
 
 def largest_parts(labels: Tensor, classes: int) -> Tensor:
-    """Of each class but 0, in each image, the largest connected part; the others become 0. SciPy works on the CPU.
+    """Of each class but 0, in each image, the largest connected part; the others become 0. All on the device.
 
     Args:
         labels: class ids, int64 [B, H, W], 255 = ignore. Corners connect, as in the code of Bai et al.
     """
-    ids, neighbours = labels.cpu().numpy(), np.zeros((3, 3, 3), bool)
-    neighbours[1] = True  # within an image
-    largest = np.where(ids == IGNORE, IGNORE, 0)
-    for c in range(1, classes):
-        parts, _ = ndimage.label(ids == c, neighbours)
-        sizes = np.bincount(parts.ravel())
-        sizes[0] = 0
-        size = sizes[parts]
-        largest[(size > 0) & (size == size.max(axis=(1, 2), keepdims=True))] = c
-    return torch.from_numpy(largest).to(labels.device)
+    members_CBHW = torch.arange(1, classes, device=labels.device)[:, None, None, None] == labels
+    parts_BN = _parts(members_CBHW, labels).flatten(1)
+    sizes_BN = torch.zeros_like(parts_BN).scatter_add_(1, parts_BN, torch.ones_like(parts_BN))
+    size_CBHW = torch.where(members_CBHW, sizes_BN.gather(1, parts_BN).view_as(labels), 0)
+    stays_BHW = ((size_CBHW == size_CBHW.amax((2, 3), keepdim=True)) & members_CBHW).any(dim=0)
+    return torch.where(stays_BHW | (labels == IGNORE), labels, 0)
+
+
+def _parts(members_CBHW: Tensor, labels: Tensor) -> Tensor:
+    """A number for each connected part of a class in an image, the last of its pixels', int64 [B, H, W].
+
+    Every pixel takes the largest number among its neighbours of its class, and then the number of that pixel, which
+    makes the reach grow as powers of two. After `_ROUNDS` of these, a GPU is asked whether the last changed anything.
+    """
+    count, shape = labels[0].numel(), labels.shape
+    own = torch.arange(count, device=labels.device).expand(len(labels), count)
+    while True:
+        for _ in range(_ROUNDS):
+            before = own
+            numbered = torch.where(members_CBHW, own.view(shape) + 1.0, 0.0)  # exact in float32: below 2^24 pixels
+            around = torch.where(members_CBHW, F.max_pool2d(numbered, 3, 1, 1), 0.0).amax(dim=0).flatten(1)
+            own = torch.where(around > 0, around.long() - 1, own)
+            own = own.gather(1, own)
+        if torch.equal(own, before):
+            return own.view(shape)
 
 
 SEMI_SUPERVISED: dict[str, Callable[[Step, Unlabelled], Learnt]] = {
@@ -325,5 +340,5 @@ def _split(output: Output, count: int) -> tuple[Output, Output]:
 
 
 def _drop_channels(level: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    stays_BC = torch.rand(level.shape[:2], generator=generator) >= share
-    return level * (stays_BC.to(level.device, level.dtype) / (1 - share))[(..., *[None] * (level.ndim - 2))]
+    stays_BC = torch.rand(level.shape[:2], generator=generator, device=generator.device) >= share
+    return level * (stays_BC.to(level.dtype) / (1 - share))[(..., *[None] * (level.ndim - 2))]

@@ -11,6 +11,7 @@ from monai.inferers import sliding_window_inference
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from sightline.core.hub import HubModel
 from sightline.core.tensors import check_layout, check_pixels, may_look
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
 from sightline.grids.features import Extras
@@ -48,7 +49,7 @@ class SegmentationConfig(FrameParams):
         return self
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(HubModel, nn.Module):
     """Images and further inputs -> logits of each pixel.
 
     Buffers hold mean and standard deviation of each channel of the training images, in [0, 1].
@@ -72,10 +73,26 @@ class SegmentationModel(nn.Module):
         if config.spatial_dims == 2:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def fit_normalisation(self, images: Tensor) -> None:
-        """Take mean and standard deviation of each channel from uint8 images [N, channels, ...]."""
-        pixels = images.movedim(1, 0).flatten(1)
-        counts = torch.stack([torch.bincount(channel.int(), minlength=256) for channel in pixels]).double()
+    def write_weights(self, path: Path) -> None:
+        """`save_model`."""
+        save_model(path, self)
+
+    @classmethod
+    def read_weights(cls, path: Path) -> "SegmentationModel":
+        """`load_model`."""
+        return load_model(path)
+
+    def fit_normalisation(self, images: Tensor, rows: Tensor | None = None) -> None:
+        """Take mean and standard deviation of each channel from uint8 images [N, channels, ...].
+
+        Args:
+            rows: int64, of the images that count; None: all. They are read a block at a time.
+        """
+        rows = torch.arange(len(images), device=images.device) if rows is None else rows
+        counts = torch.zeros(images.shape[1], 256, dtype=torch.float64, device=images.device)
+        for part in rows.split(256):
+            pixels = images[part].movedim(1, 0).flatten(1)
+            counts += torch.stack([torch.bincount(channel.int(), minlength=256) for channel in pixels])
         values, total = torch.arange(256, device=images.device).double() / 255, counts.sum(dim=1)
         mean = counts @ values / total
         variance = counts @ values.square() / total - mean.square()

@@ -69,6 +69,8 @@ class SegmentationNetwork(nn.Module):
         )
         if norm == "instance" and spatial_dims == 2:
             _replace_norms(self.unet)
+        for level in (self.unet.upcat_1, self.unet.upcat_2, self.unet.upcat_3, self.unet.upcat_4):
+            level.is_pad = False  # sides are multiples of `STRIDE`; padding by nothing would copy
         self.grid_side = 0
         if grid:
             self.grid_side = round(grid[0] ** 0.5)

@@ -8,7 +8,7 @@ SS-Net computes, and an option gives the other reading. Its selectors and its he
 are off until asked for, by name or by the preset `ss_net`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -18,18 +18,15 @@ from torch.nn import functional as F
 from sightline.core.errors import UserError
 from sightline.segmentation.arguments import (
     check_floating,
-    check_same,
     classes_of_rows,
     finite_rows,
     flatten,
     full_precision,
-    layout,
-    logits_of_rows,
     sums_are_finite,
 )
+from sightline.segmentation.census import Census, Rows, rows_of, take
 from sightline.segmentation.contrastive import (
     attraction,
-    class_members,
     inter_class_loss,
     intra_class_loss,
     mean_directions,
@@ -66,7 +63,7 @@ class ContrastivePrototypeManager(nn.Module):
     The selectors work in the mode (train or eval) that the module is in: in train mode, ranking rows and computing the
     loss both move the running statistics of their batch normalisation, as in SS-Net.
 
-    In a distributed run, each process has a bank of its own.
+    In a distributed run, each process has a bank of its own: see `sightline.segmentation.training`.
 
     Args: those of `PrototypeOptions`; the first four may also be positional.
 
@@ -174,6 +171,11 @@ class ContrastivePrototypeManager(nn.Module):
         for class_id, features in features_dict.items():
             self._check_class("class in features_dict", class_id)
             self._check_rows(f"features_dict[{class_id}]", features)
+        self._store(features_dict)
+
+    def _store(self, features_dict: Mapping[int, Tensor]) -> dict[int, int]:
+        """Store rows of classes -> how many of each were new."""
+        stored = {}
         for class_id, features in self._finite(features_dict).items():
             if not len(features):
                 continue
@@ -183,6 +185,8 @@ class ContrastivePrototypeManager(nn.Module):
                 older, count = torch.zeros_like(older), torch.zeros_like(count)
             self.memory[class_id] = torch.cat([new, older])[:most]
             self.memory_count[class_id] = (count + len(new)).clamp_max(most)
+            stored[class_id] = len(new)
+        return stored
 
     def _finite(self, features_dict: Mapping[int, Tensor]) -> Mapping[int, Tensor]:
         """Of each class, the rows that are finite in the bank's precision. Waits for a GPU once if all are."""
@@ -214,14 +218,12 @@ class ContrastivePrototypeManager(nn.Module):
         """
         rows_ND = flatten("features", features, self.feature_dim)
         ignored = self.options.ignore_index
-        classes_N = classes_of_rows("class_labels", class_labels, features, self.num_classes, ignored)
-        finite_N = finite_rows(rows_ND, rows_ND.dtype)
-        if finite_N is not None:
-            rows_ND, classes_N = rows_ND[finite_N], classes_N[finite_N]
+        classes_N, doubt = classes_of_rows("class_labels", class_labels, features, self.num_classes, ignored)
+        part = Rows(rows_ND, rows_ND.detach(), classes_N, classes_N, False, True, [doubt])
+        (census,), stored = take([part], self.memory_count, self.memory.dtype, [rows_ND.dtype])
         with torch.autocast(features.device.type, enabled=False):
-            members_CN = class_members(classes_N, self.num_classes)
-            weighted_CD, _ = self._means(full_precision(rows_ND), classes_N, members_CN)
-            return self._contrastive(weighted_CD, members_CN)
+            weighted_CD, _ = self._means(full_precision(part.features), part.classes, census, stored)
+            return self._contrastive(weighted_CD, census, stored)
 
     def update_and_compute_loss(
         self,
@@ -264,61 +266,74 @@ class ContrastivePrototypeManager(nn.Module):
             ValueError: another shape or type, labels out of range, one channel outside 0..1, probabilities where
                 ``confidence_threshold`` asks for logits, or ``memory_features`` beside the manager's heads.
         """
-        options = self.options
-        # check the arguments, and bring all to rows
-        rows_ND = flatten("features", features, options.rows_dim)
-        logits_NC = logits_of_rows(predictions, self.num_classes, options.confidence_threshold > 0)
-        check_same("predictions", layout(predictions), features)
-        stored_ND = rows_ND
-        if memory_features is not None:
-            if self.projection is not None:
-                raise UserError("memory_features must be None with heads: the projection makes what is stored")
-            stored_ND = flatten("memory_features", memory_features, self.feature_dim)
-            check_same("memory_features", layout(memory_features), features)
-        # the class of each row: its label, or where there is none the predicted class
-        predicted_N = torch.where(logits_NC.amax(dim=1).isnan(), self.num_classes, logits_NC.argmax(dim=1))
-        classes_N = predicted_N
-        if labels is not None:
-            classes_N = classes_of_rows("labels", labels, features, self.num_classes, options.ignore_index)
+        part = self.rows(features, predictions, labels, is_labeled, memory_features=memory_features)
+        return self.update_and_compute_losses([part], contrastive_weight, intra_weight, inter_weight)[0]
 
-        with torch.autocast(features.device.type, enabled=False):
-            # write the bank first, as SS-Net does: the losses below already see this step's rows
-            if options.memory_source == "all" or (is_labeled and labels is not None):
-                self._remember(stored_ND.detach(), logits_NC, predicted_N, classes_N)
-            # the three losses from the mean directions of the classes of finite rows, and their weighted sum
-            finite_N = finite_rows(rows_ND, rows_ND.dtype if self.projection is None else self.memory.dtype)
-            if finite_N is not None:
-                rows_ND, classes_N = rows_ND[finite_N], classes_N[finite_N]
-            members_CN = class_members(classes_N, self.num_classes)
-            weighted_CD, means_CD = self._means(self._embed(rows_ND), classes_N, members_CN)
-            present_C = members_CN.any(dim=1)
-            contrastive = self._contrastive(weighted_CD, members_CN)
-            intra = intra_class_loss(means_CD, present_C)
-            inter = inter_class_loss(means_CD, present_C, options.inter_margin, options.eps)
-            total = contrastive_weight * contrastive + intra_weight * intra + inter_weight * inter
-        parts = {"contrastive_loss": contrastive, "intra_loss": intra, "inter_loss": inter, "total_loss": total}
-        return total, {name: part.detach() for name, part in parts.items()}
+    def rows(
+        self,
+        features: Tensor,
+        predictions: Tensor,
+        labels: Tensor | None,
+        is_labeled: bool = True,
+        *,
+        memory_features: Tensor | None = None,
+    ) -> Rows:
+        """What `update_and_compute_losses` takes of one kind of images; arguments as of `update_and_compute_loss`."""
+        return rows_of(self.options, features, predictions, labels, is_labeled, memory_features)
 
-    def _takes_part(self, members_CN: Tensor) -> Tensor:
-        """The classes with more than one row here and more than one stored, bool [C]."""
-        return (members_CN.sum(dim=1) > 1) & (self.memory_count > 1)
+    def update_and_compute_losses(
+        self,
+        parts: Sequence[Rows],
+        contrastive_weight: float = 1.0,
+        intra_weight: float = 0.1,
+        inter_weight: float = 0.1,
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """`update_and_compute_loss` of each of ``parts``, in their order, with one wait for a GPU for all of them.
 
-    def _means(self, rows_ND: Tensor, classes_N: Tensor, members_CN: Tensor) -> tuple[Tensor, Tensor]:
+        Another wait comes with each part that stores, and others where rows hold NaN or infinity.
+        """
+        options, results = self.options, []
+        types = [part.features.dtype if self.projection is None else self.memory.dtype for part in parts]
+        censuses, stored = take(parts, self.memory_count, self.memory.dtype, types)
+        for part, census in zip(parts, censuses, strict=True):
+            device = part.features.device.type
+            with torch.autocast(device, enabled=False), torch.set_grad_enabled(part.learns):
+                # write the bank first, as SS-Net does: the losses below already see this step's rows
+                if part.stores:
+                    stored = self._remember(part, census, stored)
+                # the three losses from the mean directions of the classes of finite rows, and their weighted sum
+                rows_ND, present_C = self._embed(part.features), census.members.any(dim=1)
+                weighted_CD, means_CD = self._means(rows_ND, part.classes, census, stored)
+                contrastive = self._contrastive(weighted_CD, census, stored)
+                intra = intra_class_loss(means_CD, present_C)
+                inter = inter_class_loss(means_CD, present_C, options.inter_margin, options.eps)
+                total = contrastive_weight * contrastive + intra_weight * intra + inter_weight * inter
+            told = {"contrastive_loss": contrastive, "intra_loss": intra, "inter_loss": inter, "total_loss": total}
+            results.append((total, {name: value.detach() for name, value in told.items()}))
+        return results
+
+    def _takes_part(self, census: Census, stored: list[int]) -> list[bool]:
+        """Of each class, whether it has more than one row here and more than one stored."""
+        return [here > 1 and there > 1 for here, there in zip(census.counts, stored, strict=True)]
+
+    def _means(self, rows_ND: Tensor, classes_N: Tensor, census: Census, stored: list[int]) -> tuple[Tensor, Tensor]:
         """`mean_directions` with the weights of the feature selectors, and without: [C, D] each."""
-        if self.feature_selectors is None:
-            means_CD = mean_directions(rows_ND, members_CN, self.options.eps)
+        members_CN, selectors, eps = census.members, self.feature_selectors, self.options.eps
+        if selectors is None:
+            means_CD = mean_directions(rows_ND, members_CN, eps)
             return means_CD, means_CD
-        takes_part = self._takes_part(members_CN).tolist()
-        weights_N = feature_weights(self.feature_selectors, rows_ND.detach(), classes_N, takes_part)
-        return weighted_and_plain_means(rows_ND, members_CN, self.options.eps, weights_N)
+        takes_part = self._takes_part(census, stored)
+        weights_N = feature_weights(selectors, rows_ND.detach(), classes_N, census.counts, takes_part)
+        return weighted_and_plain_means(rows_ND, members_CN, eps, weights_N)
 
-    def _contrastive(self, means_CD: Tensor, members_CN: Tensor) -> Tensor:
+    def _contrastive(self, means_CD: Tensor, census: Census, stored: list[int]) -> Tensor:
         """The loss from the means of the classes' rows at length one, weighted if there are selectors."""
-        takes_part_C = self._takes_part(members_CN)
+        takes_part = self._takes_part(census, stored)
+        takes_part_C = (census.members.sum(dim=1) > 1) & (self.memory_count > 1)
         memory_CKD = F.normalize(self.memory.to(means_CD.dtype), dim=2, eps=self.options.eps)  # free places stay zeros
         if self.memory_selectors is not None:
-            live, counts = self.options.memory_weights == "live", self.memory_count.tolist()
-            memory_CKD = weigh_memory(self.memory_selectors, memory_CKD, counts, takes_part_C.tolist(), live)
+            live = self.options.memory_weights == "live"
+            memory_CKD = weigh_memory(self.memory_selectors, memory_CKD, stored, takes_part, live)
         memory_means_CD = memory_CKD.sum(dim=1) / self.memory_count.clamp_min(1)[:, None]
         loss_C = attraction(means_CD, memory_means_CD) * takes_part_C
         of_all = self.options.divisor == "num_classes"
@@ -334,29 +349,24 @@ class ContrastivePrototypeManager(nn.Module):
         return full_precision(self.prediction(self.projection(features_ND)))
 
     @torch.no_grad()
-    def _remember(self, features_ND: Tensor, logits_NC: Tensor, predicted_N: Tensor, classes_N: Tensor) -> None:
-        """Store the rows that are of a class, foreground, correct and confident, as the options ask."""
-        options = self.options
-        qualifies_N = classes_N < self.num_classes
-        finite_N = finite_rows(features_ND, self.memory.dtype)
-        if finite_N is not None:
-            qualifies_N &= finite_N
-        if not options.store_background:
-            qualifies_N &= classes_N != 0
-        if options.require_correct:
-            qualifies_N &= predicted_N == classes_N
-        if options.confidence_threshold > 0:
-            qualifies_N &= full_precision(logits_NC).softmax(dim=1).amax(dim=1) > options.confidence_threshold
-        rows = rows_by_class(torch.where(qualifies_N, classes_N, self.num_classes), self.num_classes)
+    def _remember(self, part: Rows, census: Census, stored: list[int]) -> list[int]:
+        """Store the storable rows -> how many are stored of each class, of which there were ``stored``."""
+        rows = rows_by_class(part.storable, census.storable)
         if self.feature_selectors is None:  # what `select_elements` would keep, without copying the rest first
-            rows = [places[evenly_spaced(len(places), options.rows_per_update, places.device)] for places in rows]
-        features_dict = {class_id: features_ND[places] for class_id, places in enumerate(rows) if len(places)}
+            most = self.options.rows_per_update
+            rows = [places[evenly_spaced(len(places), most, places.device)] for places in rows]
+        features_dict = {class_id: part.stored[places] for class_id, places in enumerate(rows) if len(places)}
         if self.projection is not None:
             features_dict = {
                 class_id: in_eval_mode(self.projection, features.to(self.memory.dtype))
                 for class_id, features in features_dict.items()
             }
-        self.update_memory(features_dict)
+        new = self._store(features_dict)
+        replaces, most = self.options.update == "replace", self.options.elements_per_class
+        return [
+            count if class_id not in new else min(new[class_id] + (0 if replaces else count), most)
+            for class_id, count in enumerate(stored)
+        ]
 
     # --- arguments
 

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.segmentation.contrastive import class_members
-
 
 def selector(dim: int) -> nn.Sequential:
     """Row [N, D] -> score [N, 1] before the sigmoid."""
@@ -46,11 +44,9 @@ def in_eval_mode(module: nn.Module, rows: Tensor) -> Tensor:
         module.train(training)
 
 
-def rows_by_class(classes_N: Tensor, num_classes: int) -> list[Tensor]:
-    """Indices of the rows of each class, in their order; class numbers from C on are skipped. Waits for a GPU once."""
-    order = classes_N.argsort(stable=True)
-    counts = class_members(classes_N, num_classes).sum(dim=1).tolist()
-    return list(order[: sum(counts)].split(counts))
+def rows_by_class(classes_N: Tensor, counts: list[int]) -> list[Tensor]:
+    """Indices of the rows of each class, ``counts`` of them, in their order; class numbers from C on are skipped."""
+    return list(classes_N.argsort(stable=True)[: sum(counts)].split(counts))
 
 
 def evenly_spaced(count: int, most: int, device: torch.device) -> Tensor:
@@ -59,13 +55,19 @@ def evenly_spaced(count: int, most: int, device: torch.device) -> Tensor:
     return torch.arange(number, device=device) * count // max(number, 1)
 
 
-def feature_weights(selectors: nn.ModuleList, features_ND: Tensor, classes_N: Tensor, takes_part: list[bool]) -> Tensor:
-    """Scores of the feature selectors, with a mean of 1 in each class: [N]; 1 where a class takes no part."""
+def feature_weights(
+    selectors: nn.ModuleList, features_ND: Tensor, classes_N: Tensor, counts: list[int], takes_part: list[bool]
+) -> Tensor:
+    """Scores of the feature selectors, with a mean of 1 in each class: [N]; 1 where a class takes no part.
+
+    Args:
+        counts: rows of each class.
+    """
     weights_N = features_ND.new_ones(len(features_ND))
     if not any(takes_part):
         return weights_N
     places, weights = [], []
-    for class_id, rows in enumerate(rows_by_class(classes_N, len(selectors))):
+    for class_id, rows in enumerate(rows_by_class(classes_N, counts)):
         if takes_part[class_id]:
             places.append(rows)
             weights.append(weights_of(selectors[class_id], features_ND[rows]))

@@ -43,10 +43,11 @@ from sightline.segmentation.prototypes import PRESETS, ContrastivePrototypeManag
 from sightline.training.averaging import move_average, share_at
 from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
+from sightline.training.compiling import compiled
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
 from sightline.training.order import in_order
-from sightline.training.precision import computed_in
-from sightline.training.processes import process_device, rank, world_size
+from sightline.training.precision import computed_in, exact_float32
+from sightline.training.processes import exchange, process_device, rank, world_size
 
 OWN_BANK = ("ss_net", "semiseg")  # methods that have a memory bank unless it is switched off
 OWN_WEIGHT = 0.1  # of that bank
@@ -129,7 +130,7 @@ class SegmentationModule(lightning.LightningModule):
     """The losses around `SegmentationModel`, its average, and the memory bank.
 
     Random numbers of a step, besides those that come with its samples, are drawn from (seed, step), so that a resumed
-    run draws the same.
+    run draws the same; a GPU draws its own, others than a CPU.
     """
 
     def __init__(
@@ -138,7 +139,11 @@ class SegmentationModule(lightning.LightningModule):
         super().__init__()
         self.model, self.params_ = model, params
         self.average = copy.deepcopy(model).requires_grad_(False) if params.ema else None
+        for name in ("encode", "decode") if params.compile else ():
+            setattr(model.network, name, compiled(getattr(model.network, name), params))
         self.bank = _bank(model, params)
+        if self.bank is not None:  # each process's own: DDP would overwrite them by the first one's at every step
+            self._ddp_params_and_buffers_to_ignore = ["bank.memory", "bank.memory_count"]
         self.weights_C, self.in_val_C = weights_C, in_val_C  # moved by hand: a state dict should not hold them
         self.counts = torch.zeros(0)  # of the validation part, [3, C]: both, predicted, true
 
@@ -154,7 +159,7 @@ class SegmentationModule(lightning.LightningModule):
             labelled, labels, rest = _viewed(batch["labelled"], params)[:3]
             more = Unlabelled(*_viewed(batch["unlabelled"], params)) if "unlabelled" in batch else None
         hidden = {name: rest[:, i] < params.extra_dropout for i, name in enumerate(config.extras)}
-        generator = torch.Generator().manual_seed(
+        generator = torch.Generator(self.device).manual_seed(
             (config.seed * 1_000_003 + self.trainer.global_step) * world_size() + rank()
         )
         step = Step(
@@ -175,17 +180,16 @@ class SegmentationModule(lightning.LightningModule):
         assert self.bank is not None
         params, stride = self.params_.contrastive, self.params_.contrastive.stride
         weights = (1.0, params.intra_weight, params.inter_weight)
-        teacher = self.average if self.params_.method == "semiseg" else None
+        teacher, parts = self.average if self.params_.method == "semiseg" else None, []
         if teacher is not None:  # the bank holds what the teacher makes of labelled images
             with torch.no_grad():
                 levels = teacher.encode(labelled["image"], extras_of(labelled))
                 output = teacher.decode(levels, labelled["image"].shape[2:])
-                self.bank.update_and_compute_loss(*_rows(output, seen[0][1], stride), True, *weights)
-        total = torch.zeros((), device=self.device)
+                parts.append(self.bank.rows(*_rows(output, seen[0][1], stride)))
         for output, labels, is_true in seen:
-            stores = is_true and teacher is None
-            total = total + self.bank.update_and_compute_loss(*_rows(output, labels, stride), stores, *weights)[0]
-        return total
+            parts.append(self.bank.rows(*_rows(output, labels, stride), is_true and teacher is None))
+        losses = [loss for loss, _ in self.bank.update_and_compute_losses(parts, *weights)]
+        return sum(losses[teacher is not None :], start=torch.zeros((), device=self.device))
 
     def on_validation_epoch_start(self) -> None:
         self.counts = torch.zeros(3, len(self.model.config.classes), dtype=torch.int64, device=self.device)
@@ -214,6 +218,17 @@ class SegmentationModule(lightning.LightningModule):
         if self.average is not None:
             move_average(self.average, self.model, share_at(self.trainer.global_step, self.params_.ema))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the bank of every process; the state dict holds the first one's."""
+        if self.bank is not None and world_size() > 1:
+            checkpoint["banks"] = exchange((self.bank.memory.cpu(), self.bank.memory_count.cpu()))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with this process's bank."""
+        if rank() < len(banks := checkpoint.get("banks", [])):
+            names = ("bank.memory", "bank.memory_count")
+            checkpoint["state_dict"] |= dict(zip(names, banks[rank()], strict=True))
+
     def configure_optimizers(self) -> Any:
         selectors = self.bank.get_selectors() if self.bank is not None else (None, None)
         slow = [p for some in selectors if some is not None for p in some.parameters()]
@@ -225,6 +240,7 @@ class SegmentationModule(lightning.LightningModule):
         return self.trainer.global_step / float(self.trainer.estimated_stepping_batches)
 
 
+@exact_float32()
 def train_segmentation(
     frames: SegmentationFrames,
     weights: Path,
@@ -282,7 +298,7 @@ def train_segmentation(
         train_groups=names_of(frames.group[train]), labeled_groups=names_of(frames.group[labelled]), seed=seed,
     )  # fmt: skip
     model = SegmentationModel(config)
-    model.fit_normalisation(data.images[torch.from_numpy(np.searchsorted(data.rows, train)).to(data.images.device)])
+    model.fit_normalisation(data.images, torch.from_numpy(np.searchsorted(data.rows, train)).to(data.images.device))
     # Batches: every process validates on all frames, as Dice is pooled over their pixels.
     drawn = WEAK_CHANCES + CROP_CHANCES
     order = StepBatches(
@@ -292,13 +308,14 @@ def train_segmentation(
         seed=seed, weights=rarity(of_labelled) if params.sampling == "balanced" else None,
         rank=rank(), world_size=world_size(),
     )  # fmt: skip
-    batches = Batches(data, order, data, in_order(val, 32), frames.frame_id)
+    batches = Batches(data, order, data, in_order(val, 32), frames.frame_id, data.images.device.type == "cuda")
     # Train. The identity is all that decides the result: only an interrupted run of the same one is continued.
     in_val = torch.from_numpy(of_val.sum(axis=0) > 0)
     weights_C = None if params.class_weights == "none" else class_weights(of_labelled)
     module = SegmentationModule(model, params, weights_C, in_val)
     identity = [params.model_dump(mode="json"), config.model_dump(mode="json"), data.hashes()]
-    result = fit(module, batches, params, "train_segmentation", identity, by_hand)
+    all_learn = module.bank is None and not config.extras  # not classes that are away, nor what stands for an input
+    result = fit(module, batches, params, "train_segmentation", identity, by_hand, all_learn=all_learn)
     if rank() != 0:
         return
     # Write the weights of the best epoch, and what it measured.

@@ -12,8 +12,10 @@ def share_at(step: int, decay: float) -> float:
 @torch.no_grad()
 def move_average(average: nn.Module, model: nn.Module, share: float) -> None:
     """Move ``average``, with its statistics of norms, by this share of the way to ``model``; counters are copied."""
-    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, share)
-        else:
+    means, values = average.state_dict().values(), model.state_dict().values()
+    pairs = list(zip(means, values, strict=True))
+    moving = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([mean for mean, _ in moving], [value for _, value in moving], share)  # few kernels for all
+    for mean, value in pairs:
+        if not mean.is_floating_point():
             mean.copy_(value)

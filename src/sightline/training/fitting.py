@@ -26,24 +26,25 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sightline.core.errors import UserError
 from sightline.core.figures import write_figures
 from sightline.core.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder, write_json
-from sightline.core.params import Section
 from sightline.training.by_hand import ByHand
+from sightline.training.compiling import CompileParams, StepBegins
 from sightline.training.gradients import Gradients
 from sightline.training.live import is_terminal, loggers, quiet, watchers, write_run
-from sightline.training.precision import Precision, computed_in, use_bf16
-from sightline.training.processes import process_device, rank, world_size
+from sightline.training.loading import loader
+from sightline.training.precision import Precision, computed_in, exact_float32, use_bf16
+from sightline.training.processes import exchange, process_device, rank, world_size
 
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
 DIVERGED = 1000  # a validation loss so many times that of the first epoch will not come back
 SECOND = 0.3  # highest learning rate of the second part of a training in two, in shares of the first's
 
 
-class TrainerParams(Section):
+class TrainerParams(CompileParams):
     """Parameters that every training has."""
 
     epochs: int = Field(8, ge=1, description="passes over the training frames at most")
@@ -58,6 +59,9 @@ class TrainerParams(Section):
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
     patience: int = Field(20, ge=1, description="epochs without a better validation loss before stopping")
     precision: Precision = "auto"
+    deterministic: bool = Field(
+        False, description="GPU: the same bits again, more slowly; torch warns of what it cannot repeat; CPU: always"
+    )
 
 
 def configure_optimizer(
@@ -116,6 +120,7 @@ class Batches:
     val: Dataset
     val_order: Any
     frame_id: np.ndarray  # int64 [N], of the rows that are drawn: errors name the frames of a batch
+    resident: bool = False  # the data lie on the GPU
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,7 @@ class FitResult:
 
 
 @quiet()
+@exact_float32()
 def fit(
     module: lightning.LightningModule,
     batches: Batches,
@@ -159,20 +165,24 @@ def fit(
     stage: str,
     identity: list[Any],
     by_hand: ByHand,
+    *,
+    all_learn: bool = False,
 ) -> FitResult:
     """Train ``module`` until ``params.epochs`` or early stopping, continuing an interrupted run of the same identity.
 
     The number of processes belongs to it, with which a step takes other frames, and the arithmetic of this machine.
+    Whether there is an interrupted run is what the first process finds; the others must have the same state.
 
     Args:
         module: logs ``val_loss`` (and what else belongs in the curves) with ``on_epoch=True``.
         stage: name of the stage, for the scratch folder and the TensorBoard logs in ``runs/``.
         identity: JSON-serialisable parameters and input hashes that decide the result; the code is added here.
+        all_learn: every weight has a gradient in every step; else processes look for those that have none.
 
     Raises:
         UserError: the gradient or the loss is not finite, or the loss diverges (``latest_checkpoint.pth`` and the
             scratch state are those of the last good epoch); ``by_hand.resume`` is not a checkpoint of this network, or
-            ``by_hand.checkpoint_every`` < 1.
+            ``by_hand.checkpoint_every`` < 1; processes that read other data, or find another state to continue from.
         KeyboardInterrupt: Ctrl-C or SIGTERM; its text says how many epochs are kept.
     """
     if by_hand.checkpoint_every < 1:
@@ -185,16 +195,22 @@ def fit(
         claim(scratch)
     # Every epoch ends in the keeper, which saves that state, and copies of it for a run by hand.
     keeper, output_dir = _Keeper(scratch, by_hand), by_hand.output_dir
+    continues = _continues(keeper.last, key)
     project = scratch.parents[2]
     runs = output_dir / "tensorboard" if output_dir else project / "runs" / stage / key[:12]
     if output_dir:
         write_json(output_dir / "config.json", {"stage": stage, "identity": identity})
     # Lightning's own checkpoints, summary, sampler and clipping are off: ours are above, or in the callbacks.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, as torchrun says
+    several = "ddp" if all_learn else "ddp_find_unused_parameters_true"  # a part may wait for its epochs
+    device = process_device()
+    repeats = params.deterministic and device.type == "cuda"
+    if repeats:
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
     trainer = lightning.Trainer(
         max_epochs=params.epochs,
         accelerator="auto",
-        strategy="ddp_find_unused_parameters_true" if world_size() > 1 else "auto",  # a part may wait for its epochs
+        strategy=several if world_size() > 1 else "auto",
         devices=local,
         num_nodes=world_size() // local,
         precision="bf16-mixed" if use_bf16(params.precision) else "32-true",
@@ -203,9 +219,10 @@ def fit(
             EarlyStopping("val_loss", patience=params.patience, check_finite=False),
             keeper,
             Gradients(params.gradient_clip, batches.train_order, batches.frame_id),
+            *([StepBegins()] if params.compile and params.cuda_graphs else []),
             *watchers(stage),
         ],
-        logger=loggers(runs, None if output_dir else project, keeper.last.is_file()),
+        logger=loggers(runs, None if output_dir else project, continues),
         # explicit, because Lightning takes any job of SLURM for one whose processes SLURM has started
         plugins=[_AtomicCheckpoints(), TorchElasticEnvironment() if world_size() > 1 else LightningEnvironment()],
         enable_checkpointing=False,
@@ -214,18 +231,20 @@ def fit(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        deterministic="warn" if torch.cuda.is_available() else None,
+        deterministic="warn" if repeats else None,
+        benchmark=device.type == "cuda" and not repeats,
     )
     # The state of an interrupted run goes before a checkpoint that the user names: it is the same run, further on.
     start = by_hand.resume
-    if keeper.last.is_file():
+    if continues:
         start = keeper.last
-        print(f"{stage}: continuing an interrupted run", file=sys.stderr)
+        if rank() == 0:
+            print(f"{stage}: continuing an interrupted run", file=sys.stderr)
     elif start:
         _check_resumable(start, module)
     # Lightning answers Ctrl-C with SystemExit; both leave as the one that `run_stage` reports.
-    train = DataLoader(batches.train, sampler=batches.train_order, batch_size=None)
-    val = DataLoader(batches.val, sampler=batches.val_order, batch_size=None)
+    train = loader(batches.train, batches.train_order, device, batches.resident)
+    val = loader(batches.val, batches.val_order, device, batches.resident)
     began = time.monotonic()
     try:
         trainer.fit(module, train, val, ckpt_path=start, weights_only=True)
@@ -292,6 +311,32 @@ class _AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with atomic_output(Path(path)) as temporary, open(temporary, "wb") as file:
             torch.save(checkpoint, file)
+
+
+def _continues(last: Path, key: str) -> bool:
+    """Whether there is a state ``last`` of this run: as the first process finds, and all others must find the same.
+
+    Else one would go on from an epoch, and another begin anew with the weights of the first.
+
+    Raises:
+        UserError: at the first process, where another one has not its state, or its ``key``; the others end.
+    """
+    found = exchange((key, file_sha256(last) if last.is_file() else ""))
+    (first_key, first), others = found[0], list(enumerate(found))[1:]
+    differ = [number for number, (other, _) in others if other != first_key]
+    lack = [number for number, (_, state) in others if first and state != first]
+    if (differ or lack) and rank() != 0:
+        raise SystemExit(0)  # the first process says why
+    if differ:
+        raise UserError(
+            f"process {differ[0]} has other data, parameters, code or versions than process 0; give all the same files"
+        )
+    if lack:
+        raise UserError(
+            f"{last}: process {lack[0]} lacks this state of the interrupted run, or has another; let machines that "
+            "train together share the folder .scratch, or copy it; with none on any, the training begins anew"
+        )
+    return bool(first)
 
 
 def _check_resumable(path: Path, module: lightning.LightningModule) -> None:

@@ -27,13 +27,22 @@ class EpochBatches(Sampler[Draw]):
         seed: with the epoch, decides everything.
         chances: random numbers for each sample.
         rank, world_size: this process among those that train together.
+        only_whole: leave out a last batch that is short, unless it is the only one: a compiled network would be
+            compiled again for its size. Its rows wait for another epoch.
     """
 
     def __init__(
-        self, rows: np.ndarray, batch_size: int, seed: int, chances: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        chances: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        only_whole: bool = False,
     ) -> None:
         self.rows, self.batch_size, self.seed, self.chances = rows, batch_size, seed, chances
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.only_whole = rank, world_size, only_whole
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -42,7 +51,8 @@ class EpochBatches(Sampler[Draw]):
 
     def __len__(self) -> int:
         share = len(self.rows) // self.world_size
-        return share // self.batch_size + (share % self.batch_size > 1)
+        whole = share // self.batch_size
+        return whole if self.only_whole and whole else whole + (share % self.batch_size > 1)
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])

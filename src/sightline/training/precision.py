@@ -1,6 +1,8 @@
 """Which arithmetic the hardware has, and which one a result was computed in."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,6 +25,27 @@ def use_bf16(precision: Precision) -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Products of float32 are those of float32 on a GPU too, which else rounds the factors of convolutions to 10 bits.
+
+    For what asks for fp32, and for the parts of a network that leave bfloat16 for the sake of their digits. Also a
+    decorator. Without a GPU it changes nothing.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    rounds = "tf32" in (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision)  # type: ignore[attr-defined]
+    try:
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        cudnn.allow_tf32 = rounds
+        torch.set_float32_matmul_precision(matmul)
 
 
 def computed_in(precision: Precision, device: torch.device) -> Arithmetic:

@@ -1,9 +1,11 @@
 """This process among those that a launcher (torchrun, or SLURM's srun) started for one command."""
 
+import atexit
+import functools
 import os
 import re
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -51,6 +53,40 @@ def process_device() -> torch.device:
     """Where this process computes: its own GPU where there are some, else the CPU."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def log_weight(count: int) -> int:
+    """``batch_size`` of ``count`` samples for Lightning's ``log`` of what processes share.
+
+    Lightning takes the mean of the processes' sums of these weights, cut to a whole number; of such multiples nothing
+    is cut, so that shares of any size give what one process would.
+    """
+    return count * world_size()
+
+
+def exchange(value: T) -> list[T]:
+    """What every process gives, in the order of their numbers, at every process.
+
+    The processes stay connected, for a training: on GPUs by NCCL, beside which these values go by gloo.
+    """
+    if world_size() == 1:
+        return [value]
+    values = [value] * world_size()
+    torch.distributed.all_gather_object(values, value, _by_gloo())
+    return values
+
+
+@functools.cache
+def _by_gloo() -> Any:
+    """The group of all processes for what is not on a GPU; connects them, as Lightning would."""
+    device = process_device()
+    on_gpu = device.type == "cuda"
+    if not torch.distributed.is_initialized():
+        if on_gpu:
+            torch.cuda.set_device(device)
+            atexit.register(torch.distributed.destroy_process_group)
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return torch.distributed.new_group(backend="gloo") if on_gpu else None  # None: all processes, by gloo already
 
 
 def gather(value: T) -> list[T] | None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sightline.core.cli import run_stage
 from sightline.core.errors import UserError
@@ -54,6 +56,8 @@ def read_embeddings(path: Path) -> Embeddings:
     """
     if path.is_dir():
         return _read_grids(path)
+    if path.suffix == ".parquet":
+        return _read_table(path)
     with open_hdf5(path) as file:
         if "grids" in file:
             return _read_grids(path)
@@ -65,6 +69,20 @@ def read_embeddings(path: Path) -> Embeddings:
         ids, values = ids[rows], np.array(values[rows])
         require(path, {"embeddings": (values, "f", 2)})
         return Embeddings(ids, values, _made_by("embeddings", file.attrs))
+
+
+def _read_table(path: Path) -> Embeddings:
+    """Embeddings in a table of `sightline.predict embed`."""
+    try:
+        table = pq.read_table(path, columns=["frame_id", "embedding"])
+        ids, values = table["frame_id"].to_numpy(), np.stack(table["embedding"].to_numpy())
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a table of embeddings ({reason}); write one with sightline.predict") from None
+    rows = _spaced(len(ids))
+    require(path, {"embedding": (values, "f", 2), "frame_id": (ids, "i", 1)})
+    attributes = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    return Embeddings(ids[rows], values[rows], _made_by("embeddings", attributes))
 
 
 def _read_grids(path: Path) -> Embeddings:

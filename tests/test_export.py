@@ -1,0 +1,212 @@
+"""Exported programs: what the Python path gives from the same raw images, whatever their size, in other runtimes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import only_error_line
+from PIL import Image
+
+from sightline.core.errors import UserError
+from sightline.depth.network import Encoder, NetworkConfig
+from sightline.depth.preprocessing import Preprocessing, preprocess
+from sightline.depth.semantic_encoder import create_semantic_encoder
+from sightline.depth.weights import Header, save_weights
+from sightline.export.files import export_model
+from sightline.export.programs import EncoderProgram
+from sightline.export.resampling import DOUBLE, length, resize, weights
+from sightline.fusion import Policy
+from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy
+from sightline.segmentation.frames import resized
+from sightline.segmentation.model import SegmentationConfig, SegmentationModel, load_model, save_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RANGE = Preprocessing(height_range=(600, 1400), invalid=(0,), resize="area", fit="crop")
+CONFIG = PolicyConfig(
+    cameras=("left", "top"), image_size=32, fit="pad", joint_names=("a", "b", "c"), actions=3, steps=4, stride=2,
+    extras={"depth": (5,), "depth_images": (1, 20, 20)}, norm="gn", image_feature_dim=16, fusion_dim=16,
+)  # fmt: skip
+SIZES = [(1, (24, 32)), (2, (128, 128)), (3, (150, 96))]
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """An encoder, a policy, and a segmentation model of parts, with their exported files."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    network = Encoder(NetworkConfig(latent_dim=64))
+    torch.nn.init.normal_(network.head.weight, std=0.02)
+    header = Header(kind="encoder", network=network.config, preprocessing=RANGE)
+    save_weights(folder / "encoder.safetensors", network, header)
+    policy = FusionPolicy(CONFIG)
+    torch.nn.init.normal_(policy.head.layers[-1].weight, std=0.1)
+    policy.base_holds.fill_(True)
+    save_policy(folder / "policy.safetensors", policy)
+    config = SegmentationConfig(classes=("a", "b", "c"), image_size=(64, 48), window=(32, 32), channels=(8,) * 6)
+    save_model(folder / "segmentation.safetensors", SegmentationModel(config))
+    for path in list(folder.iterdir()):
+        assert export_model(path, path.with_suffix(".onnx")) <= 1e-5
+    return folder
+
+
+def runner(path: Path, runtime: str) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    """The program of an ONNX file in a runtime."""
+    if runtime == "onnxruntime":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda feed: session.run(None, feed)
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda feed: list(compiled(feed).values())
+
+
+def depth(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    raw = rng.integers(500, 1500, (count, *size)).astype(np.uint16)
+    raw[rng.random(raw.shape) < 0.3] = 0
+    raw[:, : size[0] // 3, : size[1] // 2] = 0
+    return raw
+
+
+def pictures(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+
+
+def near(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("kind", "method"), [("box", "BOX"), ("bilinear", "BILINEAR"), ("bicubic", "BICUBIC")])
+def test_resizing_is_that_of_pillow_to_the_bit(kind, method):
+    for height, width, side in ((90, 126, 84), (240, 320, 84), (30, 41, 84), (127, 300, 128), (24, 97, 48)):
+        pixels = pictures(1, (height, width))[0]
+        expected = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[method]))
+        axes = [torch.arange(size, dtype=DOUBLE) for size in (height, width)]
+        made = [weights(axis, length(axis), side, kind) for axis in axes]
+        found = resize(torch.from_numpy(pixels).permute(2, 0, 1).float(), *made).permute(1, 2, 0)
+        np.testing.assert_array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("how", ["nearest", "area"])
+@pytest.mark.parametrize("encoding", ["raw", "rotr3", "byteswap"])
+def test_raw_depth_is_prepared_as_the_stage_does(fit, how, encoding):
+    settings = RANGE.model_copy(update={"fit": fit, "resize": how, "depth_encoding": encoding})
+    program = EncoderProgram(Encoder(NetworkConfig(latent_dim=64)), settings)
+    for count, size in [*SIZES, (1, (300, 128))]:
+        raw = depth(count, size)
+        if encoding != "raw":
+            raw = raw.byteswap() if encoding == "byteswap" else (raw << 3) | (raw >> 13)
+        expected, valid = preprocess(raw, settings)
+        found, is_valid = program.prepare(torch.from_numpy(raw))
+        np.testing.assert_allclose(found[:, 0].numpy(), expected, atol=2e-6)
+        np.testing.assert_array_equal(is_valid[:, 0].numpy(), valid)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_encoder_gives_the_embeddings_of_raw_images(models, runtime):
+    run = runner(models / "encoder.onnx", runtime)
+    encoder = create_semantic_encoder(models / "encoder.safetensors", device="cpu")
+    for count, size in SIZES:
+        (found,) = run({"images": depth(count, size)})
+        near(found, encoder.encode_numpy(depth(count, size)))
+    (found,) = run({"images": np.zeros((1, 40, 40), np.uint16)})
+    assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_policy_acts_on_pictures_of_any_size(models, runtime):
+    ours = Policy.load(models / "policy.safetensors", replan_every=1)
+    theirs = Policy.load(models / "policy.onnx", replan_every=1, runtime=runtime)
+    assert theirs.model.runtime == runtime
+    assert theirs.config == ours.config
+    for seed, sizes in enumerate((((32, 32), (32, 32)), ((120, 90), (33, 64)), ((48, 64), (224, 200)))):
+        images = {name: pictures(1, size, seed)[0] for name, size in zip(CONFIG.cameras, sizes, strict=True)}
+        rng = np.random.default_rng(seed)
+        seen = rng.uniform(-1, 1, (1, 20, 20)).astype(np.float32)
+        seen[:, 3:9, 4:12] = np.nan
+        observation = {"images": images, "joints": rng.random(3), "depth": rng.random(5), "depth_images": seen}
+        near(theirs.act(observation), ours.act(observation))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_segmentation_gives_probabilities_and_masks_of_the_image(models, runtime):
+    run = runner(models / "segmentation.onnx", runtime)
+    model = load_model(models / "segmentation.safetensors")
+    for count, size in SIZES:
+        images = pictures(count, size)
+        found, masks = run({"images": images})
+        small = np.stack([resized(Image.fromarray(image), (64, 48)) for image in images])
+        expected = model.probabilities(torch.from_numpy(small).permute(0, 3, 1, 2))
+        near(found, expected.numpy())
+        rows, columns = ((2 * np.arange(side) + 1) * of // (2 * side) for side, of in zip(size, (64, 48), strict=True))
+        np.testing.assert_array_equal(masks, found.argmax(axis=1)[:, rows][:, :, columns])
+
+
+def test_a_file_runs_with_onnxruntime_and_numpy_alone_and_tells_what_it_is(models):
+    script = """
+import sys
+sys.modules |= dict.fromkeys(("torch", "sightline", "onnx", "PIL", "scipy"))  # importing one of them fails
+import json, numpy, onnxruntime
+for name in sys.argv[1:]:
+    session = onnxruntime.InferenceSession(name)
+    kinds = {"tensor(uint16)": "uint16", "tensor(uint8)": "uint8", "tensor(float)": "float32"}
+    sizes = {"count": 2, "batch": 2}
+    feed = {
+        x.name: numpy.ones([d if isinstance(d, int) else sizes.get(d, 50) for d in x.shape], kinds[x.type])
+        for x in session.get_inputs()
+    }
+    says = json.loads(session.get_modelmeta().custom_metadata_map["sightline"])
+    assert list(says["inputs"]) == list(feed) and list(says["outputs"]) == [y.name for y in session.get_outputs()]
+    print(says["kind"], [len(y) for y in session.run(None, feed)])
+"""
+    files = [models / f"{name}.onnx" for name in ("encoder", "policy", "segmentation")]
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["encoder [2]", "policy [2]", "segmentation [2, 2]"], done.stderr
+
+
+def test_torch_runs_the_other_kind_of_file(models, tmp_path):
+    assert export_model(models / "policy.safetensors", tmp_path / "policy.pt2") <= 1e-5
+    extra = {"sightline.json": ""}
+    program = torch.export.load(tmp_path / "policy.pt2", extra_files=extra).module()
+    images = [torch.from_numpy(pictures(2, size)) for size in ((50, 60), (70, 80))]
+    assert program(*images, torch.rand(2, 3), torch.rand(2, 5), torch.rand(2, 1, 20, 20)).shape == (2, 4, 3)
+    assert json.loads(extra["sightline.json"])["config"]["stride"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.pt2"]
+
+
+def test_what_cannot_be_exported_is_one_line(models, tmp_path):
+    with pytest.raises(UserError, match=r"out.txt: the name of an exported program ends in .onnx or .pt2"):
+        export_model(models / "encoder.safetensors", tmp_path / "out.txt")
+    config = SegmentationConfig(
+        classes=("a", "b"), image_size=(64, 64), channels=(8,) * 6, extras={"depth": (2, 64, 64)}
+    )
+    save_model(tmp_path / "with_depth.safetensors", SegmentationModel(config))
+    with pytest.raises(UserError, match=r"cannot export a segmentation model with depth"):
+        export_model(tmp_path / "with_depth.safetensors", tmp_path / "out.onnx")
+    (tmp_path / "text.safetensors").write_text("none")
+    command = [sys.executable, "-m", "sightline.export", tmp_path / "text.safetensors", tmp_path / "out.onnx"]
+    assert "not a depth encoder" in only_error_line(
+        subprocess.run(command, capture_output=True, text=True, check=False)
+    )
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_file_that_is_no_exported_policy_is_one_line(models, tmp_path):
+    for runtime in RUNTIMES:
+        with pytest.raises(UserError, match=r"encoder.onnx: a model of kind encoder, not a policy"):
+            Policy.load(models / "encoder.onnx", runtime=runtime)
+        (tmp_path / "text.onnx").write_text("none")
+        with pytest.raises(UserError, match=r"text.onnx: not a policy of `python -m sightline.export`"):
+            Policy.load(tmp_path / "text.onnx", runtime=runtime)
+    with pytest.raises(UserError, match=r"none.onnx: no such file"):
+        Policy.load(tmp_path / "none.onnx")
