@@ -45,8 +45,8 @@ def test_an_error_in_a_batch_is_raised_where_it_is_asked_for():
         def __getitem__(self, draw):
             raise ValueError("row 7")
 
-    with pytest.raises(ValueError, match="row 7"):
-        list(Ahead(Broken(), EpochBatches(np.arange(4), 2, seed=0)))
+    with pretended_gpu(), pytest.raises(ValueError, match="row 7"):
+        list(Ahead(Broken(), EpochBatches(np.arange(4), 2, seed=0), CUDA))
 
 
 def test_short_last_batches_are_left_out_where_they_would_be_compiled_again():
@@ -62,7 +62,7 @@ def test_the_host_makes_batches_faster_than_a_gpu_takes_them(store):
     rows = np.random.default_rng(0).integers(0, len(store.depth), 256 * 20)
     data, order = DepthImages(store, "full", raw=True), EpochBatches(rows, 256, seed=0, chances=CHANCES)
     with pretended_gpu():
-        batches = Ahead(data, order)
+        batches = Ahead(data, order, CUDA)
         sum(1 for _ in batches)
         start = time.perf_counter()
         count = sum(len(batch["images"]) for batch in batches)
