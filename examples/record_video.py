@@ -24,12 +24,14 @@ def main(recording: Path, folder: Path, episode: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "joints.npy", np.stack(rows["joints"]).astype(np.float32))
     for camera in info.cameras:
+        pictures = (read_rgb(recording / "rgb" / camera / f"{frame_id:06d}.png") for frame_id in rows["frame_id"])
         with av.open(str(folder / f"{camera}.mkv"), "w") as video:
-            stream = video.add_stream("ffv1", rate=round(info.fps))
-            stream.pix_fmt = "bgr0"  # RGB as it is: other pixels would be rounded
-            for frame_id in rows["frame_id"]:
-                picture = read_rgb(recording / "rgb" / camera / f"{frame_id:06d}.png")
-                stream.height, stream.width = picture.shape[:2]
+            stream = None
+            for picture in pictures:
+                if stream is None:
+                    height, width = picture.shape[:2]
+                    stream = video.add_stream("ffv1", rate=round(info.fps), height=height, width=width)
+                    stream.pix_fmt = "bgr0"  # RGB as it is: other pixels would be rounded
                 video.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
             video.mux(stream.encode())
     print(f"{folder}: {len(rows)} frames of {', '.join(info.cameras)}")

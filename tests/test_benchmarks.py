@@ -92,9 +92,8 @@ def test_without_a_gpu_one_line_says_that_nothing_is_measured(load, capsys, monk
 
 
 @pytest.mark.slow
-def test_what_is_measured_on_a_gpu_runs_on_a_pretended_one(load, tmp_path, monkeypatch):
+def test_what_is_measured_on_a_gpu_runs_on_a_pretended_one(load, tmp_path):
     steps, items = load("gpu_steps"), load("gpu")
-    monkeypatch.setattr(steps, "FRAMES", 64)
     room = steps.prepared(tmp_path / "room", frames=64)
     with pretended_gpu():
         for name, train in steps.trainings(room).items():
