@@ -1,18 +1,19 @@
 """Segmentation of volumes: which patients are labelled, figures in three dimensions, predictions as NIfTI."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import only_error_line
 from scipy import ndimage
 from test_segmentation_training import changed
 from volume_files import scan, write_hearts, write_nifti
 
 from sightline.core.errors import UserError
+from sightline.core.params import Section, load_params
 from sightline.importers.volumes import ImportVolumesParams, import_volumes
 from sightline.predict import segment
 from sightline.recording.split import SplitParams
@@ -24,6 +25,11 @@ from sightline.segmentation.params import PostprocessParams
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 from sightline.segmentation.volume_figures import volume_figures
 from sightline.segmentation.volumes import frames_of_volumes, largest_components
+
+
+class Params(Section):
+    segmentation: SegmentationParams = SegmentationParams()
+
 
 PARAMS = {"image_size": (20, 20), "labeled_groups": 1}
 
@@ -45,8 +51,6 @@ def frames_of(hearts: Path, **params) -> SegmentationFrames:
 
 @pytest.fixture(scope="module")
 def weights(hearts, tmp_path_factory) -> Path:
-    import os
-
     folder = tmp_path_factory.mktemp("model")
     os.environ["DVC_ROOT"] = str(folder)
     params = changed(**PARAMS, method="bcp", epochs=2, steps_per_epoch=8, lr=1e-2)
@@ -80,13 +84,18 @@ def test_patients_without_masks_are_refused_by_name(hearts, groups, words):
         choose_labelled(frames_of(hearts), groups, None, 0)
 
 
-def test_labeled_groups_of_another_kind_are_refused_in_one_line(stage, hearts):
-    for value in ("0", "some", "[]", "[1.5]", "{a: 1}"):
-        result = stage(
-            "train_segmentation", "m.safetensors", "--volumes", hearts, "--metrics-dir", "m", "--set",
-            f"segmentation.labeled_groups={value}",
-        )  # fmt: skip
-        assert "labeled_groups must be a number above 0, a list of names, or labelled" in only_error_line(result)
+@pytest.mark.parametrize("value", ["0", "some", "[]", "[1.5]", "{a: 1}", "true"])
+def test_labeled_groups_of_another_kind_are_refused_in_one_line(value):
+    with pytest.raises(UserError) as error:
+        load_params(Params, None, [f"segmentation.labeled_groups={value}"])
+    assert "labeled_groups must be a number above 0, a list of names, or labelled" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_names_may_be_numbers():
+    params = load_params(Params, None, ["segmentation.labeled_groups=[7, b]"])
+    assert params.segmentation.labeled_groups == ("7", "b")
+    assert load_params(Params, None, ["segmentation.labeled_groups=labelled"]).segmentation.labeled_groups == "labelled"
 
 
 def test_the_choice_of_patients_has_a_seed_of_its_own(hearts):
