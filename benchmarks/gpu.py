@@ -47,12 +47,12 @@ Figure = tuple[str, float, str]  # what, how much, of which unit
 
 
 def stages(room: Path) -> Iterator[Figure]:
-    """An epoch of each training: seconds, most memory, warnings of torch."""
+    """Some twenty steps of each training: seconds, most memory, kinds of warnings."""
     for name, train in trainings(room).items():
         torch.cuda.reset_peak_memory_stats()
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            yield f"{name}: an epoch of 20 steps", _seconds(lambda: train(room / f"stage_{name}", 20)), "s"  # noqa: B023
+            yield f"{name}: about 20 steps", _seconds(lambda: train(room / f"stage_{name}", 20)), "s"  # noqa: B023
         yield f"{name}: most memory", torch.cuda.max_memory_allocated() / 2**20, "MiB"
         yield f"{name}: kinds of warnings", len({str(warning.message)[:80] for warning in told}), ""
 
@@ -145,15 +145,15 @@ def extraction(room: Path) -> Iterator[Figure]:
 def waits(room: Path) -> Iterator[Figure]:
     """Waits of the host in a step, as the driver tells; `tests/test_pretended_gpu.py` holds them to a number."""
     for name, train in trainings(room).items():
-        told = []
-        for steps in (10, 20):
+        told, counts = [], []
+        for steps in (10, 40):
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always")
                 torch.cuda.set_sync_debug_mode("warn")
-                train(room / f"waits_{name}_{steps}", steps)
+                counts.append(train(room / f"waits_{name}_{steps}", steps))
                 torch.cuda.set_sync_debug_mode("default")
             told.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in found))
-        yield f"{name}: waits in a step", (told[1] - told[0]) / 10, ""
+        yield f"{name}: waits in a step", (told[1] - told[0]) / (counts[1] - counts[0]), ""
 
 
 def traces(room: Path) -> Iterator[Figure]:
@@ -182,10 +182,12 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _per_step(room: Path, name: str, train: Callable[[Path, int], None]) -> float:
+def _per_step(room: Path, name: str, train: Callable[[Path, int], int]) -> float:
     """Milliseconds of a step: what a long training takes more than a short one."""
-    short, long = (_seconds(lambda: train(room / f"{name}_{steps}", steps)) for steps in (20, 60))  # noqa: B023
-    return 1e3 * (long - short) / 40
+    seconds, counts = [], list[int]()
+    for steps in (20, 60):
+        seconds.append(_seconds(lambda: counts.append(train(room / f"{name}_{steps}", steps))))  # noqa: B023
+    return 1e3 * (seconds[1] - seconds[0]) / (counts[1] - counts[0])
 
 
 def write(project: Path, found: dict[str, Any]) -> None:

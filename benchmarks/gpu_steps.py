@@ -42,34 +42,35 @@ def prepared(room: Path, frames: int = FRAMES) -> Path:
     return room
 
 
-def trainings(room: Path, **settings: Any) -> dict[str, Callable[[Path, int], None]]:
-    """Each training, as a function of an output and of the steps of its only epoch."""
+def trainings(room: Path, **settings: Any) -> dict[str, Callable[[Path, int], int]]:
+    """Each training, as a function of an output and of about how many steps it shall take -> how many it took."""
+    rows = DepthStore.open(room / "depth.hdf5").rows("train")
 
-    def autoencoder(output: Path, steps: int) -> None:
-        size = max(2, _train_frames(room) // steps)
+    def autoencoder(output: Path, steps: int) -> int:
+        size = max(2, len(rows) // steps)
         params = TrainParams(**{"epochs": 1, "batch_size": size, "patch_share": 0.0} | settings)
         train_autoencoder(room / "depth.hdf5", output.with_suffix(".safetensors"), output, params, 0)
+        return len(EpochBatches(rows, size, 0, only_whole=params.compile))
 
-    def fusion(output: Path, steps: int) -> None:
-        size = settings.get("batch_size", 64)
-        params = FusionParams(**{"batch_size": size, "chunk": 2, "epochs": max(1, steps * size // FRAMES)} | settings)
+    def fusion(output: Path, steps: int) -> int:
+        params = FusionParams(**{"batch_size": 64, "chunk": 2} | settings)
+        in_epoch = len(EpochBatches(rows, params.batch_size, 0, only_whole=params.compile))
+        params = params.model_copy(update={"epochs": max(1, round(steps / in_epoch))})
         train_fusion(room / "views.hdf5", output.with_suffix(".safetensors"), output, params, 0)
+        return params.epochs * in_epoch
 
-    def segmentation(method: str) -> Callable[[Path, int], None]:
-        def train(output: Path, steps: int) -> None:
+    def segmentation(method: str) -> Callable[[Path, int], int]:
+        def train(output: Path, steps: int) -> int:
             params = SegmentationParams.model_validate(
                 {"method": method, "epochs": 1, "steps_per_epoch": steps, "bcp": {"pretrain": 0.0}} | settings
             )
             frames = SegmentationFrames.from_recording(room / "recording", room / "index", params)
             train_segmentation(frames, output.with_suffix(".safetensors"), output, params, 0)
+            return steps
 
         return train
 
     return {"autoencoder": autoencoder, "fusion": fusion} | {f"segmentation {m}": segmentation(m) for m in METHODS}
-
-
-def _train_frames(room: Path) -> int:
-    return len(DepthStore.open(room / "depth.hdf5").rows("train"))
 
 
 def autoencoder_steps(room: Path, batch: int, compile: bool) -> Iterator[None]:

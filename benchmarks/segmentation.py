@@ -6,10 +6,10 @@
         segmentation.contrastive.weight=0.1 --variant bcp_grid segmentation.method=bcp grid --feature FILE
     python benchmarks/segmentation.py table RUNS [--name NAME] [--write docs/results.md] [--picture FILE.png]
 
-Frames are a recording with its index, ``--images`` with ``--masks``, or ``--arrays``. ``--labelled`` counts groups
-(episodes, patients); a number with a point is a share of them. The labelled groups follow from the seed: for one number
-of them and one seed, every method has the same. ``--variant`` names settings of its own; the words ``depth`` and
-``grid`` among them give it that further input, which methods without a name of their own do not have.
+Frames are a recording with its index, ``--images`` with ``--masks``, ``--arrays`` or ``--volumes``. ``--labelled``
+counts groups (episodes, patients); a number with a point is a share of them. The labelled groups follow from the seed:
+for one number of them and one seed, every method has the same. ``--variant`` names settings of its own; the words
+``depth`` and ``grid`` among them give it that further input, which methods without a name of their own do not have.
 
 RUNS keeps a folder for each run. One that is done is left as it is, one that was interrupted continues; several
 commands may work on the same RUNS side by side. A run that was made with other settings is an error. Decoded images
@@ -41,7 +41,8 @@ from sightline.core.files import atomic_output, write_json
 from sightline.core.params import Section, load_params
 from sightline.recording.split import DataParams
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation
-from sightline.segmentation.frames import SegmentationFrames, open_frames
+from sightline.segmentation.frames import SegmentationFrames
+from sightline.segmentation.inputs import open_frames
 from sightline.segmentation.model import load_model
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 
@@ -88,7 +89,7 @@ def run(args: Namespace, place: Path, name: str, labelled: str, seed: int, setti
         f"seed={seed}", *(args.set or ()), *(word for word in settings if "=" in word),
         f"segmentation.{key}={amount}", f"segmentation.{other.pop()}=null",
     ])  # fmt: skip
-    sources = {"recording": args.recording, "images": args.images, "arrays": args.arrays}
+    sources = {"recording": args.recording, "images": args.images, "arrays": args.arrays, "volumes": args.volumes}
     made_with = {"params": params.model_dump(mode="json"), "inputs": sorted(inputs),
                  "source": [str(path) for path in sources.values() if path]}  # fmt: skip
     result = place / "result.json"
@@ -121,7 +122,7 @@ def frames_of(args: Namespace, params: Params, inputs: list[str], config: Any = 
             raise UserError(f"a variant has {word} as an input; give --{'feature' if word == 'grid' else word}")
     frames = open_frames(
         config or params.segmentation, params.data.split, recording=args.recording, index=args.index,
-        images=args.images, masks=args.masks, arrays=args.arrays,
+        images=args.images, masks=args.masks, arrays=args.arrays, volumes=args.volumes,
         depth=args.depth if "depth" in inputs else None, features=[args.feature] if "grid" in inputs else [],
     )  # fmt: skip
     return replace(
@@ -230,7 +231,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("run", help="train and evaluate what is not done")
     make.add_argument("runs", type=Path)
-    for name in ("recording", "index", "images", "masks", "arrays", "depth", "feature"):
+    for name in ("recording", "index", "images", "masks", "arrays", "volumes", "depth", "feature"):
         make.add_argument(f"--{name}", type=Path, help="as of stages/train_segmentation.py")
     make.add_argument("--methods", nargs="+", metavar="METHOD", help="values of segmentation.method")
     make.add_argument("--variant", nargs="+", action="append", metavar="WORD", help="a name, and what it sets")

@@ -9,18 +9,21 @@ from sightline.recording.split import DataParams
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation, table
 from sightline.segmentation.inputs import add_inputs, open_inputs
 from sightline.segmentation.model import load_model
+from sightline.segmentation.params import PostprocessParams
 from sightline.training.card import read_card, write_measured_card
 
 
 class Params(Section):
     data: DataParams = DataParams()
     evaluate_segmentation: EvaluateSegmentationParams = EvaluateSegmentationParams()
+    postprocess: PostprocessParams = PostprocessParams()
 
 
 def main(args: Namespace, params: Params) -> None:
     card = read_card(args.weights) if args.card else None
     frames = open_inputs(args, load_model(args.weights).config, params.data.split)
-    figures = evaluate_segmentation(args.weights, frames, args.output, params.evaluate_segmentation)
+    measured = params.evaluate_segmentation, params.postprocess
+    figures = evaluate_segmentation(args.weights, frames, args.output, *measured)
     if card:
         write_measured_card(args.card, card, figures)
     print(table(figures))

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def several(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """``function(rank, *arguments)`` in so many processes -> what each returned, or its error as a text."""
@@ -34,6 +36,7 @@ def _run(pipe: Any, rank: int, count: int, port: int, function: Callable[..., An
         "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
+    torch.set_num_threads(1)  # the threads of the process that was forked are not there
     try:
         answer = function(rank, *arguments)
     except BaseException as error:

@@ -58,13 +58,15 @@ def test_a_run_puts_its_table_between_the_marks_and_names_what_is_furthest_from_
     assert capsys.readouterr().out == ""
 
 
-def test_a_generated_heart_has_every_class_and_is_the_same_again(load):
-    patient = load("phantom").patient
-    images, masks = patient(np.random.default_rng(3))
-    assert images.shape == masks.shape == (8, 128, 128)
-    assert (images.min(), images.max()) == (0, 1)
-    assert [np.unique(mask).tolist() for mask in masks] == [[0, 1, 2, 3]] * 7 + [[0, 2, 3]]  # the apex has one chamber
-    assert (patient(np.random.default_rng(3))[0] == images).all()
+def test_generated_hearts_have_every_class_and_are_the_same_again(load):
+    phantom = load("phantom")
+    wide, contracted = phantom.patient(np.random.default_rng(3)).values()
+    assert wide.image.shape == wide.label.shape == contracted.image.shape
+    assert np.unique(wide.label).tolist() == [0, 1, 2, 3]
+    assert (wide.label == 3).sum() > (contracted.label == 3).sum() > 0
+    assert (phantom.patient(np.random.default_rng(3))["frame01"].image == wide.image).all()
+    assert len({phantom.patient(np.random.default_rng(seed))["frame01"].image.shape for seed in range(3)}) > 1
+    assert phantom.middle(wide.label).shape[1:] == (128, 128)
 
 
 @pytest.mark.slow
@@ -90,9 +92,8 @@ def test_without_a_gpu_one_line_says_that_nothing_is_measured(load, capsys, monk
 
 
 @pytest.mark.slow
-def test_what_is_measured_on_a_gpu_runs_on_a_pretended_one(load, tmp_path, monkeypatch):
+def test_what_is_measured_on_a_gpu_runs_on_a_pretended_one(load, tmp_path):
     steps, items = load("gpu_steps"), load("gpu")
-    monkeypatch.setattr(steps, "FRAMES", 64)
     room = steps.prepared(tmp_path / "room", frames=64)
     with pretended_gpu():
         for name, train in steps.trainings(room).items():

@@ -45,8 +45,8 @@ def test_an_error_in_a_batch_is_raised_where_it_is_asked_for():
         def __getitem__(self, draw):
             raise ValueError("row 7")
 
-    with pytest.raises(ValueError, match="row 7"):
-        list(Ahead(Broken(), EpochBatches(np.arange(4), 2, seed=0)))
+    with pretended_gpu(), pytest.raises(ValueError, match="row 7"):
+        list(Ahead(Broken(), EpochBatches(np.arange(4), 2, seed=0), CUDA))
 
 
 def test_short_last_batches_are_left_out_where_they_would_be_compiled_again():
@@ -58,12 +58,12 @@ def test_short_last_batches_are_left_out_where_they_would_be_compiled_again():
 
 @pytest.mark.slow
 def test_the_host_makes_batches_faster_than_a_gpu_takes_them(store):
-    """15,000 images/s on two cores that do nothing else; here a fifth of it, beside other tests."""
+    """15,000 images/s on two cores; told by the time of the processor, whatever else it does."""
     rows = np.random.default_rng(0).integers(0, len(store.depth), 256 * 20)
     data, order = DepthImages(store, "full", raw=True), EpochBatches(rows, 256, seed=0, chances=CHANCES)
     with pretended_gpu():
-        batches = Ahead(data, order)
+        batches = Ahead(data, order, CUDA)
         sum(1 for _ in batches)
-        start = time.perf_counter()
+        start = time.process_time()
         count = sum(len(batch["images"]) for batch in batches)
-    assert count / (time.perf_counter() - start) > 3000
+    assert count / (time.process_time() - start) > 15_000 / 2

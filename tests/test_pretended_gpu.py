@@ -160,13 +160,14 @@ def test_fusion_trains_without_waiting(tmp_path, weights):
 
 
 @pytest.mark.parametrize(
-    ("method", "most"), [("supervised", 0), ("bcp", 0), ("unimatch", 0), ("ss_net", 2), ("semiseg", 2)]
-)
-def test_segmentation_trains_and_waits_seldom(tmp_path, method, most):
+    ("method", "changes", "most"),
+    [("supervised", {}, 0), ("bcp", {}, 0), ("bcp", {"bcp": {"pretrain": 0.0, "largest_part": True}}, 1),
+     ("unimatch", {}, 0), ("ss_net", {}, 2), ("ss_net", {"contrastive": {"weight": 0.0}}, 0), ("semiseg", {}, 2)],
+)  # fmt: skip
+def test_segmentation_trains_and_waits_seldom(tmp_path, method, changes, most):
     root = frames.write_recording(tmp_path / "r")
-    params = segmentation.changed(
-        method=method, precision="bf16", bcp={"pretrain": 0.0}, epochs=1, steps_per_epoch=STEPS
-    )
+    settings = {"precision": "bf16", "bcp": {"pretrain": 0.0}, "epochs": 1, "steps_per_epoch": STEPS} | changes
+    params = segmentation.changed(method=method, **settings)
     data = segmentation.frames_of(root, params)
     weights = tmp_path / "s.safetensors"
     with pretended_gpu() as gpu:

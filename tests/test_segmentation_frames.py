@@ -19,7 +19,8 @@ from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording
 from sightline.recording.split import DataParams, SplitParams
 from sightline.segmentation import SegmentationFrames
 from sightline.segmentation.batches import choose_labelled
-from sightline.segmentation.frames import FrameParams, open_frames
+from sightline.segmentation.frames import FrameParams
+from sightline.segmentation.inputs import open_frames
 from sightline.validation.validation import validate_recording
 
 EPISODES, STEPS, SIZE = 8, 4, (24, 32)

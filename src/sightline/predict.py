@@ -2,7 +2,8 @@
 
     embed   ENCODER IMAGES OUTPUT     a folder of depth images, or a recording's -> embeddings, .hdf5 or .parquet
     act     POLICY RECORDING OUTPUT   a recording, or a file of views -> chunks of actions, .parquet
-    segment MODEL IMAGES OUTPUT       a folder of images, or a recording's -> a folder of masks, PNG
+    segment MODEL DATA OUTPUT         a folder of images, or a recording's -> a folder of masks, PNG; volumes (NIfTI,
+                                      HDF5, .npz, a file or a folder of them) -> a folder of masks, NIfTI
 
 What the model was trained with travels in its file; data of another kind are refused.
 """
@@ -10,7 +11,8 @@ What the model was trained with travels in its file; data of another kind are re
 import json
 import tempfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,10 @@ from sightline.training.processes import process_device
 
 if TYPE_CHECKING:
     from sightline.fusion.views import ViewParams
+    from sightline.importers.volume_files import Grid
+    from sightline.recording.volumes import Intake
+    from sightline.segmentation.model import SegmentationConfig, SegmentationModel
+    from sightline.segmentation.params import LargestComponent
 
 BATCH = 32
 
@@ -137,10 +143,15 @@ def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = 
     return len(rows)
 
 
-def segment(model_file: Path, images: Path, output: Path) -> int:
+def segment(model_file: Path, images: Path, output: Path, largest: "LargestComponent" = "none") -> int:
     """Predict the class of every pixel of a folder of images, or of the model's camera of a recording -> how many.
 
-    OUTPUT is a folder with a PNG of class ids, uint8, for each image, of its name and its size.
+    OUTPUT is a folder with a PNG of class ids, uint8, for each image, of its name and its size. Of volumes, it is a
+    folder with a NIfTI file for each, ``<name>.nii.gz``, with the shape and the affine of the input; or, of one volume,
+    this file.
+
+    Args:
+        largest: of volumes, keep the largest component of each class: ``none``, in each slice (``2d``), or ``3d``.
 
     Raises:
         UserError: not a segmentation model, one with further inputs, no images, an image of another kind, or an OUTPUT
@@ -155,6 +166,10 @@ def segment(model_file: Path, images: Path, output: Path) -> int:
         raise UserError(
             f"{model_file}: trained with {', '.join(config.extras)} beside the images; give a model without"
         )
+    if _has_volumes(images):
+        return _segment_volumes(model, model_file, images, output, largest)
+    if largest != "none":
+        raise UserError(f"{images}: the largest component is for volumes; leave --largest-component out")
     if (images / "recording.json").is_file():
         images = images / "rgb" / config.camera
     paths = list_by_name(images)
@@ -171,6 +186,94 @@ def segment(model_file: Path, images: Path, output: Path) -> int:
             mask = Image.fromarray(ids.to(torch.uint8).cpu().numpy())
             mask.resize(whole.size, Image.Resampling.NEAREST).save(temporary / f"{name}.png")
     return len(paths)
+
+
+def _has_volumes(data: Path) -> bool:
+    """Whether a file, or some of a folder that is not a recording, is of volumes."""
+    from sightline.importers.volume_files import SUFFIXES
+
+    if data.is_file():
+        return True
+    if (data / "recording.json").is_file():
+        return False
+    return any(path.name.lower().endswith(SUFFIXES) for path in data.rglob("*") if not path.name.startswith("."))
+
+
+def _segment_volumes(
+    model: "SegmentationModel", model_file: Path, data: Path, output: Path, largest: "LargestComponent"
+) -> int:
+    from sightline.importers.volume_files import NIFTI, nifti_bytes
+    from sightline.segmentation.volumes import largest_components
+
+    if model.config.image_channels != 1:
+        raise UserError(
+            f"{model_file}: was trained on colour images; a model for volumes was trained on slices of them"
+        )
+    to_file = output.name.endswith(NIFTI)
+    if not to_file and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: is there already; name a folder to make")
+    names: list[str] = []
+    with atomic_output(output) as temporary, torch.inference_mode():
+        if not to_file:
+            temporary.mkdir()
+        for name, slices, grid, intake, header in _volumes_of(data, model.config, model_file):
+            if to_file and names:
+                raise UserError(f"{data}: holds several volumes; name a folder in the place of {output.name}")
+            ids = intake.undone(_ids_of(model, slices), grid.plane, (grid.spacing[1], grid.spacing[2]))
+            ids = largest_components(ids, len(model.config.classes), largest)
+            is_packed = not to_file or output.name.endswith(".gz")
+            file = temporary if to_file else temporary / f"{name}.nii.gz"
+            file.write_bytes(nifti_bytes(grid, grid.array(ids), header, is_packed))
+            names.append(name)
+    return len(names)
+
+
+def _volumes_of(
+    data: Path, config: "SegmentationConfig", model_file: Path
+) -> "Iterator[tuple[str, np.ndarray, Grid, Intake, Path | None]]":
+    """Name, slices uint8 [Z, H, W], place, way there and, of NIfTI, the file of each volume."""
+    from sightline.importers.volume_files import NIFTI, Grid, grid_of, read_entry
+    from sightline.importers.volume_folders import find_volumes
+    from sightline.recording.volumes import Intake, VolumeFile, is_volume_file
+
+    if is_volume_file(data):
+        file = VolumeFile.open(data)
+        if config.intake is not None:
+            file.intake.check_same(data, config.intake, model_file)
+        of = file.sources
+        for i, name in enumerate(of.name.tolist()):
+            grid = Grid(
+                tuple(of.shape[i].tolist()), of.affine[i], int(of.slice_axis[i]), bool(of.swaps[i]), of.spacing[i]
+            )
+            yield name, file.image[np.flatnonzero(file.volume == name)], grid, file.intake, None
+        return
+    folder = find_volumes(data, (), None)
+    if folder.faults:
+        raise UserError("\n".join(folder.faults))
+    needs_spacing = config.intake is not None and config.intake.scale == "spacing"
+    for entry in tqdm(folder.entries, desc="segment", unit="volume", mininterval=0.5):
+        content = read_entry(replace(entry, masks=()))
+        axis = config.intake.slice_axis if config.intake else None
+        placed = grid_of(content, axis, None if needs_spacing else (1.0, 1.0, 1.0))
+        if isinstance(placed, str):
+            what = "no spacing" if placed == "spacing" else "nothing that tells along which axis slices lie"
+            raise UserError(f"{entry.path}: has {what}, which {model_file} needs; write it as NIfTI with a header")
+        intake = config.intake or Intake(size=placed.plane, scale="none")
+        slices = intake.placed(intake.grey(placed.slices(content.image)), tuple(placed.spacing[1:]), nearest=False)
+        yield entry.name, slices, placed, intake, entry.path if entry.path.name.endswith(NIFTI) else None
+
+
+def _ids_of(model: "SegmentationModel", slices: np.ndarray) -> np.ndarray:
+    """Class ids uint8 [Z, H, W] of slices uint8 [Z, H, W]."""
+    from sightline.segmentation.frames import resized
+    from sightline.segmentation.volumes import enlarged
+
+    size, ids = model.config.image_size or slices.shape[1:], []
+    for start in range(0, len(slices), BATCH):
+        some = np.stack([resized(Image.fromarray(one), size) for one in slices[start : start + BATCH]])
+        probabilities = model.probabilities(torch.from_numpy(some[:, None]).to(process_device()))
+        ids.append(enlarged(probabilities, slices.shape[1:]).cpu().numpy())
+    return np.concatenate(ids)
 
 
 def _pack(recording: Path, packed: Path, params: "ViewParams") -> None:
@@ -206,7 +309,7 @@ class Params(Section):
 
 def main(args: Namespace, _: Params) -> None:
     if args.command == "segment":
-        print(f"{args.output}: {segment(args.model, args.data, args.output)} masks")
+        print(f"{args.output}: {segment(args.model, args.data, args.output, args.largest_component)} masks")
         return
     if args.command == "embed":
         print(f"{args.output}: {embed(args.model, args.data, args.output, naming(args))} embeddings")
@@ -221,8 +324,8 @@ for name, what, script, data, output in (
      "file to write, .hdf5 or .parquet"),
     ("act", "actions for the frames of a recording", "train_fusion", "folder of a recording, or a file of views",
      "file to write, .parquet"),
-    ("segment", "masks of colour images", "train_segmentation", "folder of images, or of a recording",
-     "folder to make, a PNG of class ids for each image"),
+    ("segment", "masks of images or volumes", "train_segmentation", "folder of images, of a recording, or volumes",
+     "folder to make, a PNG of class ids for each image, a NIfTI file for each volume; of one volume, a .nii.gz"),
 ):  # fmt: skip
     command = commands.add_parser(name, help=what)
     command.add_argument("model", type=Path, help=f"weights file written by stages/{script}.py")
@@ -230,6 +333,9 @@ for name, what, script, data, output in (
     command.add_argument("output", type=Path, help=output)
 add_naming(commands.choices["embed"])
 add_features(commands.choices["act"])
+commands.choices["segment"].add_argument(
+    "--largest-component", choices=("none", "2d", "3d"), default="none", help="of each class, in a slice or a volume"
+)
 
 if __name__ == "__main__":
     run_stage(parser, Params, main)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import nibabel
 import numpy as np
 import pandas as pd
 import torch
@@ -86,6 +87,22 @@ def replaced(name: str, content: str | bytes) -> Spoil:
         (world / name).parent.mkdir(parents=True, exist_ok=True)
         (world / name).unlink(missing_ok=True)
         (world / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return spoil
+
+
+def nifti(
+    name: str, shape: tuple[int, ...], zooms: tuple[float, float, float] | None = (1.5, 1.5, 8.0), both: bool = False
+) -> Spoil:
+    """A file of zeros and ones in the place of a volume, without zooms without any header; ``both``: its label, too."""
+
+    def spoil(world: Path) -> None:
+        affine = None if zooms is None else np.diag([-zooms[0], -zooms[1], zooms[2], 1.0])
+        for ending in ("", "_gt") if both or zooms is None else ("",):
+            path = world / f"hearts/volumes/{name}{ending}.nii.gz"
+            path.unlink()
+            nibabel.save(nibabel.Nifti1Image(np.eye(*shape[:2], dtype=np.uint8).repeat(
+                int(np.prod(shape[2:]))).reshape(shape), affine), path)  # fmt: skip
 
     return spoil
 
@@ -321,6 +338,7 @@ GREY, DEPTH = np.full((24, 32), 7, np.uint8), np.full((24, 32), 700, np.uint16)
 PHOTOS, MASKS = "rec/rgb/global", "rec/masks"
 GAPS = np.resize(np.array([0, 63, 126], np.uint8), (12, 24, 32))
 ON_FOLDERS = "out/m.safetensors --images {} --masks {} --metrics-dir out/metrics --set data.split.guard=0"
+ON_VOLUMES = "out/m.safetensors --volumes {} --metrics-dir out/metrics"
 ON_ARRAYS = "out/m.safetensors --arrays a.npz --metrics-dir out/metrics"
 INFO, TABLE, EIGHT = "rec/recording.json", "rec/frames.parquet", "rec/depth/000008.png"
 SUMMARY = "reference/summary.json"
@@ -724,6 +742,29 @@ CASES = [
     Case("import_hdf5", "demos.hdf5", "a demo in train and valid", masked(train=[0, 1], valid=[1]),
          "demos.hdf5 out/recording"),
     Case("import_hdf5", "demos.hdf5", "masks of other demos", masked(train=[8, 9]), "demos.hdf5 out/recording"),
+    Case("import_volumes", "hearts", "no volumes", nothing, "rec out/hearts.hdf5"),
+    Case("import_volumes", "hearts/volumes/p0_frame01.nii.gz", "not NIfTI",
+         replaced("hearts/volumes/p0_frame01.nii.gz", "image")),
+    Case("import_volumes", "hearts/volumes/p0_frame01.nii.gz", "4-D", nifti("p0_frame01", (16, 20, 6, 2))),
+    Case("import_volumes", "hearts/volumes/p0_frame01_gt.nii.gz", "of another shape",
+         nifti("p0_frame01_gt", (16, 20, 5))),
+    Case("import_volumes", "hearts/volumes/p0_frame01.nii.gz", "no spacing, no orientation",
+         nifti("p0_frame01", (16, 20, 6), None)),
+    Case("import_volumes", "hearts/volumes", "slices along another axis",
+         nifti("p0_frame01", (16, 20, 6), (1, 8, 1), both=True)),
+    Case("import_volumes", "hearts/volumes", "labels without images", missing("hearts/volumes/p0_frame01.nii.gz")),
+    Case("import_volumes", "hearts/test.list", "a volume that is not there",
+         replaced("hearts/test.list", "p2_frame09")),
+    Case("import_volumes", "hearts/test.list", "volumes of train, too", replaced("hearts/test.list", "p0_frame01")),
+    Case("import_volumes", "hearts/test.list", "a patient in two parts",
+         replaced("hearts/test.list", "p2_frame01\np1_frame02")),
+    Case("import_volumes", "import_volumes.group", "finds no patient", nothing,
+         with_set("import_volumes", "import_volumes.group=(case[0-9]+)")),
+    Case("train_segmentation", "--volumes", "not a file of volumes", nothing, ON_VOLUMES.format("depth.hdf5")),
+    Case("train_segmentation", "segmentation.labeled_groups", "neither a number nor names", nothing,
+         with_set("train_segmentation", "segmentation.labeled_groups=some")),
+    Case("train_segmentation", "segmentation.labeled_groups", "an episode that is not there", nothing,
+         with_set("train_segmentation", "segmentation.labeled_groups=[99]")),
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from conftest import depth_folder, photo_folder  # noqa: E402
 from data_sets import aloha, lerobot_v2, robomimic  # noqa: E402, F401
+from volume_files import write_hearts  # noqa: E402
 
 from sightline.clip import GridParams  # noqa: E402
 from sightline.clip.extraction import extract_grids  # noqa: E402
@@ -91,6 +92,7 @@ COMMANDS = {  # name -> its arguments in the world; everything is written below 
     "evaluate_segmentation": "segmentation.safetensors out/evaluate_segmentation --recording rec --index index",
     "import_lerobot": "lerobot out/recording",
     "import_hdf5": "aloha out/recording",
+    "import_volumes": "hearts out/hearts.hdf5",
     "add_recording": "rec",
     "drift": "embeddings.hdf5 embeddings.hdf5 --index index/depth.parquet --metrics-dir out/metrics",
     "predict embed": "encoder.safetensors rec/depth out/embeddings.hdf5",
@@ -138,6 +140,7 @@ def make_world(root: Path) -> Path:
         _simulated(Path("demo"))
         lerobot_v2(Path("lerobot"))
         aloha(Path("aloha"))
+        write_hearts(Path("hearts"), patients=3)
         shutil.rmtree(".scratch")
     return root
 

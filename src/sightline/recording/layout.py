@@ -131,6 +131,7 @@ class StageLists(Section):
         ("grids/efficientnet/global",),
         description="features in data/, each for a segmentation with it as one more input; []: none",
     )
+    volumes: Names = Field((), description="files data/volumes/<name>.hdf5 to learn a segmentation from; []: none")
     grids: GridsOf = GridsOf()
     fusion_with: FusionWith = FusionWith()
     pack: Packs = Packs()

@@ -7,7 +7,9 @@ The files are ``.npz``: either one with ``image``, ``label`` and ``group``, or a
                                          from its 0.5th to its 99.5th percentile
     label    [N, H, W]                   whole numbers: class ids, 255 = ignore
     group    [N]                         patients, whole numbers or text: no group lies in two parts of the split
-    spacing  [2]                         optional: distance of rows and of columns, for example in millimetres
+    volume   [N]                         optional: the volume that a slice is of, whole numbers or text; slices in order
+    spacing  [2] or [N, 3]               optional: distance of rows and of columns; or of slices, rows and columns, of
+                                         each slice; for example in millimetres
 """
 
 import gzip
@@ -26,6 +28,7 @@ KEYS = {
     "image": ("image", "images"),
     "label": ("label", "labels", "mask", "masks"),
     "group": ("group", "groups", "patient", "patients"),
+    "volume": ("volume", "volumes"),
     "spacing": ("spacing",),
 }  # accepted names of the arrays
 _TAILS = (0.5, 99.5)  # percentiles of a group that become black and white
@@ -47,7 +50,8 @@ class Slices(NamedTuple):
     label: np.ndarray  # whole numbers [N, H, W]
     group: np.ndarray  # [N], whole numbers or text
     split: np.ndarray  # str [N]: train, val or test
-    spacing: np.ndarray | None  # [2], distance of rows and of columns
+    spacing: np.ndarray | None  # [2], distance of rows and of columns; or [N, 3]
+    volume: np.ndarray | None = None  # str [N]
 
 
 def read_slices(path: Path, split: SplitParams) -> Slices:
@@ -72,8 +76,16 @@ def read_slices(path: Path, split: SplitParams) -> Slices:
     for name in np.unique(group) if groups else ():
         if len(several := np.unique(parts[group == name])) > 1:
             raise UserError(f"{path}: group {name} lies in {' and '.join(several)}; a group belongs in one part")
-    spacing = next((array["spacing"] for array in arrays.values() if "spacing" in array), None)
-    return Slices(_as_bytes(path, image, group), label, group, parts, spacing)
+    spacings = [array["spacing"] for array in arrays.values() if "spacing" in array]
+    if spacings and all(one.ndim == 2 for one in spacings) and len(spacings) == len(arrays):
+        spacing: np.ndarray | None = np.concatenate(spacings)
+    else:
+        spacing = next((one for one in spacings if one.ndim == 1), None)
+    volumes = [array["volume"].astype(str) for array in arrays.values() if "volume" in array]
+    if volumes and len(volumes) < len(arrays):
+        raise UserError(f"{path}: some of its files have an array volume, others have none; give it in all or none")
+    volume = np.concatenate(volumes) if volumes else None
+    return Slices(_as_bytes(path, image, group), label, group, parts, spacing, volume)
 
 
 def _split(path: Path, group: np.ndarray | None, count: int, params: SplitParams) -> np.ndarray:
@@ -126,10 +138,15 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: label: holds {label.dtype}; expected whole numbers, class ids")
     if label.shape != image.shape[:3]:
         raise UserError(f"{path}: label: shape {list(label.shape)}, expected {list(image.shape[:3])} as the images")
-    if "group" in arrays and arrays["group"].shape != image.shape[:1]:
-        raise UserError(f"{path}: group: shape {list(arrays['group'].shape)}, expected [{len(image)}]")
-    if "spacing" in arrays and (arrays["spacing"].shape != (2,) or not (arrays["spacing"] > 0).all()):
-        raise UserError(f"{path}: spacing: expected two numbers above 0, the distance of rows and of columns")
+    for key in ("group", "volume"):
+        if key in arrays and arrays[key].shape != image.shape[:1]:
+            raise UserError(f"{path}: {key}: shape {list(arrays[key].shape)}, expected [{len(image)}]")
+    if "spacing" in arrays and (
+        arrays["spacing"].shape not in ((2,), (len(image), 3)) or not (arrays["spacing"] > 0).all()
+    ):
+        raise UserError(
+            f"{path}: spacing: expected two numbers above 0, the distance of rows and columns, or three of each slice"
+        )
     return arrays
 
 

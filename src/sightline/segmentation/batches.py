@@ -2,14 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from sightline.core.errors import UserError
+from sightline.recording.frames import first_few
+from sightline.segmentation.checks import without_masks
 from sightline.segmentation.frames import IGNORE, SegmentationFrames
 from sightline.training.loading import sent
 from sightline.training.order import Draw
@@ -18,35 +21,74 @@ from sightline.training.processes import process_device
 Batch = dict[str, dict[str, Tensor]]
 
 
+def _as_groups(value: Any) -> Any:
+    """A list of names as text, whole numbers among them; checks what a union would not say in one line."""
+    if isinstance(value, list | tuple):
+        if not value or not all(isinstance(name, str) or type(name) is int for name in value):
+            raise ValueError("labeled_groups must be a number above 0, a list of names, or labelled")
+        return tuple(str(name) for name in value)
+    if value is not None and value != "labelled" and (type(value) is not int or value < 1):
+        raise ValueError(f"labeled_groups must be a number above 0, a list of names, or labelled, not {value!r}")
+    return value
+
+
+LabeledGroups = Annotated[int | str | tuple[str, ...] | None, BeforeValidator(_as_groups)]
+
+
 def choose_labelled(
-    frames: SegmentationFrames, groups: int | None, fraction: float | None, seed: int
+    frames: SegmentationFrames, groups: LabeledGroups, fraction: float | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the training frames whose masks are used, and of those that count as unlabelled: int64 each, ascending.
 
-    Whole groups (episodes, patients) are labelled. They are ranked by a hash of ``seed`` and their name, so that the
-    groups of a smaller number are among those of a larger one.
+    Whole groups (episodes, patients) are labelled. Of a number or share, they are ranked by a hash of ``seed`` and
+    their name, so that the groups of a smaller number are among those of a larger one.
 
     Args:
-        groups: how many groups are labelled; None: as ``fraction`` says.
+        groups: how many groups are labelled, their names, or ``labelled``: all that have masks; None: as ``fraction``
+            says.
         fraction: share of the groups, of which at least one is labelled; None: all.
 
     Raises:
-        UserError: no training frame has a mask, or fewer groups with masks than asked for.
+        UserError: no training frame has a mask, fewer groups with masks than asked for, groups that are not there or
+            have no masks.
     """
     train = frames.rows("train")
     masked = train[frames.has_mask[train]]
     if not len(masked):
         raise UserError(f"{frames.name}: none of its {len(train)} training frames has a mask: no labelled data")
-    names = np.unique(frames.group[masked]).tolist()
-    share = 1.0 if fraction is None else fraction
-    wanted = max(1, round(share * len(names))) if groups is None else groups
-    if wanted > len(names):
-        raise UserError(
-            f"{frames.name}: segmentation.labeled_groups is {wanted}, but {len(names)} training groups have masks"
-        )
-    ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    labelled = masked[np.isin(frames.group[masked], ranked[:wanted])]
+    if isinstance(groups, tuple):
+        labelled = masked[np.isin(frames.group[masked].astype(str), _named(frames, groups))]
+    elif groups == "labelled":
+        labelled = masked
+    else:
+        names = np.unique(frames.group[masked]).tolist()
+        share = 1.0 if fraction is None else fraction
+        wanted = max(1, round(share * len(names))) if groups is None else int(groups)
+        if wanted > len(names):
+            raise UserError(
+                f"{frames.name}: segmentation.labeled_groups is {wanted}, but {len(names)} training groups have masks"
+            )
+        ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+        labelled = masked[np.isin(frames.group[masked], ranked[:wanted])]
     return labelled, np.setdiff1d(train, labelled)
+
+
+def _named(frames: SegmentationFrames, names: tuple[str, ...]) -> list[str]:
+    """The names of groups, checked: each has training frames with masks."""
+    groups, train = frames.group.astype(str), frames.split == "train"
+    for name in names:
+        parts = np.unique(frames.split[groups == name]).tolist()
+        if not parts:
+            shown = first_few(np.unique(groups[train]).tolist())
+            raise UserError(f"{frames.name}: segmentation.labeled_groups: no group {name}; training groups are {shown}")
+        if "train" not in parts:
+            raise UserError(
+                f"{frames.name}: segmentation.labeled_groups: {name} is of part {parts[0]}, not of train; name another"
+            )
+    masked = set(groups[train & frames.has_mask].tolist())
+    if lacking := [name for name in names if name not in masked]:
+        raise UserError(without_masks(frames, lacking))
+    return list(names)
 
 
 class StepDraw(NamedTuple):

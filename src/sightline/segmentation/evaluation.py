@@ -15,12 +15,16 @@ nowhere. In ``metrics.json``:
     classes           all of this for each class, as in per_class.csv
     baselines         ``all_background``; ``mean_mask``: the most frequent class of each pixel in the labelled training
                       masks; ``mean_colour``: the class whose mean colour in them is nearest
+    volumes           of whole volumes, in three dimensions, at the size and with the spacing of their slices: Dice, IoU
+                      (Jaccard), HD95 and ASD of each class, mean over the volumes, and of these the mean over the
+                      classes; ``volumes_largest_component`` the same after ``postprocess``
     by_group          mean Dice of each group, where groups have several images
     dice_lost         how much smaller dice_mean becomes when a further input comes from other frames, by input
 """
 
 import csv
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +42,10 @@ from sightline.recording.layout import IGNORE
 from sightline.segmentation import metrics
 from sightline.segmentation.frames import SegmentationFrames
 from sightline.segmentation.model import SegmentationModel, load_model
+from sightline.segmentation.params import NO_POSTPROCESS, PostprocessParams
 from sightline.segmentation.pictures import draw_overlays
+from sightline.segmentation.volume_figures import VolumeFigures, volume_headline, volume_lines
+from sightline.segmentation.volumes import enlarged
 from sightline.training.precision import exact_float32
 from sightline.training.processes import process_device
 
@@ -56,13 +63,18 @@ class EvaluateSegmentationParams(Section):
 
 @exact_float32()
 def evaluate_segmentation(
-    weights: Path, frames: SegmentationFrames, output: Path, params: EvaluateSegmentationParams
+    weights: Path,
+    frames: SegmentationFrames,
+    output: Path,
+    params: EvaluateSegmentationParams,
+    postprocess: PostprocessParams = NO_POSTPROCESS,
 ) -> dict[str, Any]:
     """Write figures and the picture to the folder ``output``; return what ``metrics.json`` holds.
 
     Args:
         weights: file of a segmentation model.
         frames: made with the model's ``config`` in place of parameters.
+        postprocess: of volumes; figures are of both, without and with it.
 
     Raises:
         UserError: not a model, images of another kind or further inputs other than it was trained with, no held-out
@@ -70,6 +82,8 @@ def evaluate_segmentation(
     """
     model = load_model(weights)
     rows = _held_out(weights, model, frames, params.part)
+    if frames.volume is None and postprocess.largest_component != "none":
+        raise UserError(f"{frames.name}: is not of volumes, for which postprocess.largest_component is; set it to none")
     run = _Run(model.to(process_device()), frames, params)
     counts, surfaces, bins = run.measure(rows)
     group, names, first = frames.group[rows], model.config.classes, model.config.first_class
@@ -81,7 +95,7 @@ def evaluate_segmentation(
         "groups": len(np.unique(group)),
         **{f"{name}_mean": float(metrics.nan_mean(classes[name][first:])) for name in _MEANS},
         "dice_mean_interval": metrics.dice_interval(metrics.pool(of_interest["model"], group), params.seed),
-        "distance_unit": "pixels" if frames.spacing is None else "spacing",
+        "distance_unit": "pixels" if frames.pixel_of(int(rows[0])) is None else "spacing",
         "accuracy": float(bins[:, 2].sum() / max(bins[:, 0].sum(), 1)),
         "calibration_error": metrics.expected_calibration_error(bins),
         "classes": {name: {key: values[i].item() for key, values in classes.items()} for i, name in enumerate(names)},
@@ -92,11 +106,20 @@ def evaluate_segmentation(
         f"shuffled_{name}": figures["dice_mean"] - _overlap_means(run.shuffled(rows, name)[:, :, first:])["dice_mean"]
         for name in model.config.extras
     }
+    if frames.volume is not None:
+        figures |= run.measure_volumes(rows, postprocess)
     figures = rounded(figures)
-    shown = _cases(metrics.nan_mean(metrics.dice(of_interest["model"]).T))
+    if frames.volume is None:
+        shown = _cases(metrics.nan_mean(metrics.dice(of_interest["model"]).T))
+    else:
+        areas = of_interest["model"][:, 2].sum(axis=1)
+        shown = _volume_cases(frames.volume[rows], areas, figures["volumes"]["by_volume"])
     images, kind = frames.images(rows[list(shown)]), "group" if group.dtype.kind in "iu" else ""
+    named = (
+        [f"{kind} {name}" for name in group] if frames.volume is None else [f" {name}" for name in frames.volume[rows]]
+    )
     titles = [
-        f"{case}: {kind} {group[i]}, frame {frames.frame_id[rows[i]]}, Dice {dice:.2f}".replace(":  ", ": ")
+        f"{case}: {named[i]}, frame {frames.frame_id[rows[i]]}, Dice {dice:.2f}".replace(":  ", ": ")
         for i, (case, dice) in shown.items()
     ]
     draw_overlays(
@@ -107,7 +130,8 @@ def evaluate_segmentation(
     _write_table(output / "confidence.csv", ["confidence", "share", "mean_confidence", "accuracy"], _bin_rows(bins))
     baselines = [dice for of in figures["baselines"].values() if (dice := of["dice_mean"]) is not None]
     headline = {
-        "dice": figures["dice_mean"],
+        **volume_headline(figures),
+        "dice_pooled" if "volumes" in figures else "dice": figures["dice_mean"],
         **({"best_baseline_dice": max(baselines)} if baselines else {}),
         "calibration_error": figures["calibration_error"],
     }
@@ -117,7 +141,7 @@ def evaluate_segmentation(
 
 def table(figures: dict[str, Any]) -> str:
     """Dice of the model and the baselines, as lines to print; - where it is undefined."""
-    lines = [f"{'mean Dice':16}{'pooled':>8}{'per image':>11}"]
+    lines = [*volume_lines(figures), f"{'mean Dice':16}{'pooled':>8}{'per image':>11}"]
     for name, means in {"model": figures, **figures["baselines"]}.items():
         cells = ["-" if (v := means[key]) is None else f"{v:.4f}" for key in ("dice_mean", "dice_per_image_mean")]
         lines.append(f"{name:16}{cells[0]:>8}{cells[1]:>11}")
@@ -152,17 +176,23 @@ class _Run:
         Args:
             others: further inputs [n, ...] by name, in the place of those of the rows.
         """
+        confidence, predicted = self.probabilities(rows, images, others).max(dim=1)
+        return predicted.cpu().numpy().astype(np.uint8), confidence.cpu().numpy()
+
+    def probabilities(
+        self, rows: np.ndarray, images: np.ndarray, others: dict[str, np.ndarray] | None = None
+    ) -> torch.Tensor:
+        """Of the classes, [n, C, H, W]; see `predict`."""
         arrays = self.frames.extras(rows) | (others or {})
         extras = {name: torch.from_numpy(arrays[name]).to(self.device) for name in self.model.config.extras}
-        pixels = torch.from_numpy(images).to(self.device)
-        confidence, predicted = self.model.probabilities(pixels, extras, self.params.windows).max(dim=1)
-        return predicted.cpu().numpy().astype(np.uint8), confidence.cpu().numpy()
+        return self.model.probabilities(torch.from_numpy(images).to(self.device), extras, self.params.windows)
 
     def measure(self, rows: np.ndarray) -> tuple[Counts, np.ndarray, np.ndarray]:
         """Counts of the model and the baselines, surface distances [M, C, 2], and bins of confidence."""
         baselines = self.baselines()
         counts: dict[str, list[np.ndarray]] = {name: [] for name in ("model", *baselines)}
-        surfaces, bins = [], np.zeros((metrics.BINS, 3))
+        surfaces: list[np.ndarray] = []
+        bins = np.zeros((metrics.BINS, 3))
         for some in self.batches(rows, "evaluate"):
             images, truth = self.frames.images(some), self.frames.masks(some)
             predicted, confidence = self.predict(some, images)
@@ -170,10 +200,34 @@ class _Run:
             counts["model"].append(metrics.count_pixels(predicted, truth, self.classes))
             for name, baseline in baselines.items():
                 counts[name].append(metrics.count_pixels(baseline(images), truth, self.classes))
-            for pair in zip(predicted, truth, strict=True):
-                surfaces.append(metrics.surface_distances(*pair, self.classes, self.frames.spacing))
+            for row, *pair in zip(some.tolist(), predicted, truth, strict=True):
+                surfaces.append(metrics.surface_distances(*pair, self.classes, self.frames.pixel_of(row)))
             bins += metrics.confidence_bins(confidence[valid], (predicted == truth)[valid])
         return {name: np.concatenate(counts[name]) for name in counts}, np.stack(surfaces), bins
+
+    def measure_volumes(self, rows: np.ndarray, postprocess: PostprocessParams) -> dict[str, Any]:
+        """Figures of whole volumes at the size of their slices, see `sightline.segmentation.volume_figures`."""
+        frames, volumes = self.frames, self.frames.volume
+        assert volumes is not None
+        assert frames.own_size is not None
+        whole, measured = replace(frames, image_size=frames.own_size), VolumeFigures(self.model.config, postprocess)
+        for name in tqdm(
+            np.unique(volumes[rows]).tolist(), desc="volumes", unit="volume", mininterval=0.5, leave=False
+        ):
+            of_volume = rows[volumes[rows] == name]
+            starts = range(0, len(of_volume), self.params.batch_size)
+            some = [of_volume[start : start + self.params.batch_size] for start in starts]
+            predicted = np.concatenate([self.predict_whole(batch) for batch in some])
+            spacing = None if frames.voxel is None else frames.voxel[of_volume[0]]
+            measured.add(name, predicted, whole.masks(of_volume), spacing)
+        return measured.result()
+
+    @torch.inference_mode()
+    def predict_whole(self, rows: np.ndarray) -> np.ndarray:
+        """Class ids uint8 [n, H, W] of these rows at the size of their slices."""
+        assert self.frames.own_size is not None
+        probabilities = self.probabilities(rows, self.frames.images(rows))
+        return enlarged(probabilities, self.frames.own_size).cpu().numpy()
 
     def shuffled(self, rows: np.ndarray, name: str) -> np.ndarray:
         """Counts of the model, int64 [M, 3, C], when the further input ``name`` comes from other frames."""
@@ -228,6 +282,8 @@ def _held_out(weights: Path, model: SegmentationModel, frames: SegmentationFrame
         raise UserError(f"{weights}: was trained {needs} --depth FOLDER")
     features = {name: shape for name, shape in config.extras.items() if name != "depth"}
     check_features(frames.features, features, config.makers, weights)
+    if frames.intake is not None and config.intake is not None:
+        frames.intake.check_same(frames.name, config.intake, weights)
     rows = frames.rows(part)
     rows = rows[frames.has_mask[rows]]
     if not len(rows):
@@ -263,6 +319,18 @@ def _cases(dice_M: np.ndarray) -> dict[int, tuple[str, float]]:
     places = (len(order) - 1, (len(order) - 1) // 2, 0)
     cases = {order[at]: case for case, at in zip(reversed(_SHOWN), places, strict=True)}  # one may be several: the best
     return {int(i): (case, float(dice_M[i])) for i, case in reversed(cases.items())}
+
+
+def _volume_cases(
+    volume_M: np.ndarray, area_M: np.ndarray, by_volume: dict[str, float | None]
+) -> dict[int, tuple[str, float]]:
+    """The same of the best, the median and the worst volume: of each, the slice with the largest area of classes."""
+    names, dice = list(by_volume), np.array([np.nan if value is None else value for value in by_volume.values()])
+    shown = {}
+    for which, case in _cases(dice).items():
+        slices = np.flatnonzero(volume_M == names[which])
+        shown[int(slices[area_M[slices].argmax()])] = case
+    return shown
 
 
 def _overlap_means(counts: np.ndarray) -> dict[str, float]:

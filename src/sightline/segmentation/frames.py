@@ -24,6 +24,7 @@ from sightline.recording.images import is_grey, read_depth, read_file, read_grey
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
 from sightline.recording.names import image_files, list_frames
 from sightline.recording.split import SplitParams, split_blocks
+from sightline.recording.volumes import Intake
 from sightline.segmentation.arrays import read_slices
 from sightline.segmentation.pairing import in_order, pair_masks
 from sightline.segmentation.params import FrameParams
@@ -54,6 +55,9 @@ class SegmentationFrames:
         mask_values: class id of each value in the masks; values that it does not name are class ids.
         is_jpeg: row -> whether its mask is, so that values are not exact.
         features: of each image, by name: ``embedding`` [N, D], ``grid`` grids [N, P, C].
+        volume: text [N]: the volume that an image is a slice of, where images are; slices in order.
+        voxel: float64 [N, 3], distance of slices, rows and columns at the images' ``own_size``; None: not known.
+        intake: how volumes became slices of one size.
     """
 
     name: str
@@ -74,6 +78,10 @@ class SegmentationFrames:
     is_jpeg: Callable[[int], bool] = field(default=lambda _: False, repr=False)
     read_depth: Read | None = field(default=None, repr=False)
     features: dict[str, Feature] = field(default_factory=dict, repr=False)
+    volume: np.ndarray | None = None
+    voxel: np.ndarray | None = None
+    own_size: tuple[int, int] | None = None
+    intake: Intake | None = None
 
     @classmethod
     def from_recording(
@@ -166,13 +174,29 @@ class SegmentationFrames:
         slices = read_slices(path, split)
         image, count = slices.image, len(slices.image)
         size = params.image_size or image.shape[1:3]
-        spacing = None if slices.spacing is None else tuple((slices.spacing * image.shape[1:3] / size).tolist())
+        own, spacing, voxel = image.shape[1:3], None, slices.spacing
+        if voxel is not None and voxel.ndim == 1:  # of the plane alone
+            spacing, voxel = tuple((voxel * own / size).tolist()), None
         return cls(
             str(path), np.arange(count), slices.group, slices.split, params.classes, size, 3 if image.ndim == 4 else 1,
             np.ones(count, bool), lambda row: image[row], lambda row: slices.label[row],
             lambda row: f"{path}: label {row}", str(path), void=params.void, mask_values=params.mask_values,
-            spacing=spacing,
-        )  # fmt: skip
+            spacing=spacing, volume=slices.volume, voxel=voxel, own_size=own,
+        ).without_ignored()  # fmt: skip
+
+    def without_ignored(self) -> Self:
+        """The same, in which masks that are "ignore" alone are none."""
+        empty = [(self._class_ids(int(row)) == IGNORE).all() for row in np.flatnonzero(self.has_mask)]
+        has_mask = self.has_mask.copy()
+        has_mask[np.flatnonzero(self.has_mask)[empty]] = False
+        return replace(self, has_mask=has_mask)
+
+    def pixel_of(self, row: int) -> tuple[float, float] | None:
+        """Distance of rows and columns of a row at ``image_size``; None: not known."""
+        if self.voxel is None or self.own_size is None:
+            return self.spacing
+        scale = np.array(self.own_size) / self.image_size
+        return tuple((self.voxel[row, 1:] * scale).tolist())
 
     def rows(self, part: str) -> np.ndarray:
         """Rows in a part of the split, int64, ascending."""
@@ -280,37 +304,6 @@ class SegmentationFrames:
         return f"{self.of_masks}: " + only_background(
             counts, len(rows), mapping=self.mask_values, void=self.void, kind="labelled "
         )
-
-
-def open_frames(
-    params: FrameParams,
-    split: SplitParams,
-    *,
-    recording: Path | None = None,
-    index: Path | None = None,
-    images: Path | None = None,
-    masks: Path | None = None,
-    arrays: Path | None = None,
-    depth: Path | None = None,
-    features: Sequence[Path] = (),
-) -> SegmentationFrames:
-    """Frames of one source: recording and index, images and masks, or arrays.
-
-    Raises:
-        UserError: none or several of them, a half of a pair, further inputs without a recording, and what
-            `SegmentationFrames` raises.
-    """
-    sources = sum(source is not None for source in (recording, images, arrays))
-    if sources != 1 or (index is None) != (recording is None) or (masks is None) != (images is None):
-        raise UserError("give one source: --recording with --index, --images with --masks, or --arrays")
-    if (depth or features) and recording is None:
-        raise UserError("--depth and --feature: further inputs need --recording, whose frame ids they go by")
-    if recording and index:
-        return SegmentationFrames.from_recording(recording, index, params, depth, features)
-    if images and masks:
-        return SegmentationFrames.from_folders(images, masks, params, split)
-    assert arrays is not None
-    return SegmentationFrames.from_arrays(arrays, params, split)
 
 
 def list_by_name(folder: Path) -> dict[str, Path]:

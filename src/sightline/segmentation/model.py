@@ -15,6 +15,7 @@ from sightline.core.hub import HubModel
 from sightline.core.tensors import check_layout, check_pixels, may_look
 from sightline.core.weights_file import load_network, read_model_file, save_model_file
 from sightline.grids.features import Extras
+from sightline.recording.volumes import Intake
 from sightline.segmentation.augmentation import Inputs, Window
 from sightline.segmentation.network import Norm, Output, SegmentationNetwork
 from sightline.segmentation.params import FrameParams
@@ -35,6 +36,7 @@ class SegmentationConfig(FrameParams):
     makers: dict[str, str] = Field(default={})
     # rows and columns of the parts that it was trained on; None: whole images
     window: tuple[PositiveInt, PositiveInt] | None = None
+    intake: Intake | None = None  # how volumes became slices; None: trained on other images
     method: str = "supervised"
     train_groups: tuple[str, ...] = ()  # whose images it has seen, so that an evaluation can refuse to test on them
     labeled_groups: tuple[str, ...] = ()  # those of them whose masks it has seen

@@ -13,6 +13,8 @@ from monai.networks.nets.basic_unet import BasicUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.segmentation.norms import InstanceNorm
+
 Norm = Literal["batch", "instance", "group"]
 STRIDE = 16  # sides of what the network sees are multiples of this
 FEATURE_STRIDES = (1, 2, 4)
@@ -65,6 +67,8 @@ class SegmentationNetwork(nn.Module):
         self.unet = BasicUNet(
             spatial_dims, in_channels, num_classes, channels, norm=_NORMS[norm], upsample="nontrainable"
         )
+        if norm == "instance" and spatial_dims == 2:
+            _replace_norms(self.unet)
         for level in (self.unet.upcat_1, self.unet.upcat_2, self.unet.upcat_3, self.unet.upcat_4):
             level.is_pad = False  # sides are multiples of `STRIDE`; padding by nothing would copy
         self.grid_side = 0
@@ -136,6 +140,14 @@ class SegmentationNetwork(nn.Module):
 
 def _projection(entering: int, leaving: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(entering), nn.Linear(entering, leaving), nn.GELU())
+
+
+def _replace_norms(module: nn.Module) -> None:
+    """Put our `InstanceNorm`, with weights of the same names, in the place of PyTorch's."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.InstanceNorm2d):
+            setattr(module, name, InstanceNorm(child.num_features, affine=True))
+        _replace_norms(child)
 
 
 def _padded(x: Tensor) -> Tensor:

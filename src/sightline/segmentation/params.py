@@ -1,11 +1,25 @@
 """Of the section ``segmentation``: what an image and a mask are, for training, evaluation and the model's file."""
 
 import re
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from sightline.core.params import Section
 from sightline.recording.layout import IGNORE
+
+LargestComponent = Literal["none", "2d", "3d"]
+
+
+class PostprocessParams(Section):
+    """What is done to predictions of volumes; figures tell what it changes."""
+
+    largest_component: LargestComponent = Field(
+        "none", description="of each class keep the largest part: none, 2d (of a slice) or 3d (of a volume)"
+    )
+
+
+NO_POSTPROCESS = PostprocessParams()
 
 
 class FrameParams(Section):

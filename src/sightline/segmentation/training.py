@@ -1,7 +1,6 @@
 """Train a segmentation model from few labelled groups and many unlabelled ones."""
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,17 @@ from sightline.core.files import rounded
 from sightline.core.params import Section
 from sightline.recording.layout import IGNORE
 from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, extras_of, weak_view
-from sightline.segmentation.batches import Batch, FrameBatches, StepBatches, choose_labelled, class_weights, rarity
+from sightline.segmentation.batches import (
+    Batch,
+    FrameBatches,
+    LabeledGroups,
+    StepBatches,
+    choose_labelled,
+    class_weights,
+    rarity,
+)
 from sightline.segmentation.card import about_segmentation
+from sightline.segmentation.checks import check_classes, check_labelled, names_of
 from sightline.segmentation.frames import SegmentationFrames
 from sightline.segmentation.methods import (
     SEMI_SUPERVISED,
@@ -68,9 +76,11 @@ class SegmentationParams(MethodParams, TrainerParams, FrameParams):
     lr: float = Field(2e-3, gt=0, description="highest learning rate; a tenth of it for the selectors of a memory bank")
     weight_decay: float = Field(1e-3, ge=0, description="decay (AdamW) or L2 penalty, not of biases and norms")
     patience: int = Field(100, ge=1, description="epochs without a better Dice; with fewer, methods differ in steps")
-    labeled_groups: int | None = Field(
-        1, ge=1, description="training episodes (patients) whose masks are used; null: as labeled_fraction says"
+    labeled_groups: LabeledGroups = Field(
+        1,
+        description="groups whose masks are used: a number, names, labelled (all with masks); null: labeled_fraction",
     )
+    labeled_seed: int | None = Field(None, ge=0, description="which groups these are, of a number or share; null: seed")
     labeled_fraction: float | None = Field(None, gt=0, le=1, description="the same as a share; null for both: all")
     steps_per_epoch: int = Field(50, ge=1, description="steps in an epoch, the same for every method")
     unlabelled_batch_size: int = Field(8, ge=2, description="unlabelled frames in a step")
@@ -255,7 +265,8 @@ def train_segmentation(
             and what reading may raise.
     """
     # The frames whose masks are used, those of which only the images are, and those that say which epoch is best.
-    labelled, unlabelled = choose_labelled(frames, params.labeled_groups, params.labeled_fraction, seed)
+    of_choice = seed if params.labeled_seed is None else params.labeled_seed
+    labelled, unlabelled = choose_labelled(frames, params.labeled_groups, params.labeled_fraction, of_choice)
     val = frames.rows("val")
     val = val[frames.has_mask[val]]
     if not len(val):
@@ -270,7 +281,10 @@ def train_segmentation(
     data = FrameBatches.read(frames, labelled, unlabelled, val)
     pixels_NC = data.pixels(len(frames.classes))
     of_labelled, of_val = (pixels_NC[np.searchsorted(data.masked, rows)] for rows in (labelled, val))
-    _check_classes(frames, labelled, of_labelled, of_val, len(unlabelled), params)
+    empty = of_labelled.sum(axis=1) == 0  # "ignore" alone: nothing is labelled
+    check_labelled(frames, labelled, empty)
+    labelled, unlabelled, of_labelled = labelled[~empty], np.union1d(unlabelled, labelled[empty]), of_labelled[~empty]
+    check_classes(frames, labelled, of_labelled, of_val, len(unlabelled), params)
     # The network: the seed decides its first weights, all training images the scale of its input.
     lightning.seed_everything(seed, verbose=False)
     train = np.union1d(labelled, unlabelled)
@@ -280,8 +294,8 @@ def train_segmentation(
         image_channels=frames.channels, channels=params.channels, norm=params.norm,
         feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), window=params.crop,
         makers={name: feature.maker for name, feature in frames.features.items()},
-        method=params.method,
-        train_groups=_names(frames.group[train]), labeled_groups=_names(frames.group[labelled]), seed=seed,
+        intake=frames.intake, method=params.method,
+        train_groups=names_of(frames.group[train]), labeled_groups=names_of(frames.group[labelled]), seed=seed,
     )  # fmt: skip
     model = SegmentationModel(config)
     model.fit_normalisation(data.images, torch.from_numpy(np.searchsorted(data.rows, train)).to(data.images.device))
@@ -321,43 +335,6 @@ def train_segmentation(
     result.report(metrics_dir, {"val_dice": figures["val"]["dice"]}, figures | recorded)
 
 
-def _check_classes(
-    frames: SegmentationFrames,
-    labelled: np.ndarray,
-    of_labelled: np.ndarray,
-    of_val: np.ndarray,
-    unlabelled: int,
-    params: SegmentationParams,
-) -> None:
-    """Say once what cannot be learnt or measured, and go on where that is possible."""
-    if not of_labelled[:, 1:].any():
-        raise UserError(frames.nothing_to_learn(labelled))
-    if not of_val[:, params.first_class :].any():
-        raise UserError(f"{frames.name}: the {len(of_val)} masks of part val hold no class but {frames.classes[0]}")
-    if rank() != 0:
-        return
-    absent = [name for name, there in zip(frames.classes, of_labelled.sum(axis=0).tolist(), strict=True) if not there]
-    if absent:
-        warnings.warn(
-            f"{frames.name}: {', '.join(absent)} in none of the {len(of_labelled)} labelled masks: cannot be learnt; "
-            "label more groups",
-            stacklevel=3,
-        )
-    if frames.channels == 1 and params.crop and params.crop != frames.image_size:
-        warnings.warn(
-            f"{frames.name}: trained on parts, segmentation.crop={list(params.crop)}, of grey images of "
-            f"{list(frames.image_size)}; where the place tells the class, as in slices of a body, set "
-            "segmentation.crop=null",
-            stacklevel=3,
-        )
-    if not unlabelled and params.method != "supervised":
-        warnings.warn(
-            f"{frames.name}: all training frames are labelled: {params.method} is the same as supervised; set "
-            "segmentation.labeled_groups",
-            stacklevel=3,
-        )
-
-
 def _bank(model: SegmentationModel, params: SegmentationParams) -> ContrastivePrototypeManager | None:
     if not params.bank_weight:
         return None
@@ -391,7 +368,3 @@ def _rows(output: Output, labels: Tensor | None, stride: int) -> tuple[Tensor, T
     """Features, and logits and labels of every ``stride``-th pixel, as the memory bank takes them."""
     every = (..., slice(None, None, stride), slice(None, None, stride))
     return output.features.float(), output.logits[every].float(), None if labels is None else labels[every]
-
-
-def _names(groups: np.ndarray) -> tuple[str, ...]:
-    return tuple(str(group) for group in np.unique(groups).tolist())

@@ -35,7 +35,7 @@ def loader(data: Dataset, order: Any, device: torch.device, resident: bool) -> I
         resident: ``data`` lies there and makes its batches there, in turn; of other data, a thread makes them ahead.
     """
     if device.type == "cuda" and not resident:
-        return Ahead(data, order)
+        return Ahead(data, order, device)
     return DataLoader(data, sampler=order, batch_size=None, collate_fn=pinned if device.type == "cuda" else None)
 
 
@@ -47,15 +47,16 @@ class Ahead:
 
     batch_sampler = None  # for Lightning, which takes what has a sampler for a DataLoader
 
-    def __init__(self, data: Dataset, order: Any) -> None:
-        self.data, self.sampler = data, order  # the trainer calls ``sampler.set_epoch``
+    def __init__(self, data: Dataset, order: Any, device: torch.device) -> None:
+        self.data, self.sampler, self.device = data, order, device  # the trainer calls ``sampler.set_epoch``
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
         waiting: deque[Future] = deque()
-        pool = ThreadPoolExecutor(1)
+        # memory is pinned by way of the thread's GPU, which is the first unless it is told
+        pool = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(self.device,))
         try:
             for draw in self.sampler:
                 waiting.append(pool.submit(lambda draw: pinned(self.data[draw]), draw))

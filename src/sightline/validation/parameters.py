@@ -94,7 +94,7 @@ def check_parameters(
     check = _Check(contents, stages)
     lines = [*check.images(), *check.depth(), *check.cameras(), *check.masks(mask_camera), *check.demonstrations(views)]
     lines += [*check.packs(len(views)), *check.designs(len(views)), *check.features(mask_camera)]
-    lines += check.rollouts()
+    lines += [*check.rollouts(), *check.volumes()]
     if lines:
         raise UserError("\n".join(lines))
     names = ["images", "depth", "masks", "demonstrations"]
@@ -104,6 +104,7 @@ def check_parameters(
     uses |= {"stages.segmentation_with": stages.segmentation_with} if stages.masks else {}
     uses |= {"stages.designs": stages.designs, "views.cameras": views} if stages.demonstrations else {}
     uses |= {"stages.rollouts": stages.rollouts} if stages.rollouts else {}
+    uses |= {"stages.volumes": stages.volumes} if stages.volumes else {}
     uses |= {f"stages.fusion_with.{key}": value for key, value in stages.fusion_with if stages.demonstrations}
     return {name: list(values) for name, values in uses.items()}
 
@@ -252,6 +253,15 @@ class _Check:
         for column in lists.rollouts:
             if column not in lists.demonstrations:
                 yield f"stages.rollouts: {column} is not in stages.demonstrations; add it there, or remove it here"
+
+    def volumes(self) -> Iterator[str]:
+        """Files of volumes are there, below the working directory, beside any recording."""
+        for name in self.stages.volumes:
+            file = Path(f"data/volumes/{name}.hdf5")
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                yield f"stages.volumes: {name!r} names a file and outputs; use letters, digits and _ - . only"
+            elif not file.is_file() and place(file) not in self._tracked:
+                yield f"stages.volumes: {name}, but {file} is missing; import it, or remove it"
 
     def _cameras(self, key: str, cameras: Iterable[str]) -> Iterator[str]:
         contents = self.contents
