@@ -256,7 +256,7 @@ def _volumes_of(
     for entry in tqdm(folder.entries, desc="segment", unit="volume", mininterval=0.5):
         content = read_entry(replace(entry, masks=()))
         oriented = bool(np.isfinite(content.affine).all())
-        is_same = config.intake is not None and config.intake.oriented == oriented
+        is_same = (config.intake is not None and config.intake.oriented) == oriented
         if not is_same and not warned:
             warned = True
             warnings.warn(
