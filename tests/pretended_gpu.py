@@ -65,8 +65,6 @@ class Wait:
 
 @dataclass
 class Gpu:
-    """What happened on the GPU."""
-
     waits: list[Wait] = field(default_factory=list)
     steps: list[list[Wait]] = field(default_factory=list)  # of each step of trainings, the fetching of its batch too
     operations: int = 0  # without views: about as many kernels as a GPU would have started
@@ -312,7 +310,7 @@ def _moved(tensor: Tensor, device: torch.device, non_blocking: bool = False) -> 
     return _run(aten._to_copy.default, (tensor.detach(),), options, True)
 
 
-def _by_device(lists: list[list[Any]], with_indices: bool = False) -> dict[Any, Any]:
+def _by_device(lists: list[list[Any]], _: bool = False) -> dict[Any, Any]:
     """Lists of tensors, in groups of one device and type."""
     groups: dict[Any, Any] = {}
     for place, row in enumerate(zip(*lists, strict=True)):
@@ -335,10 +333,8 @@ class _Properties:
 @contextlib.contextmanager
 def _fork_rng(*_: Any, **__: Any) -> Iterator[None]:
     state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
+    yield
+    torch.set_rng_state(state)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -378,12 +374,11 @@ def pretended_gpu(free: int = FREE, capability: tuple[int, int] = (9, 0)) -> Ite
         patch = lambda *where: stack.enter_context(mock.patch.object(*where))  # noqa: E731
         for name, answer in answers.items():
             patch(torch.cuda, name, answer)
+        of_lightning = {"num_cuda_devices": lambda: 1, "is_cuda_available": lambda: True}
+        of_lightning |= dict.fromkeys(("_check_cuda_matmul_precision", "_clear_cuda_memory"), _nothing)
         for module in (fabric_cuda, lightning_cuda):
-            for name, answer in {"num_cuda_devices": lambda: 1, "is_cuda_available": lambda: True}.items():
-                if hasattr(module, name):
-                    patch(module, name, answer)
-            for name in {"_check_cuda_matmul_precision", "_clear_cuda_memory"} & set(vars(module)):
-                patch(module, name, _nothing)
+            for name in of_lightning.keys() & vars(module).keys():
+                patch(module, name, of_lightning[name])
         patch(fabric_cuda, "_get_all_visible_cuda_devices", lambda: [0])
         patch(torch.random, "fork_rng", _fork_rng)
         patch(torch, "Generator", PretendedGenerator)
@@ -393,8 +388,7 @@ def pretended_gpu(free: int = FREE, capability: tuple[int, int] = (9, 0)) -> Ite
         overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
-        repeats = torch.get_deterministic_debug_mode()
-        stack.callback(torch.set_deterministic_debug_mode, repeats)
+        stack.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
         before, _gpu = _gpu, Gpu()
         try:
             with _Functions(), _Dispatch():
