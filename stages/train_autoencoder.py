@@ -25,14 +25,17 @@ class Params(Section):
 def main(args: Namespace, params: Params) -> None:
     join_srun()
     keep_freed_memory()
-    files, vgg = (args.data, args.weights, args.metrics_dir), args.perceptual_weights
-    train_autoencoder(*files, params.train, params.seed, perceptual_weights=vgg, by_hand=ByHand.of(args))
+    train_autoencoder(
+        args.data, args.weights, args.metrics_dir, params.train, params.seed, frames=args.frames,
+        perceptual_weights=args.perceptual_weights, by_hand=ByHand.of(args),
+    )  # fmt: skip
 
 
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
 parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
+parser.add_argument("--frames", type=Path, help="frames.parquet, whose joints inverse dynamics learns from")
 parser.add_argument("--perceptual-weights", type=Path, help="state dict of torchvision's VGG-16")
 ByHand.add_options(parser)
 add_shorthands(parser, SHORTHANDS)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sightline.core.errors import UserError, first_fault
 from sightline.core.tensors import check_range
-from sightline.depth.network import Encoder, NetworkConfig
+from sightline.depth.network import Encoder, NetworkConfig, Parts
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, as_counts, check_values, preprocess
 from sightline.depth.weights import Header, Weights, check_shape, load_weights, save_encoder
 from sightline.training.processes import process_device
@@ -90,11 +90,22 @@ class SemanticEncoder(Encoder):
         """
         return self(images)
 
+    def encode_parts(self, images: Tensor) -> Parts:
+        """The same as `encode`, in its two parts: ``patches`` [B, patch_dim] and ``scene`` [B, scene_dim].
+
+        Raises:
+            UserError: as `encode`; or weights of an older version, whose latent is the sum of both.
+        """
+        if self.config.parts == "added":
+            raise UserError(f"{self.weights_file}: the latent of older weights has no parts; train it again")
+        return Parts(*self(images).split([self.config.patch_dim, self.config.scene_dim], dim=1))
+
     def forward(self, images: Tensor) -> Tensor:
         """The same as `encode`."""
         self._check_images(images, not self.training)
+        weight = self._weight
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            return super().forward(images.to(self.head.weight.device, self.head.weight.dtype))
+            return super().forward(images.to(weight.device, weight.dtype))
 
     @torch.no_grad()  # inference_mode would give tensors that no later training can take
     def encode_batch(self, images: Tensor, batch_size: int = 32) -> Tensor:
@@ -120,8 +131,7 @@ class SemanticEncoder(Encoder):
         finally:
             for module, training in modes:
                 module.training = training
-        weight = self.head.weight
-        return torch.cat(embeddings) if embeddings else weight.new_empty(0, self.config.latent_dim)
+        return torch.cat(embeddings) if embeddings else self._weight.new_empty(0, self.config.latent_dim)
 
     def encode_numpy(self, images: np.ndarray, batch_size: int = 32, normalize: bool = True) -> np.ndarray:
         """Embed raw images of any size, normalised exactly as the training data were.
@@ -249,13 +259,15 @@ class SemanticEncoder(Encoder):
             "model_type": type(self).__name__,
             "input_channels": self.config.input_channels,
             "latent_dim": self.config.latent_dim,
+            "patch_dim": self.config.patch_dim,
+            "scene_dim": self.config.scene_dim,
             "total_parameters": self.count_parameters(),
             "trainable_parameters": self.count_parameters(only_trainable=True),
             "layers": [name for name, _ in self.named_children()],
             "frozen_layers": self.frozen_layers,
             "mode": "train" if self.training else "eval",
-            "device": str(self.head.weight.device),
-            "dtype": str(self.head.weight.dtype).removeprefix("torch."),
+            "device": str(self._weight.device),
+            "dtype": str(self._weight.dtype).removeprefix("torch."),
             "weights_file": self.weights_file,
             "network": self.config.model_dump(mode="json"),
             "preprocessing": self.preprocessing.model_dump(mode="json"),
@@ -277,12 +289,17 @@ class SemanticEncoder(Encoder):
 
     # --- inside
 
+    @property
+    def _weight(self) -> Tensor:
+        """One that every encoder has: its device and precision are the encoder's."""
+        return next(self.parameters())
+
     def _adopt(self, weights: Weights, path: Path) -> None:
         """Take over the weights of a file, and the network where it is another."""
         if weights.header.network == self.config:
             self.load_state_dict(weights.tensors)
         else:
-            parts = dict(weights.build(path).to(self.head.weight).named_children())
+            parts = dict(weights.build(path).to(self._weight).named_children())
             frozen = set(parts) if self.is_frozen else self._frozen & set(parts)
             for name in [name for name, _ in self.named_children() if name not in parts]:
                 delattr(self, name)
