@@ -45,7 +45,7 @@ def card_of(model: Path, about: About, configuration: dict) -> dict:
 
 def test_a_card_of_an_autoencoder_tells_units_and_ranges(model):
     preprocessing = Preprocessing(height_range=(100, 500), invalid=(0,), unit_mm=2.0)
-    header = Header(kind="autoencoder", network=NetworkConfig(latent_dim=128, width=8), preprocessing=preprocessing)
+    header = Header(kind="autoencoder", network=NetworkConfig(latent_dim=128, width=16), preprocessing=preprocessing)
     card = card_of(model, about_autoencoder(header, inverse_dynamics=True), header.model_dump(mode="json"))
     assert "counts 100 to 500 (200 to 1000 mm), [0] mean no reading" in card["inputs"][0]
     assert card["outputs"] == [

@@ -17,7 +17,7 @@ from sightline.depth.training import DepthImages
 from sightline.recording.split import SplitParams
 from sightline.training.order import Draw
 
-FAST = ("epochs=2", "batch_size=4", "precision=fp32", "latent_dim=128", "width=8")
+FAST = ("epochs=2", "batch_size=4", "precision=fp32", "latent_dim=128", "width=16")
 SETTINGS = [part for setting in FAST for part in ("--set", f"train.{setting}")]
 
 

@@ -21,7 +21,7 @@ from sightline.recording.split import SplitParams
 @pytest.fixture(scope="module")
 def autoencoder() -> Autoencoder:
     torch.manual_seed(0)
-    network = Autoencoder(NetworkConfig(latent_dim=128, width=8))
+    network = Autoencoder(NetworkConfig(latent_dim=128, width=16))
     torch.nn.init.normal_(network.encoder.head.weight, std=0.1)  # so that the network's part of the latent counts too
     return network.eval()
 

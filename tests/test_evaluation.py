@@ -26,7 +26,7 @@ PICTURES = ("reconstruction_results.png", "latent_analysis.png", "interpolation.
 @pytest.fixture(scope="module")
 def network() -> Autoencoder:
     torch.manual_seed(0)
-    return Autoencoder(NetworkConfig(latent_dim=128, width=8)).eval()
+    return Autoencoder(NetworkConfig(latent_dim=128, width=16)).eval()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sightline.core.files import file_sha256
 
 SMALL = {
     "simulate.episodes": 2, "simulate.steps": 4, "render.global_size": 48, "render.wrist_size": 24,
-    "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 128, "train.width": 8,
+    "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 128, "train.width": 16,
     "evaluate.part": "val", "evaluate.baselines": "[mean_image,pca,dct]",
     "grids.clip.model": "ViT-S-16", "grids.clip.image_size": 32, "grids.clip.grid": 2, "verify_clip_grids.sample": 2,
     "grids.efficientnet.image_size": 64, "grids.efficientnet.grid": 2,

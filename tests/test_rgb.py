@@ -11,7 +11,7 @@ from PIL import Image
 from sightline.depth import create_semantic_encoder
 from sightline.depth.store import DepthStore
 
-TRAIN = ("epochs=2", "batch_size=4", "latent_dim=128", "width=8", "precision=fp32", "gradient_weight=0.5")
+TRAIN = ("epochs=2", "batch_size=4", "latent_dim=128", "width=16", "precision=fp32", "gradient_weight=0.5")
 SETTINGS = [part for setting in TRAIN for part in ("--set", f"train.{setting}")]
 RGB = ["--set", "normalize.channels=3", "--set", "data.split.guard=0"]
 

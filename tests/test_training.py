@@ -29,7 +29,7 @@ from sightline.training.gradients import clip_gradients
 from sightline.training.order import Draw, EpochBatches
 
 SCRIPT = ROOT / "stages/train_autoencoder.py"
-FAST = {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "latent_dim": 128, "width": 8}
+FAST = {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "latent_dim": 128, "width": 16}
 SETTINGS = [part for key, value in FAST.items() for part in ("--set", f"train.{key}={value}")]
 
 
@@ -168,11 +168,11 @@ def test_the_network_starts_as_the_cosine_code_and_loses_nothing_of_a_smooth_ima
     "config",
     [
         NetworkConfig(),
-        NetworkConfig(input_channels=3, latent_dim=64, width=8),
-        NetworkConfig(latent_dim=128, width=8, head="flat", patch_path="linear"),
-        NetworkConfig(input_channels=3, latent_dim=192, width=8),
+        NetworkConfig(input_channels=3, latent_dim=64, width=16),
+        NetworkConfig(latent_dim=128, width=16, head="flat", patch_path="linear"),
+        NetworkConfig(input_channels=3, latent_dim=192, width=16),
         NetworkConfig(latent_dim=100, scene_dim=100, width=16),
-        NetworkConfig(latent_dim=128, scene_dim=0, width=8),
+        NetworkConfig(latent_dim=128, scene_dim=0, width=16),
     ],
 )
 def test_shapes_and_range(config):
@@ -246,7 +246,7 @@ def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, s
         "--latent_dim",
         128,
         "--set",
-        "train.width=8",
+        "train.width=16",
         "--no-augment",
         "--learning_rate",
         "1e-3",
@@ -373,7 +373,7 @@ def test_gradients_are_clipped_as_torch_does(largest):
 
 def test_in_bfloat16_the_patch_path_keeps_its_precision():
     torch.manual_seed(0)
-    network, images = Autoencoder(NetworkConfig(latent_dim=128, width=8)).eval(), torch.rand(2, 1, 128, 128) - 0.5
+    network, images = Autoencoder(NetworkConfig(latent_dim=128, width=16)).eval(), torch.rand(2, 1, 128, 128) - 0.5
     plain = network(images)[0].detach()
     with torch.autocast("cpu", torch.bfloat16):
         mixed = network(images)[0]

@@ -52,7 +52,7 @@ PARAMS = """
 simulate: {episodes: 1, steps: 3}
 render: {wrist_size: 16, global_size: 24, depth_height: 16, depth_width: 16, antialias: 1}
 data: {root: data/demo, split: {val: 0.25, test: 0.25}}
-train: {epochs: 3, batch_size: 4, latent_dim: 128, width: 8, precision: fp32}
+train: {epochs: 3, batch_size: 4, latent_dim: 128, width: 16, precision: fp32}
 evaluate: {baselines: [mean_image, pca], batch_size: 4}
 embed: {batch_size: 4}
 grids: {clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5}}
@@ -118,7 +118,7 @@ def make_world(root: Path) -> Path:
             index=Path("index/depth.parquet"), recording=Path("rec/recording.json"), processes=1,
         )  # fmt: skip
         network, preprocessing = (
-            NetworkConfig(latent_dim=128, width=8),
+            NetworkConfig(latent_dim=128, width=16),
             DepthStore.open(Path("depth.hdf5")).preprocessing,
         )
         header = Header(kind="autoencoder", network=network, preprocessing=preprocessing)

@@ -49,7 +49,7 @@ class NetworkConfig(Section):
     input_channels: int = Field(default=1, ge=1)
     latent_dim: int = Field(default=768, ge=1)
     scene_dim: int = Field(default=64, ge=0)
-    width: int = Field(default=64, ge=8, multiple_of=8)  # channels of layer1; layer2..layer4 have 2, 4, 8 times as many
+    width: int = Field(default=64, ge=16, multiple_of=16)  # channels of layer1; 2, 4, 8 times as many follow
     head: Head = "gap"  # of the scene numbers: average over positions and project, or keep the 8x8 positions
     patch_path: PatchPath = "refined"  # how patches are decoded: linearly, or also by sub-pixel convolutions
     # added: as older versions had it, patches and scene are latent_dim numbers each, and the latent is their sum

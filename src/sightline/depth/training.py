@@ -37,7 +37,7 @@ class TrainParams(TrainerParams):
     batch_size: int = Field(8, ge=2, description="frames in a step")
     latent_dim: int = Field(768, ge=1, description="numbers in the embedding of an image")
     scene_dim: int = Field(64, ge=0, description="of them, from the network; the others are a linear code of patches")
-    width: int = Field(16, ge=8, multiple_of=8, description="channels of layer1; 64 is the full network, for a GPU")
+    width: int = Field(16, ge=16, multiple_of=16, description="channels of layer1; 64 is the full network, for a GPU")
     head: Head = Field("gap", description="of the scene numbers: gap: mean over positions; flat: some for each of 8x8")
     patch_path: PatchPath = Field("refined", description="decoding of the patches: linear, or refined by convolutions")
     objective: Objective = Objective()
