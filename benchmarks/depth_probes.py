@@ -1,13 +1,13 @@
-"""What the depth latent tells of the world, on 40 held-out episodes: its parts, other objectives, simple codes, a ceiling.
+"""What the depth latent tells of the world, on 40 held-out episodes, beside simple codes, other objectives, a ceiling.
 
-    dvc repro demo/probes/dvc.yaml                        # the recording: 240 episodes, depth alone
+    (cd demo/probes && dvc repro)                         # the recording: 240 episodes, depth alone
     python benchmarks/depth_probes.py run RUNS --variant long --seed 0
     python benchmarks/depth_probes.py table RUNS [--write docs/results.md]
 
-Every variant is trained and measured by the stages' own scripts. ``supervised`` is the ceiling: the same network, trained
-on the answers themselves. A run that is interrupted continues when it is started again, a run that is done is left as it
-is; RUNS keeps weights, figures and pictures. ``table`` prints Markdown, the mean over seeds and the least and the largest,
-or puts it between the marks in the file that it is given.
+Every variant is trained and measured by the stages' own scripts. ``supervised`` is the ceiling: the same network,
+trained on the answers themselves. A run that is interrupted continues when it is started again, a run that is done is
+left as it is; RUNS keeps weights, figures and pictures. ``table`` prints Markdown, the mean over seeds with the least and
+the largest, or puts it between the marks in the file that it is given.
 """
 
 import json
@@ -35,7 +35,7 @@ from sightline.training.order import EpochBatches
 from sightline.training.precision import use_bf16
 from sightline.training.processes import process_device
 
-DATA, FRAMES = ROOT / "data/probes_normalized/depth.hdf5", ROOT / "data/probes/frames.parquet"
+DATA, FRAMES = (ROOT / "demo/probes/data" / name for name in ("normalized.hdf5", "frames.parquet"))
 COLUMNS = ("joints", "gripper_position", "object_position", "goal_position", "contact")
 LONG = {"train.width": 32, "train.epochs": 30, "train.batch_size": 16, "train.patience": 1000}
 VARIANTS: dict[str, dict[str, object]] = {
@@ -104,7 +104,8 @@ def supervise(place: Path, settings: dict[str, object], data: Path, frames: Path
             optimizer.step()
             rates.step()
     told_MJ = _tell(network.eval(), store, held_out, device)
-    ends, bootstrap = np.cumsum([y.shape[1] for y in scaled.values()])[:-1], probes.Bootstrap(_episodes(store, held_out))
+    ends = np.cumsum([y.shape[1] for y in scaled.values()])[:-1]
+    bootstrap = probes.Bootstrap(len(np.unique(store.episode[held_out])))
     found: dict[str, Any] = {"probe": {}}
     for (name, y), told_of in zip(scaled.items(), np.split(told_MJ, ends, axis=1), strict=True):
         told_sums = probes.Told.of(told_of, y[held_out], store.episode[held_out])
@@ -133,10 +134,6 @@ def _tell(network: nn.Module, store: DepthStore, rows: np.ndarray, device: torch
         network(torch.from_numpy(store.images(rows[start : start + 64])).to(device)).cpu() for start in starts
     ]
     return torch.cat(parts).double().numpy()
-
-
-def _episodes(store: DepthStore, rows: np.ndarray) -> int:
-    return len(np.unique(store.episode[rows]))
 
 
 def table(runs: Path) -> str:
