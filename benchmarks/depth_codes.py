@@ -5,8 +5,8 @@
 
 FOLDER holds one sequence of uint16 depth images in millimetres (the table was made from 600 consecutive Kinect frames,
 640x480). Fold k of 5 holds out the k-th fifth of the sequence as one block, with 10 frames left out on each side; the
-end of the rest that is farther from it chooses the epoch. Every variant has the same frames, steps and learning rate, but
-for those that are called long, and is trained and measured by the stages' own scripts. A run that is interrupted
+end of the rest that is farther from it chooses the epoch. Every variant has the same frames, steps and learning rate,
+but for those that are called long, and is trained and measured by the stages' own scripts. A run that is interrupted
 continues when it is started again, a run that is done is left as it is. RUNS keeps weights, metrics and pictures of
 every run.
 

@@ -6,8 +6,8 @@
 
 Every variant is trained and measured by the stages' own scripts. ``supervised`` is the ceiling: the same network,
 trained on the answers themselves. A run that is interrupted continues when it is started again, a run that is done is
-left as it is; RUNS keeps weights, figures and pictures. ``table`` prints Markdown, the mean over seeds with the least and
-the largest, or puts it between the marks in the file that it is given.
+left as it is; RUNS keeps weights, figures and pictures. ``table`` prints Markdown, the mean over seeds with the least
+and the largest, or puts it between the marks in the file that it is given.
 """
 
 import json

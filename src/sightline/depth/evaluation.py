@@ -37,6 +37,7 @@ from sightline.depth.store import DepthStore
 from sightline.grids.store import GridRows, GridStore
 from sightline.recording.frames import read_frames
 from sightline.training import probing
+from sightline.training.precision import use_bf16
 
 AUTOENCODER, IMAGE_GRID, NEAREST, RANDOM = "autoencoder", "image_grid", "nearest_train_frame", "random_network"
 PARTS = ("patches", "scene")
@@ -53,7 +54,7 @@ class EvaluateParams(Section):
     )
     rotate_pca: bool = Field(True, description="fit PCA on the training frames in all four orientations")
     pca_frames: int = Field(1000, ge=2, le=8000, description="training frames at most that PCA is fitted on")
-    probe_frames: int = Field(1500, ge=2, description="training frames at most that the linear probes are fitted on")
+    probe_frames: int = Field(1000, ge=2, description="training frames at most that the linear probes are fitted on")
     probe: tuple[Column, ...] = Field(
         get_args(Column), description="columns of the frames table that codes are to tell, as far as it has them"
     )
@@ -79,7 +80,8 @@ class RandomNetwork:
 
     def __init__(self, evaluator: ModelEvaluator, store: DepthStore, rows: np.ndarray) -> None:
         torch.manual_seed(0)
-        self._encoder, self._device = Encoder(evaluator.header.network).to(evaluator.device), evaluator.device
+        encoder = Encoder(evaluator.header.network).to(evaluator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._encoder, self._device = encoder, evaluator.device
         self.numbers = evaluator.header.network.scene_dim
         for norm in (module for module in self._encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)):
             norm.momentum = None  # the plain mean
@@ -92,7 +94,8 @@ class RandomNetwork:
     @torch.no_grad()
     def encode(self, images_BHW: Tensor) -> Tensor:
         """[B, 128, 128] -> [B, scene_dim]."""
-        return self._encoder.parts(images_BHW[:, None]).scene
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=use_bf16("auto")):
+            return self._encoder.parts(images_BHW[:, None]).scene
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def _choose_rows(store: DepthStore, params: EvaluateParams) -> Rows:
     new = np.array([row for row, key in digests.items() if key not in in_train], np.int64)
     if not len(new):
         raise UserError(f"{store.path}: every frame of part {params.part} is also a training frame")
-    probe, choose = _spaced(train, params.probe_frames), _spaced(store.rows("val"), params.probe_frames)
+    probe, choose = _spaced(train, params.probe_frames), _spaced(store.rows("val"), params.probe_frames // 2 + 1)
     if params.part == "val" or not len(choose):
         probe, choose = np.split(probe, [max(1, len(probe) * 4 // 5)])  # mostly episodes of their own
     return Rows(new, len(held_out) - len(new), train, _spaced(train, params.pca_frames), probe, choose)

@@ -179,6 +179,8 @@ class SceneNorm(nn.BatchNorm1d):
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(self.scale.dtype)
             training = self.training and len(z) > 1
+            if training and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
             mean, var = self.running_mean, self.running_var
             return self.scale * F.batch_norm(z, mean, var, training=training, momentum=0.1, eps=self.eps)
 

@@ -26,6 +26,9 @@ EMBEDDED = {  # of an embedding -> key of the score, what it tells
     "retrieval": ("recall_at_1", "finding another frame of the same moment"),
     "joints": ("r2", "telling the joints"),
     "object_position": ("r2", "telling where the object is"),
+    "gripper_position": ("r2", "telling where the gripper is"),
+    "goal_position": ("r2", "telling where the goal is"),
+    "contact": ("r2", "telling whether the gripper touches the object"),
 }
 
 
@@ -111,7 +114,9 @@ def judge_embedding(subject: str, embedding: dict[str, Any]) -> list[Verdict]:
         key, task = EMBEDDED[name]
         (_, own), *others = ((code, figures[key]) for code, figures in of.items())
         best, value = max(others, key=lambda other: other[1])
-        shown = f"({own:.3g} against {value:.3g}). No interval is stored."
+        interval = _interval(next(iter(of.values())).get(f"{key}_interval"))
+        known = f"95 % interval {interval[0]:.3g} to {interval[1]:.3g}" if interval else "No interval is stored"
+        shown = f"({own:.3g} against {value:.3g}). {known}."
         if max(own, value) <= 0:
             verdicts.append(
                 Verdict("no better", f"{subject} is of no use for {task}, and nor are simple codes {shown}")
