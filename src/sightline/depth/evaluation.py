@@ -95,7 +95,7 @@ class RandomNetwork:
     def encode(self, images_BHW: Tensor) -> Tensor:
         """[B, 128, 128] -> [B, scene_dim]."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=use_bf16("auto")):
-            return self._encoder.parts(images_BHW[:, None]).scene
+            return self._encoder.parts(images_BHW[:, None]).scene.float()
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,9 @@ def _judge_embeddings(
     def frames(code: np.ndarray, some: np.ndarray) -> probes.Frames:
         return probes.Frames(code, {name: values[some] for name, values in targets.items()}, store.episode[some])
 
-    def add(name: str, probe: np.ndarray, choose: np.ndarray, held_out: np.ndarray, is_code: bool = True) -> None:
-        if is_code:
+    def add(name: str, *numbers: np.ndarray) -> None:
+        probe, choose, held_out = numbers
+        if name not in PARTS:
             centre = probe.mean(axis=0, dtype=np.float64)
             place = store.episode[rows.held_out], steps[rows.held_out]
             judged["retrieval"][name] = probing.retrieval(held_out, centre, *place)
@@ -275,7 +276,7 @@ def _judge_embeddings(
         if name == AUTOENCODER and network.parts == "beside" and 0 < network.patch_dim < network.latent_dim:
             sides = slice(network.patch_dim), slice(network.patch_dim, None)
             for part, side in zip(PARTS, sides, strict=True):
-                add(part, *(numbers[:, side] for numbers in (probe, choose, held_out)), is_code=False)
+                add(part, *(numbers[:, side] for numbers in (probe, choose, held_out)))
     for name, grid in others.items():
         three = (grid[some].reshape(len(some), -1) for some in (rows.probe, rows.choose, rows.held_out))
         add(name, *(numbers.astype(np.float32) for numbers in three))

@@ -181,8 +181,9 @@ class AutoencoderModule(lightning.LightningModule):
             term = values[f"{part}_summary"] = self.summary.error(scene[: len(depth)], depth, valid)
             loss = loss + aims.summary * term
         if self.inverse_dynamics:
-            pair, (change, paired) = scene.chunk(2), (batch["change"], batch["paired"])
-            term = values[f"{part}_inverse_dynamics"] = self.inverse_dynamics.error(*pair, change, paired)
+            now, later = scene[: len(depth)], scene[len(depth) :]
+            term = self.inverse_dynamics.error(now, later, batch["change"], batch["paired"])
+            values[f"{part}_inverse_dynamics"] = term
             loss = loss + aims.inverse_dynamics * term
         values[f"{part}_loss"] = loss
         weight = int(valid.sum()) if part == "val" else len(depth)  # pooled over pixels where it is reported
