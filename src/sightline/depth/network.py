@@ -30,6 +30,7 @@ PATCH = 16  # pixels on an edge of a patch
 GRID = 8  # positions on an edge of the lowest resolution, and patches on an edge of the image
 POSITIONS = GRID * GRID
 PatchPath = Literal["linear", "refined"]
+LEAST = 256  # channels of the refinement in a narrow network, where it is cheap beside the encoder
 Head = Literal["gap", "flat"]
 
 
@@ -194,7 +195,7 @@ class SubpixelRefinement(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        width = config.widths[3]
+        width = max(config.widths[3], LEAST)
         self.expand = nn.Conv2d(config.patch_dim // POSITIONS, width, 3, 1, 1)
         self.scene: nn.Module | None = None
         if config.parts == "beside" and config.scene_dim:
@@ -206,7 +207,7 @@ class SubpixelRefinement(nn.Module):
         _zero(self.output)
 
     def forward(self, codes: Tensor, scene: Tensor) -> Tensor:
-        y = self.expand(codes)  # (B, 8 * width, 8, 8)
+        y = self.expand(codes)  # (B, 8 * width, 8, 8), in a narrow network (B, 256, 8, 8)
         if self.scene is not None:
             y = y + self.scene(scene)
         y = y + self.project(F.gelu(self.mix(F.gelu(y))))
