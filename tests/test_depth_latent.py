@@ -13,6 +13,7 @@ from sightline.core.errors import UserError
 from sightline.depth import create_semantic_encoder
 from sightline.depth.network import Autoencoder, NetworkConfig, SceneNorm
 from sightline.depth.objective import Summary, scale_scene
+from sightline.depth.training import AutoencoderModule, TrainParams
 from sightline.depth.weights import extract_encoder, load_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,6 +92,19 @@ def test_a_bare_state_dict_of_an_older_version_still_loads(tmp_path):
     with pytest.warns(UserWarning, match="does not tell"):
         encoder = create_semantic_encoder(tmp_path / "bare.pt", device="cpu")
     assert torch.equal(encoder.encode(images()), older.eval()(images())[1])
+
+
+def test_the_heads_of_a_training_are_left_in_its_checkpoint(tmp_path):
+    autoencoder = save_autoencoder(tmp_path / "a.safetensors")
+    module = AutoencoderModule(autoencoder, TrainParams(latent_dim=128), RANGE, None, joints=3)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best_model.pth")
+    for source in ("best_model.pth", "a.safetensors"):
+        extract_encoder(tmp_path / source, tmp_path / f"of_{source}.safetensors")
+    one, other = (tmp_path / f"of_{source}.safetensors" for source in ("best_model.pth", "a.safetensors"))
+    assert one.read_bytes() == other.read_bytes()
+    assert any(name.startswith("inverse_dynamics.") for name in checkpoint["state_dict"])
 
 
 def test_scene_numbers_have_the_spread_of_the_patches_together():

@@ -81,7 +81,7 @@ Images = tuple[Tensor, Tensor]  # depth [N, C, 128, 128], and valid [N, 128, 128
 class DepthImages(Dataset[dict[str, Tensor]]):
     """Batches of a store: `Draw` -> ``depth`` [B, C, 128, 128] and ``valid`` [B, 1, 128, 128], augmented.
 
-    With pairs also ``later`` [B, C, 128, 128], a frame of the same episode one to four steps later, augmented by
+    With pairs also ``later`` and ``later_valid``, of a frame of the same episode one to four steps later, augmented by
     itself; ``change`` [B, J], how the joints move until then; and ``paired`` [B], False where there is no such frame.
 
     Args:
@@ -128,8 +128,10 @@ def _parted(images: Tensor, valid: Tensor, batch: dict[str, Tensor]) -> dict[str
     if "paired" not in batch:
         return {"depth": images, "valid": valid}
     count = len(batch["paired"])
-    pairs = {"later": images[count:], "change": batch["change"], "paired": batch["paired"]}
-    return {"depth": images[:count], "valid": valid[:count]} | pairs
+    return {
+        "depth": images[:count], "valid": valid[:count], "later": images[count:], "later_valid": valid[count:],
+        "change": batch["change"], "paired": batch["paired"],
+    }  # fmt: skip
 
 
 def resident_images(store: DepthStore, device: torch.device) -> Images | None:
@@ -189,9 +191,13 @@ class AutoencoderModule(lightning.LightningModule):
         self._step(batch, "val")
 
     def _step(self, batch: dict[str, Tensor], part: str) -> Tensor:
-        depth, valid, aims = batch["depth"], batch["valid"], self.params_.objective
-        images = [depth, batch["later"]] if self.inverse_dynamics else [depth]
-        latents = self.encode(torch.cat(images).contiguous(memory_format=torch.channels_last))
+        depth, valid, aims, count = batch["depth"], batch["valid"], self.params_.objective, len(batch["depth"])
+        if self.inverse_dynamics:
+            depth = torch.cat([depth, batch["later"]])
+        latents = self.encode(depth.contiguous(memory_format=torch.channels_last))
+        if self.inverse_dynamics and part == "train":
+            valid = torch.cat([valid, batch["later_valid"]])
+        depth = depth[: len(valid)]  # in validation a later frame comes by itself, too
         prediction = self.decode(latents[: len(depth)])
         error = prediction - depth
         mse, l1 = mean_errors(error, valid)
@@ -206,7 +212,7 @@ class AutoencoderModule(lightning.LightningModule):
             term = values[f"{part}_summary"] = self.summary.error(scene[: len(depth)], depth, valid)
             loss = loss + aims.summary * term
         if self.inverse_dynamics:
-            now, later = scene[: len(depth)], scene[len(depth) :]
+            now, later = scene.split(count)
             term = self.inverse_dynamics.error(now, later, batch["change"], batch["paired"])
             values[f"{part}_inverse_dynamics"] = term
             loss = loss + aims.inverse_dynamics * term

@@ -41,6 +41,7 @@ from sightline.depth.preprocessing import Preprocessing, preprocess
 Kind = Literal["autoencoder", "encoder"]
 TORCH_SUFFIXES = (".pth", ".pt")
 _KEY = "sightline"  # in the header of the file
+_OF_TRAINING = ("summary.", "inverse_dynamics.")  # heads of a training, which its checkpoints have
 
 
 class Header(Section):
@@ -264,6 +265,7 @@ def _read_torch(path: Path) -> Weights:
     names = ("encoder_state_dict", "model_state_dict", "state_dict")
     state = next((content[name] for name in names if isinstance(content.get(name), dict)), content)
     tensors = {_plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(_OF_TRAINING)}
     kind: Kind = "autoencoder" if any(name.startswith("decoder.") for name in tensors) else "encoder"
     encoder = {
         name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if not name.startswith("decoder.")
