@@ -1,18 +1,16 @@
 """The autoencoder and its variants beside simple codes of the same size, on a sequence of real depth images.
 
-    python benchmarks/depth_codes.py run FOLDER RUNS --variant long --fold 0 --seed 0
+    python benchmarks/depth_codes.py run FOLDER RUNS --variant long_split --fold 0 --seed 0
     python benchmarks/depth_codes.py table RUNS [--write docs/results.md]
-    python benchmarks/depth_codes.py embeddings LABEL=evaluation_results.json ... [--write docs/results.md]
 
 FOLDER holds one sequence of uint16 depth images in millimetres (the table was made from 600 consecutive Kinect frames,
 640x480). Fold k of 5 holds out the k-th fifth of the sequence as one block, with 10 frames left out on each side; the
 end of the rest that is farther from it chooses the epoch. Every variant has the same frames, steps and learning rate,
-but for the one that is called long, and is trained and measured by the stages' own scripts. A run that is interrupted
+but for those that are called long, and is trained and measured by the stages' own scripts. A run that is interrupted
 continues when it is started again, a run that is done is left as it is. RUNS keeps weights, metrics and pictures of
 every run.
 
-``table`` prints Markdown, or replaces what stands between the marks in the file that it is given. ``embeddings`` does
-so for what the codes of one or several evaluations are good for besides reconstruction.
+``table`` prints Markdown, or replaces what stands between the marks in the file that it is given.
 """
 
 import json
@@ -32,17 +30,20 @@ from sightline.depth.training import TrainParams
 
 FOLDS = 5
 NORMALIZE = {"normalize.height_range": "[500,4500]", "normalize.resize": "area", "data.split.val": 0.08}
-TRAIN = {"train.epochs": 20, "train.batch_size": 8, "train.lr": 1e-3, "train.patience": 1000}
+TRAIN = {
+    "train.epochs": 20, "train.batch_size": 8, "train.lr": 1e-3, "train.patience": 1000, "train.augment": "full",
+    "train.objective.summary": 0.0,  # so that the scene numbers are for what the patches miss alone
+}  # fmt: skip
+LONG = {"train.epochs": 80, "train.width": 32}
 VARIANTS: dict[str, dict[str, object]] = {
-    "gap": {"train.patch_path": "none"},
-    "flat": {"train.patch_path": "none", "train.head": "flat"},
-    "gap_linear": {"train.patch_path": "linear"},
-    "gap_refined": {},
-    "patches_alone": {"train.patch_share": 1.0},
-    "patches_alone_rotate": {"train.patch_share": 1.0, "train.augment": "rotate"},
-    "two_steps": {"train.patch_share": 0.8},
-    "two_steps_flat": {"train.patch_share": 0.8, "train.head": "flat"},
-    "long": {"train.epochs": 80, "train.patch_share": 0.975},
+    "gap": {"train.scene_dim": 768, "train.width": 64},
+    "flat": {"train.scene_dim": 768, "train.width": 64, "train.head": "flat"},
+    "split": {},
+    "split_flat": {"train.head": "flat"},
+    "patches_alone": {"train.scene_dim": 0},
+    "long_split": LONG,
+    "long_split_flat": LONG | {"train.head": "flat"},
+    "long_patches_alone": LONG | {"train.scene_dim": 0},
 }
 CODES = ("dct", "grid", "pca", "nearest_train_frame", "mean_image")
 
@@ -97,35 +98,32 @@ def table(runs: Path) -> str:
                 command = f"`--variant {variant} --fold {fold} --seed {key[2]}`"
                 label = f"**{variant}**, seed {key[2]}"
                 lines.append(_row(fold, "autoencoder", here[key], epochs, flop, command, label))
-    lines += ["", "| variant | folds | RMSE / DCT | MAE / grid | better in both |", "|---" * 5 + "|"]
+    heads = ("variant", "folds", "RMSE / DCT", "MAE / grid", "better in both", "RMSE / 768 patch numbers alone")
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for variant in VARIANTS:
         mine = {key: result["codes"] for key, result in results.items() if key[0] == variant}
         if mine:
-            lines.append(_summary(variant, mine))
+            alone = "long_patches_alone" if variant.startswith("long") else "patches_alone"
+            theirs = {key[1:]: result["codes"] for key, result in results.items() if key[0] == alone}
+            lines.append(_summary(variant, mine, theirs))
     return "\n".join(lines)
 
 
 def compute(variant: str, train_frames: int) -> tuple[str, str]:
-    """What a run cost: epochs of the patch path alone and of the whole, and the 10^12 operations of its steps."""
-    settings = {key.removeprefix("train."): value for key, value in (TRAIN | VARIANTS[variant]).items()}
-    params = TrainParams.model_validate(settings)
-    alone, whole = params.patch_epochs, params.epochs - params.patch_epochs
-    forward = forward_flop(params.network(channels=1))
-    steps = 3 * train_frames * (alone * forward["patches"] + whole * forward["whole"])  # backward is twice forward
-    return f"{alone} + {whole}", f"{steps / 1e12:.0f}"
+    """What a run cost: its epochs, and the 10^12 operations of its steps."""
+    every = (TRAIN | VARIANTS[variant]).items()
+    params = TrainParams.model_validate({key.split(".")[1]: value for key, value in every if key.count(".") == 1})
+    steps = 3 * train_frames * params.epochs * forward_flop(params.network(channels=1))  # backward is twice forward
+    return f"{params.epochs}", f"{steps / 1e12:.0f}"
 
 
 @cache
-def forward_flop(config: NetworkConfig) -> dict[str, int]:
-    """Floating-point operations of one image through the patch path alone, and through everything."""
+def forward_flop(config: NetworkConfig) -> int:
+    """Floating-point operations of one image through encoder and decoder."""
     network, image = Autoencoder(config).eval(), torch.zeros(1, 1, 128, 128)
-    flop = {}
-    for name, way in {"whole": network, "patches": network.forward_patches}.items():
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if name == "whole" or config.patch_path != "none":
-                way(image)
-        flop[name] = counter.get_total_flops()
-    return flop
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    return int(counter.get_total_flops())
 
 
 def _row(fold: int, name: str, result: dict[str, Any], epochs: str, flop: str, command: str, label: str = "") -> str:
@@ -146,36 +144,29 @@ def _row(fold: int, name: str, result: dict[str, Any], epochs: str, flop: str, c
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _summary(variant: str, mine: dict[tuple[str, int, int], dict[str, Any]]) -> str:
-    """Ratios to the best of the simple codes, averaged over runs; and in how many runs both errors are lower."""
+def _summary(
+    variant: str, mine: dict[tuple[str, int, int], dict[str, Any]], alone: dict[tuple[int, int], dict[str, Any]]
+) -> str:
+    """Ratios to the best of the simple codes, averaged over runs; in how many runs both errors are lower; and the ratio
+    to ``alone``, a code of patches fitted alike, of the same folds and seeds.
+    """
     rmse = [codes["autoencoder"]["rmse_mm"] / codes["dct"]["rmse_mm"] for codes in mine.values()]
     mae = [codes["autoencoder"]["mae_mm"] / codes["grid"]["mae_mm"] for codes in mine.values()]
     both = sum(
         all(codes["autoencoder"][error] < min(codes[name][error] for name in CODES) for error in ("rmse_mm", "mae_mm"))
         for codes in mine.values()
     )
+    pairs = [
+        codes["autoencoder"]["rmse_mm"] / alone[key[1:]]["autoencoder"]["rmse_mm"]
+        for key, codes in mine.items()
+        if key[1:] in alone
+    ]
+    against = f"{statistics.mean(pairs):.3f} ({min(pairs):.3f} to {max(pairs):.3f})" if pairs else ""
     folds = ", ".join(f"{fold}" for fold in sorted({fold for _, fold, _ in mine}))
     return (
         f"| {variant} | {folds} | {statistics.mean(rmse):.3f} ({min(rmse):.3f} to {max(rmse):.3f}) "
-        f"| {statistics.mean(mae):.3f} ({min(mae):.3f} to {max(mae):.3f}) | {both} of {len(mine)} |"
+        f"| {statistics.mean(mae):.3f} ({min(mae):.3f} to {max(mae):.3f}) | {both} of {len(mine)} | {against} |"
     )
-
-
-def embeddings(results: dict[str, Path]) -> str:
-    """Markdown of retrieval, probes and effective rank; the simple codes are those of the first evaluation."""
-    columns = ("code", "RMSE mm", "MAE mm", "recall@1", "R2 joints", "R2 object position", "effective rank")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for i, (label, path) in enumerate(results.items()):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        judged = result["embedding"]
-        for name in judged["retrieval"] if i == 0 else ("autoencoder",):
-            figures = result["codes"].get(name)  # none of CLIP's grids, which reconstruct nothing
-            errors = (f"{figures[key]:.1f}" if figures else "" for key in ("rmse_mm", "mae_mm"))
-            probes = (f"{judged['probe'][column][name]['r2']:.2f}" for column in ("joints", "object_position"))
-            recall, rank = f"{judged['retrieval'][name]['recall_at_1']:.2f}", f"{judged['effective_rank'][name]:.0f}"
-            shown = f"**{label}**" if name == "autoencoder" else name
-            lines.append(f"| {' | '.join((shown, *errors, recall, *probes, rank))} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -189,21 +180,12 @@ def main() -> None:
     one.add_argument("--seed", type=int, default=0)
     all_ = commands.add_parser("table", help="the figures of all runs, as Markdown")
     all_.add_argument("runs", type=Path)
-    other = commands.add_parser("embeddings", help="what the codes are good for, as Markdown")
-    other.add_argument("results", nargs="+", metavar="LABEL=FILE")
-    for command in (all_, other):
-        command.add_argument("--write", type=Path, metavar="FILE", help="Markdown file with the marks for the table")
+    all_.add_argument("--write", type=Path, metavar="FILE", help="Markdown file with the marks for the table")
     args = parser.parse_args()
     if args.command == "run":
         run(args.folder, args.runs, args.variant, args.fold, args.seed)
-    elif args.command == "table":
-        put(table(args.runs), "table of codes", args.write)
     else:
-        results = {label: Path(path) for label, _, path in (result.partition("=") for result in args.results)}
-        for label, path in results.items():
-            if not path.is_file():
-                raise SystemExit(f"{label}={path}: no such file; expected LABEL=evaluation_results.json")
-        put(embeddings(results), "table of embeddings", args.write)
+        put(table(args.runs), "table of codes", args.write)
 
 
 if __name__ == "__main__":

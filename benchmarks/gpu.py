@@ -68,7 +68,7 @@ def agreement(room: Path) -> Iterator[Figure]:
 
 def resume(room: Path) -> Iterator[Figure]:
     """Whether a training that is killed ends with the bits of one that is not, as `deterministic` promises."""
-    data, settings = room / "depth.hdf5", {"epochs": 4, "batch_size": 32, "patch_share": 0.5, "deterministic": True}
+    data, settings = room / "depth.hdf5", {"epochs": 4, "batch_size": 32, "width": 64, "deterministic": True}
     words = [word for key, value in settings.items() for word in ("--set", f"train.{key}={str(value).lower()}")]
     for name in ("whole", "killed"):
         command = [sys.executable, str(ROOT / "stages/train_autoencoder.py"), str(data), f"{name}.safetensors"]

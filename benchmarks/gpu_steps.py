@@ -48,7 +48,7 @@ def trainings(room: Path, **settings: Any) -> dict[str, Callable[[Path, int], in
 
     def autoencoder(output: Path, steps: int) -> int:
         size = max(2, len(rows) // steps)
-        params = TrainParams(**{"epochs": 1, "batch_size": size, "patch_share": 0.0} | settings)
+        params = TrainParams(**{"epochs": 1, "batch_size": size, "width": 64} | settings)
         train_autoencoder(room / "depth.hdf5", output.with_suffix(".safetensors"), output, params, 0)
         return len(EpochBatches(rows, size, 0, only_whole=params.compile))
 
@@ -74,7 +74,7 @@ def trainings(room: Path, **settings: Any) -> dict[str, Callable[[Path, int], in
 
 
 def autoencoder_steps(room: Path, batch: int, compile: bool) -> Iterator[None]:
-    """Steps of the whole network as the stage takes them, data on the GPU; one for each that is asked for."""
+    """Steps of the network to reconstruct, as the stage takes them, data on the GPU; one for each that is asked for."""
     device, store = torch.device("cuda"), DepthStore.open(room / "depth.hdf5")
     network = Autoencoder(NetworkConfig()).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = torch.compile(network) if compile else network

@@ -31,7 +31,7 @@ NEEDED = ("validate", "normalize")  # by other stages, at all sizes
 def stage_growth(room: Path, frames: int) -> list[dict[str, Any]]:
     """Costs of every stage that grows with the data; ``frames`` is the smallest size of those in the middle."""
     rows: list[dict[str, Any]] = []
-    encoder = Autoencoder(NetworkConfig(latent_dim=64)).eval().encoder
+    encoder = Autoencoder(NetworkConfig(latent_dim=128, width=16)).eval().encoder
     for count in sorted({int(frames * n * part) for n in TIMES for part in (0.25, 1, 4)}):
         home = room / str(count)
         root = write_recording(home / "recording", count)
@@ -59,7 +59,7 @@ SOURCES = {"import_hdf5": write_aloha, "import_lerobot": write_lerobot}
 def _commands(root: Path, count: int) -> dict[str, tuple[object, ...]]:
     simulate = {"episodes": count // EPISODE, "steps": EPISODE}
     render = {"wrist_size": 32, "global_size": 32, "depth_height": 32, "depth_width": 32, "antialias": 1}
-    autoencoder = {"patch_share": 1.0, "epochs": 1, "latent_dim": 64, "batch_size": 8}
+    autoencoder = {"epochs": 1, "latent_dim": 128, "width": 16, "batch_size": 8}
     clip, fusion = {"model": "ViT-S-16", "image_size": 32, "grid": 2}, {"epochs": 1, "chunk": 2}
     segmentation = {"image_size": "[32,32]", "crop": "null", "epochs": 1, "steps_per_epoch": 4}
     info, index = root / "recording.json", Path("index")

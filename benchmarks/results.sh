@@ -9,13 +9,25 @@ page=docs/results.md
 mkdir -p "$runs"
 
 if [ -n "${KINECT:-}" ]; then
-    for fold in 0 1 2 3 4; do python benchmarks/depth_codes.py run "$KINECT" "$runs/codes" --variant long --fold $fold --seed 0; done
-    for seed in 1 2; do python benchmarks/depth_codes.py run "$KINECT" "$runs/codes" --variant long --fold 0 --seed $seed; done
-    for variant in gap flat gap_linear gap_refined two_steps two_steps_flat patches_alone patches_alone_rotate; do
-        python benchmarks/depth_codes.py run "$KINECT" "$runs/codes" --variant $variant --fold 0 --seed 0
+    codes() { python benchmarks/depth_codes.py run "$KINECT" "$runs/codes" "$@"; }
+    for variant in split split_flat patches_alone; do codes --variant $variant --fold 0 --seed 0; done
+    for variant in long_split_flat long_patches_alone long_split; do
+        for fold in 0 1 2 3 4; do codes --variant $variant --fold $fold --seed 0; done
+        for seed in 1 2; do codes --variant $variant --fold 0 --seed $seed; done
     done
+    for variant in gap flat; do codes --variant $variant --fold 0 --seed 0; done
     python benchmarks/depth_codes.py table "$runs/codes" --write $page
 fi
+
+(cd demo/probes && dvc repro)
+probes() { python benchmarks/depth_probes.py run "$runs/probes" "$@"; }
+for seed in 0 1 2; do
+    for variant in pipeline long supervised patches_alone; do probes --variant $variant --seed $seed; done
+done
+for variant in long_flat without_inverse_dynamics without_summary plain plain_reconstruction_alone; do
+    probes --variant $variant --seed 0
+done
+python benchmarks/depth_probes.py table "$runs/probes" --write $page
 
 fusion() { python benchmarks/fusion_designs.py run "$@"; }
 # The demo with more episodes: 400 to learn to act from, 50 to choose the epoch by, 50 to judge.

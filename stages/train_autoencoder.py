@@ -10,11 +10,10 @@ from sightline.depth.training import TrainParams, train_autoencoder
 from sightline.training.by_hand import ByHand
 from sightline.training.processes import join_srun
 
-SHORTHANDS = {
+SAME = ("batch_size", "latent_dim", "optimizer", "scheduler", "gradient_clip", "weight_decay", "patience")
+SHORTHANDS = {key: f"train.{key}" for key in SAME} | {
     "num_epochs": "train.epochs", "learning_rate": "train.lr", "augment": "train.augment=full",
-    "no_augment": "train.augment=none", "use_perceptual_loss": "train.perceptual_weight=0.1",
-} | {key: f"train.{key}" for key in (
-    "batch_size", "latent_dim", "optimizer", "scheduler", "gradient_clip", "weight_decay", "patience")}  # fmt: skip
+    "no_augment": "train.augment=none", "use_perceptual_loss": "train.perceptual_weight=0.1"}  # fmt: skip
 
 
 class Params(Section):
@@ -25,15 +24,16 @@ class Params(Section):
 def main(args: Namespace, params: Params) -> None:
     join_srun()
     keep_freed_memory()
-    files, vgg = (args.data, args.weights, args.metrics_dir), args.perceptual_weights
-    train_autoencoder(*files, params.train, params.seed, perceptual_weights=vgg, by_hand=ByHand.of(args))
+    files, named = (args.data, args.weights, args.metrics_dir), {"frames": args.frames, "perceptual_weights": args.vgg}
+    train_autoencoder(*files, params.train, params.seed, **named, by_hand=ByHand.of(args))
 
 
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
 parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")
-parser.add_argument("--perceptual-weights", type=Path, help="state dict of torchvision's VGG-16")
+parser.add_argument("--frames", type=Path, help="frames.parquet, whose joints inverse dynamics learns from")
+parser.add_argument("--perceptual-weights", dest="vgg", type=Path, help="state dict of torchvision's VGG-16")
 ByHand.add_options(parser)
 add_shorthands(parser, SHORTHANDS)
 if __name__ == "__main__":

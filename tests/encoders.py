@@ -14,7 +14,7 @@ RANGE = Preprocessing(height_range=(500, 1500))
 def save_autoencoder(path, preprocessing=RANGE, **network):
     """Weights of an autoencoder in which every layer counts, also the normalisation's statistics."""
     torch.manual_seed(0)
-    autoencoder = Autoencoder(NetworkConfig(**({"latent_dim": 64} | network))).train()
+    autoencoder = Autoencoder(NetworkConfig(**({"latent_dim": 128, "width": 16} | network))).train()
     for layer in (autoencoder.encoder.head, autoencoder.encoder.attention.project):
         nn.init.normal_(layer.weight, std=0.05)
     with torch.no_grad():

@@ -107,3 +107,30 @@ def test_what_is_measured_on_a_gpu_runs_on_a_pretended_one(load, tmp_path):
     found = {"agreement": {"ended": "done", "figures": figures}}
     items.write(tmp_path, {"machine": {"gpu": "pretended"}, "items": found})
     assert (tmp_path / "docs/gpu.md").read_text().count("| agreement |") == 6
+
+
+def test_the_table_of_probes_has_simple_codes_once_parts_and_gains_with_their_intervals(load, tmp_path):
+    columns = ("joints", "gripper_position", "object_position", "goal_position", "contact")
+    for variant, seed, r2 in (("long", 0, 0.6), ("long", 1, 0.7), ("supervised", 0, 0.9)):
+        of = {"r2": r2, "r2_interval": [r2 - 0.1, r2 + 0.1], "knn_r2": 0.5}
+        gain = {"over": "pca", "r2_gain": r2 - 0.5, "r2_gain_interval": [r2 - 0.6, r2 - 0.4]}
+        codes = {"autoencoder": {"rmse_mm": 20.0 + seed, "mae_mm": 6.0}, "pca": {"rmse_mm": 30.0, "mae_mm": 9.0}}
+        embedding = {
+            "probe": {column: {"autoencoder": of, "pca": of | {"r2": 0.5}} for column in columns},
+            "parts": {column: {"patches": of, "scene": of} for column in columns},
+            "gain": {column: {"autoencoder": gain} for column in columns},
+        }
+        if variant == "supervised":
+            codes, embedding = {}, {"probe": {column: {"supervised": of} for column in columns}}
+        (tmp_path / f"{variant}/seed{seed}").mkdir(parents=True)
+        result = {"codes": codes, "embedding": embedding}
+        (tmp_path / f"{variant}/seed{seed}/evaluation_results.json").write_text(json.dumps(result))
+    lines = load("depth_probes").table(tmp_path).splitlines()
+    assert sum(line.startswith("| pca |") for line in lines) == 1
+    (long,) = (line for line in lines if line.startswith("| **long**, 2 seed(s)"))
+    assert "| 20.5 (20.0 to 21.0) | 6.0 (6.0 to 6.0) | 0.650 (0.600 to 0.700) |" in long
+    assert sum(line.startswith(("| long: patches", "| long: scene")) for line in lines) == 2
+    (ceiling,) = (line for line in lines if line.startswith("| **supervised**"))
+    assert "|  |  | 0.900 |" in ceiling
+    assert "| long, 1 | joints | pca | +0.200 (+0.100 to +0.300) |" in lines
+    assert len(lines) == 2 + 1 + 3 + 1 + 3 + 10

@@ -45,10 +45,14 @@ def card_of(model: Path, about: About, configuration: dict) -> dict:
 
 def test_a_card_of_an_autoencoder_tells_units_and_ranges(model):
     preprocessing = Preprocessing(height_range=(100, 500), invalid=(0,), unit_mm=2.0)
-    header = Header(kind="autoencoder", network=NetworkConfig(latent_dim=64), preprocessing=preprocessing)
-    card = card_of(model, about_autoencoder(header), header.model_dump(mode="json"))
+    header = Header(kind="autoencoder", network=NetworkConfig(latent_dim=128, width=16), preprocessing=preprocessing)
+    card = card_of(model, about_autoencoder(header, inverse_dynamics=True), header.model_dump(mode="json"))
     assert "counts 100 to 500 (200 to 1000 mm), [0] mean no reading" in card["inputs"][0]
-    assert card["outputs"] == ["embeddings float32 [N, 64], no unit, not of unit length"]
+    assert card["outputs"] == [
+        "embeddings float32 [N, 128], no unit, not of unit length; the first 64 are a linear code of patches, "
+        "the last 64 the scene's"
+    ]
+    assert "by reconstruction and by inverse dynamics" in card["what"]
     assert card["parameters"] == 12
     assert card["training_data"] == {"train": {"frames": 2, "groups": 1}, "test": {"frames": 1, "groups": 1}}
     assert card["use"].startswith(f"python stages/extract_encoder.py {model}")

@@ -84,7 +84,8 @@ def test_frames_table(demo):
     assert dict(zip(table.schema.names, table.schema.types, strict=True)) == {
         "frame_id": pa.int64(), "episode": pa.int64(), "step": pa.int64(), "time_s": pa.float64(),
         "joints": vector, "actions": vector, "object_position": pa.list_(pa.float32(), 3),
-        "goal_position": pa.list_(pa.float32(), 3), "task": pa.string(), "reward": pa.float32(), "success": pa.bool_(),
+        "goal_position": pa.list_(pa.float32(), 3), "gripper_position": pa.list_(pa.float32(), 3),
+        "contact": pa.bool_(), "task": pa.string(), "reward": pa.float32(), "success": pa.bool_(),
     }  # fmt: skip
     columns = table.to_pydict()
     assert columns["frame_id"] == [0, 1, 2, 3, 4, 5]
@@ -95,6 +96,14 @@ def test_frames_table(demo):
     assert len({tuple(goal) for goal in columns["goal_position"]}) == 2  # one for each episode
     assert np.isfinite(columns["joints"]).all()
     np.testing.assert_allclose(np.array(columns["joints"])[::3, [7, 15]], 1, atol=0.05)  # both grippers begin open
+
+
+def test_depth_alone_is_the_depth_of_everything(demo, tmp_path):
+    render_demo(RENDER, demo / "states.hdf5", tmp_path / "alone", 1, only_depth=True)
+    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == ["depth", "recording.json"]
+    for path in (demo / "depth").iterdir():
+        assert (tmp_path / "alone/depth" / path.name).read_bytes() == path.read_bytes()
+    assert read_recording_info(tmp_path / "alone/recording.json").cameras == ()
 
 
 def test_pictures_have_the_layout_of_a_recording(demo):

@@ -99,7 +99,11 @@ def test_reward_is_best_on_the_plate():
     assert episode.reward[-1] == episode.reward.max() == 1
     put_down = int(np.argmax(episode.reward))
     assert 0 > episode.reward[put_down - 1] > episode.reward[14] > episode.reward[0]  # at the plate, at the ball, far
-    assert np.ptp(episode.object_position[:, 2]) > 0.1  # it was carried, metres
+    carried = episode.object_position[:, 2] > episode.object_position[0, 2] + 0.05  # metres
+    assert carried.any()
+    assert episode.contact[carried].all()
+    assert not episode.contact[[0, -1]].any()
+    assert np.linalg.norm(episode.gripper_position - episode.object_position, axis=1)[carried].max() < 0.05
 
 
 def test_a_recording_without_noise_can_be_played_again(tmp_path):

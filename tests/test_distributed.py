@@ -147,7 +147,7 @@ def test_an_embedding_whose_process_is_killed_ends_without_output_and_goes_on(tm
     params = NormalizeParams(height_range=(500, 1500))
     normalize_depth(tmp_path / "in", tmp_path / "depth.hdf5", params, split=SplitParams(guard=0), processes=1)
     torch.manual_seed(0)
-    encoder = Autoencoder(NetworkConfig(latent_dim=64)).eval().encoder
+    encoder = Autoencoder(NetworkConfig(latent_dim=128, width=16)).eval().encoder
     header = Header(
         kind="encoder", network=encoder.config, preprocessing=DepthStore.open(tmp_path / "depth.hdf5").preprocessing
     )

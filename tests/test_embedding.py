@@ -21,7 +21,7 @@ from sightline.recording.split import SplitParams
 @pytest.fixture(scope="module")
 def autoencoder() -> Autoencoder:
     torch.manual_seed(0)
-    network = Autoencoder(NetworkConfig(latent_dim=64))
+    network = Autoencoder(NetworkConfig(latent_dim=128, width=16))
     torch.nn.init.normal_(network.encoder.head.weight, std=0.1)  # so that the network's part of the latent counts too
     return network.eval()
 
@@ -55,7 +55,7 @@ def test_one_file_with_a_row_per_frame_that_names_encoder_and_data(files, autoen
     figures = embed(files)
     store = DepthStore.open(files / "depth.hdf5")
     with h5py.File(files / "e.hdf5") as file, torch.inference_mode():
-        assert (file["embeddings"].shape, file["embeddings"].dtype) == ((11, 64), np.float32)
+        assert (file["embeddings"].shape, file["embeddings"].dtype) == ((11, 128), np.float32)
         assert file["frame_id"][:].tolist() == store.frame_id.tolist()
         assert file.attrs["encoder_sha256"] == file_sha256(files / "encoder.safetensors")
         assert file.attrs["data_sha256"] == file_sha256(files / "depth.hdf5")
@@ -92,7 +92,7 @@ def test_what_was_computed_once_is_not_computed_again_and_the_bytes_stay(files, 
 def test_an_interrupted_embedding_continues_and_ends_with_the_same_bytes(files, monkeypatch, scratch_root):
     embed(files, "whole.hdf5")
     (cache,) = (scratch_root / "cache").glob("*/arrays.bin")
-    cache.write_bytes(cache.read_bytes()[: 5 * (16 + 4 * 64) + 100])  # five vectors, and a sixth cut short
+    cache.write_bytes(cache.read_bytes()[: 5 * (16 + 4 * 128) + 100])  # five vectors, and a sixth cut short
     embed(files, "resumed.hdf5")
     assert (files / "resumed.hdf5").read_bytes() == (files / "whole.hdf5").read_bytes()
 

@@ -47,7 +47,7 @@ def test_the_torch_file_is_the_documented_dictionary(files, encoder):
     content = torch.load(files / "encoder.pth", weights_only=True)
     assert list(content) == ["encoder_state_dict", "model_config", "extracted_from", "extraction_info"]
     config = content["model_config"]
-    assert (config["input_channels"], config["latent_dim"], config["model_type"]) == (1, 64, "SemanticEncoder")
+    assert (config["input_channels"], config["latent_dim"], config["model_type"]) == (1, 128, "SemanticEncoder")
     assert config["preprocessing"]["height_range"] == [500, 1500]
     assert content["extracted_from"] == "autoencoder.safetensors"
     assert content["extraction_info"] == {
@@ -59,20 +59,21 @@ def test_the_torch_file_is_the_documented_dictionary(files, encoder):
 
 
 def test_loading_keeps_mode_and_freezing_and_takes_network_and_preprocessing(files, tmp_path, encoder):
-    other = SemanticEncoder(latent_dim=64, device="cpu")
+    other = SemanticEncoder(latent_dim=128, device="cpu")
     assert other.preprocessing == Preprocessing()
     assert other.training
     other.freeze_layers(["stem", "patch_path"])
+    other.load_pretrained_weights(files / "encoder.safetensors")  # of another width: parts are replaced
     weight = other.stem[0].weight
     other.load_pretrained_weights(files / "encoder.safetensors")
     assert other.stem[0].weight is weight  # an optimizer's
     assert other.preprocessing == RANGE
     assert (other.training, other.frozen_layers) == (True, ["stem", "patch_path"])
     assert torch.equal(other.encode_batch(images()), encoder.encode_batch(images()))
-    save_autoencoder(tmp_path / "flat.safetensors", head="flat", patch_path="none")
+    save_autoencoder(tmp_path / "flat.safetensors", head="flat", scene_dim=128)
     extract_encoder(tmp_path / "flat.safetensors", tmp_path / "encoder.pth")
     other.load_pretrained_weights(tmp_path / "encoder.pth")
-    assert (other.config.head, other.config.patch_path, other.frozen_layers) == ("flat", "none", ["stem"])
+    assert (other.config.head, other.config.patch_dim, other.frozen_layers) == ("flat", 0, ["stem"])
     assert not other.stem[0].weight.requires_grad
     assert not any(modes(other.stem))
     assert torch.equal(
@@ -81,16 +82,18 @@ def test_loading_keeps_mode_and_freezing_and_takes_network_and_preprocessing(fil
 
 
 def test_numbers_that_disagree_with_the_file_are_refused(files):
-    with pytest.raises(UserError, match=r"encoder.pth: latent_dim is 64 in the file, but 768 was asked for"):
+    with pytest.raises(UserError, match=r"encoder.pth: latent_dim is 128 in the file, but 768 was asked for"):
         SemanticEncoder(pretrained_path=files / "encoder.pth")
     with pytest.raises(UserError, match="input_channels is 1 in the file, but 3 was asked for"):
-        SemanticEncoder(3, 64, files / "encoder.safetensors")
-    with pytest.raises(UserError, match="latent_dim is 64 in the file, but 128 was asked for"):
-        SemanticEncoder(latent_dim=128, device="cpu").load_pretrained_weights(files / "encoder.safetensors")
-    with pytest.raises(UserError, match="latent_dim must be a multiple of 64"):
+        SemanticEncoder(3, 128, files / "encoder.safetensors")
+    with pytest.raises(UserError, match="latent_dim is 128 in the file, but 192 was asked for"):
+        SemanticEncoder(latent_dim=192, device="cpu").load_pretrained_weights(files / "encoder.safetensors")
+    with pytest.raises(
+        UserError, match="latent_dim - scene_dim must be a multiple of 64, the positions of the patches, not 36"
+    ):
         SemanticEncoder(latent_dim=100)
     with pytest.raises(UserError, match="device 'abacus': "):
-        SemanticEncoder(latent_dim=64, device="abacus")
+        SemanticEncoder(latent_dim=128, device="abacus")
 
 
 def checkpoint(files, prefix, only=("encoder.", "decoder.")):
@@ -165,7 +168,7 @@ def test_the_command_extracts_checks_and_verifies(files, stage, tmp_path):
     assert (tmp_path / "e.safetensors").read_bytes() == (files / "encoder.safetensors").read_bytes()
     flags = ["--input_channels", 1, "--latent_dim", 768, "--output", "o.pth"]
     line = only_error_line(stage("extract_encoder", files / "autoencoder.safetensors", *flags))
-    assert "latent_dim is 64 in the file, but 768 was asked for" in line
+    assert "latent_dim is 128 in the file, but 768 was asked for" in line
     assert not (tmp_path / "o.pth").exists()
 
 

@@ -26,7 +26,7 @@ PICTURES = ("reconstruction_results.png", "latent_analysis.png", "interpolation.
 @pytest.fixture(scope="module")
 def network() -> Autoencoder:
     torch.manual_seed(0)
-    return Autoencoder(NetworkConfig(latent_dim=64)).eval()
+    return Autoencoder(NetworkConfig(latent_dim=128, width=16)).eval()
 
 
 @pytest.fixture
@@ -61,16 +61,23 @@ def test_the_stage_writes_figures_and_pictures_of_every_code_with_the_same_bytes
     assert (figures["part"], figures["frames"], figures["duplicates_left_out"]) == ("test", held_out - 1, 1)
     assert figures["height_range_mm"] == [500, 1500]
     numbers = {name: code["numbers"] for name, code in figures["codes"].items()}
-    rank = min(64, 4 * figures["train_frames"] - 1)
+    rank = min(128, 4 * figures["train_frames"] - 1)
     assert numbers == {
-        "autoencoder": 64, "mean_image": 0, "nearest_train_frame": 1, "pca": rank, "grid": 64, "dct": 64
+        "autoencoder": 128, "mean_image": 0, "nearest_train_frame": 1, "pca": rank, "grid": 121, "dct": 128
     }  # fmt: skip
     assert {len(code) for code in figures["codes"].values()} == {16}
     assert all(code["rmse_mm"] > 0 for code in figures["codes"].values())
-    assert set(figures["embedding"]["probe"]["joints"]) == {"autoencoder", "pca", "grid", "dct"}
+    known = {"autoencoder", "pca", "grid", "dct"}
+    assert set(figures["embedding"]["probe"]["joints"]) == known | {"nearest_train_frame", "random_network"}
+    assert set(figures["embedding"]["parts"]["joints"]) == {"patches", "scene"}
+    assert set(figures["embedding"]["gain"]["joints"]) == set(figures["embedding"]["probe"]["joints"]) - {
+        "pca",
+        "grid",
+        "dct",
+    } | {"patches", "scene"}
     assert figures["embedding"]["probe"]["joints"]["dct"]["r2"] > 0.9  # the joints of this test are linear in it
     assert figures["embedding"]["probe"]["object_position"]["dct"]["targets"] == 2
-    assert set(figures["embedding"]["retrieval"]) == {"autoencoder", "pca", "grid", "dct"}
+    assert set(figures["embedding"]["retrieval"]) == known | {"random_network"}
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
         "code", "autoencoder", "mean_image", "nearest_train_frame", "pca", "grid", "dct"
     ]  # fmt: skip
@@ -90,7 +97,7 @@ def test_the_stage_writes_figures_and_pictures_of_every_code_with_the_same_bytes
 def test_grids_of_the_same_frames_are_judged_beside_the_codes(files):
     paths, store = [files / name for name in ARGUMENTS], DepthStore.open(files / "depth.hdf5")
     order = np.random.default_rng(0).permutation(30)
-    codes = Dct(64, CPU).encode(torch.tensor(store.depth)).numpy().reshape(30, 4, 16)
+    codes = Dct(128, CPU).encode(torch.tensor(store.depth)).numpy().reshape(30, 4, 32)
     grids = write_grids(files / "grids", store.frame_id[order], codes[order], most=7)
     options = {"frames": files / "frames.parquet", "grids": grids}
     results = evaluate_autoencoder(*paths, files / "o", EvaluateParams(baselines=("dct",)), **options)
@@ -166,7 +173,7 @@ def test_the_evaluator_encodes_decodes_and_reconstructs_without_gradients(files,
     images = torch.tensor(DepthStore.open(files / "depth.hdf5").depth[:3])[:, None].requires_grad_()
     latents = evaluator.encode_image(images)
     decoded = evaluator.decode_latent(latents)
-    assert (latents.shape, decoded.shape) == ((3, 64), (3, 1, 128, 128))
+    assert (latents.shape, decoded.shape) == ((3, 128), (3, 1, 128, 128))
     assert not latents.requires_grad
     assert not decoded.requires_grad
     assert not evaluator.network.training
@@ -175,5 +182,5 @@ def test_the_evaluator_encodes_decodes_and_reconstructs_without_gradients(files,
     torch.testing.assert_close(decoded, network(images)[0].detach(), rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match=r"expected images \[B, 1, 128, 128\], got \[3, 128, 128\]"):
         evaluator.encode_image(images[:, 0])
-    with pytest.raises(ValueError, match=r"expected latents \[B, 64\], got \[3, 10\]"):
+    with pytest.raises(ValueError, match=r"expected latents \[B, 128\], got \[3, 10\]"):
         evaluator.decode_latent(latents[:, :10])

@@ -112,7 +112,7 @@ def test_the_notebook_runs_and_finds_the_frame_that_is_the_same(tmp_path, monkey
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    network = Encoder(NetworkConfig(latent_dim=64))
+    network = Encoder(NetworkConfig(latent_dim=128, width=16))
     (tmp_path / "models/depth").mkdir(parents=True)
     header = Header(kind="encoder", network=network.config, preprocessing=Preprocessing(height_range=(500, 1500)))
     save_weights(tmp_path / "models/depth/encoder.safetensors", network, header)

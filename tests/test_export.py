@@ -40,7 +40,7 @@ def models(tmp_path_factory) -> Path:
     """An encoder, a policy, and a segmentation model of parts, with their exported files."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    network = Encoder(NetworkConfig(latent_dim=64))
+    network = Encoder(NetworkConfig(latent_dim=128, width=16))
     torch.nn.init.normal_(network.head.weight, std=0.02)
     header = Header(kind="encoder", network=network.config, preprocessing=RANGE)
     save_weights(folder / "encoder.safetensors", network, header)
@@ -101,7 +101,7 @@ def test_resizing_is_that_of_pillow_to_the_bit(kind, method):
 @pytest.mark.parametrize("encoding", ["raw", "rotr3", "byteswap"])
 def test_raw_depth_is_prepared_as_the_stage_does(fit, how, encoding):
     settings = RANGE.model_copy(update={"fit": fit, "resize": how, "depth_encoding": encoding})
-    program = EncoderProgram(Encoder(NetworkConfig(latent_dim=64)), settings)
+    program = EncoderProgram(Encoder(NetworkConfig(latent_dim=128, width=16)), settings)
     for count, size in [*SIZES, (1, (300, 128))]:
         raw = depth(count, size)
         if encoding != "raw":

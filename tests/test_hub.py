@@ -16,7 +16,7 @@ from sightline.segmentation.model import SegmentationConfig, SegmentationModel
 def made(kind: type) -> nn.Module:
     torch.manual_seed(0)
     if kind is SemanticEncoder:
-        return SemanticEncoder(latent_dim=64, device="cpu")
+        return SemanticEncoder(latent_dim=128, device="cpu")
     if kind is FusionPolicy:
         return FusionPolicy(PolicyConfig(cameras=("a",), image_size=16, joint_names=("x",), actions=1, steps=2))
     return SegmentationModel(SegmentationConfig(classes=("a", "b"), channels=(8,) * 6))

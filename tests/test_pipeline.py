@@ -19,7 +19,7 @@ from sightline.core.files import file_sha256
 
 SMALL = {
     "simulate.episodes": 2, "simulate.steps": 4, "render.global_size": 48, "render.wrist_size": 24,
-    "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 64,
+    "data.split.test": 0, "train.epochs": 1, "train.batch_size": 4, "train.latent_dim": 128, "train.width": 16,
     "evaluate.part": "val", "evaluate.baselines": "[mean_image,pca,dct]",
     "grids.clip.model": "ViT-S-16", "grids.clip.image_size": 32, "grids.clip.grid": 2, "verify_clip_grids.sample": 2,
     "grids.efficientnet.image_size": 64, "grids.efficientnet.grid": 2,
@@ -97,7 +97,7 @@ def clone(tmp_path_factory) -> Clone:
 
 def test_it_ends_in_embeddings_of_every_frame(clone):
     with h5py.File(clone.root / "data/embeddings/depth.hdf5") as file:
-        assert file["embeddings"].shape == (8, 64)
+        assert file["embeddings"].shape == (8, 128)
         assert file["frame_id"][:].tolist() == list(range(8))
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     figures = {path.removesuffix("/metrics.json"): file["data"] for path, file in shown.items()}

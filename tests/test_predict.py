@@ -34,7 +34,7 @@ RANGE = Preprocessing(height_range=(600, 1400), invalid=(0,))
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    config = NetworkConfig(latent_dim=64)
+    config = NetworkConfig(latent_dim=128, width=16)
     path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
     save_weights(path, Encoder(config), Header(kind="encoder", network=config, preprocessing=RANGE))
     return path

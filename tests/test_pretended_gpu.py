@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import test_fusion_training as fusion
 import test_segmentation_frames as frames
@@ -126,7 +127,11 @@ def test_a_training_repeats_its_bits_on_a_gpu_only_where_it_is_asked_to(tmp_path
 
 @pytest.fixture
 def depth(tmp_path):
+    """Normalised depth of three episodes, and their table, whose joints move."""
     depth_folder(tmp_path / "in", 18)
+    step = np.arange(18) % 6
+    table = {"frame_id": range(18), "episode": np.arange(18) // 6, "step": step, "time_s": step / 10}
+    pd.DataFrame(table | {"joints": list(np.stack([step**2.0, np.sin(step)], axis=1))}).to_parquet(tmp_path / "frames")
     params = NormalizeParams(height_range=(500, 1500))
     normalize_depth(tmp_path / "in", tmp_path / "depth.hdf5", params, split=SplitParams(guard=0), processes=1)
     return tmp_path / "depth.hdf5"
@@ -134,16 +139,16 @@ def depth(tmp_path):
 
 @pytest.mark.parametrize("free", [2**40, 0], ids=["resident", "sent"])
 def test_the_autoencoder_trains_without_waiting(depth, tmp_path, free):
-    share = 0.5 if free else 1.0
-    params = TrainParams(epochs=2, batch_size=3, latent_dim=64, patch_share=share, precision="bf16")
+    params = TrainParams(epochs=2, batch_size=3, latent_dim=128, width=16, precision="bf16")
     weights, encoder = tmp_path / "a.safetensors", tmp_path / "e.safetensors"
     with pretended_gpu(free) as gpu:
-        train_autoencoder(depth, weights, tmp_path / "m", params, 0)
+        train_autoencoder(depth, weights, tmp_path / "m", params, 0, frames=tmp_path / "frames")
         assert waits_of(gpu) == []
+        assert "val_inverse_dynamics" in (tmp_path / "m/curves.csv").read_text()
         if free:
             extract_encoder(weights, encoder)
             embed_depth(encoder, depth, tmp_path / "e.hdf5", EmbedParams(batch_size=4))
-            evaluate_autoencoder(weights, depth, tmp_path / "e", EvaluateParams())
+            evaluate_autoencoder(weights, depth, tmp_path / "e", EvaluateParams(), frames=tmp_path / "frames")
 
 
 @pytest.mark.parametrize("weights", ["none", "td"])

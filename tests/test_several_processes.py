@@ -73,7 +73,7 @@ def test_validation_figures_of_depth_are_pooled_over_the_pixels_of_all_processes
     normalize_depth(tmp_path / "in", data, params, split=SplitParams(guard=0), processes=1)
 
     def learn(rank: int, name: str, size: int) -> str:
-        small = TrainParams(epochs=1, batch_size=size, latent_dim=64, lr=1e-12, patch_share=1.0, precision="fp32")
+        small = TrainParams(epochs=1, batch_size=size, latent_dim=64, scene_dim=0, lr=1e-12, precision="fp32")
         train_autoencoder(data, tmp_path / f"{name}.safetensors", tmp_path / name, small, 0)
         return "trained"
 

@@ -29,7 +29,7 @@ from sightline.training.gradients import clip_gradients
 from sightline.training.order import Draw, EpochBatches
 
 SCRIPT = ROOT / "stages/train_autoencoder.py"
-FAST = {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "latent_dim": 64}
+FAST = {"epochs": 3, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "latent_dim": 128, "width": 16}
 SETTINGS = [part for key, value in FAST.items() for part in ("--set", f"train.{key}={value}")]
 
 
@@ -168,10 +168,11 @@ def test_the_network_starts_as_the_cosine_code_and_loses_nothing_of_a_smooth_ima
     "config",
     [
         NetworkConfig(),
-        NetworkConfig(input_channels=3, latent_dim=64, patch_path="none"),
-        NetworkConfig(latent_dim=128, head="flat", patch_path="linear"),
-        NetworkConfig(input_channels=3, latent_dim=192),
-        NetworkConfig(latent_dim=100, patch_path="none"),
+        NetworkConfig(input_channels=3, latent_dim=64, width=16),
+        NetworkConfig(latent_dim=128, width=16, head="flat", patch_path="linear"),
+        NetworkConfig(input_channels=3, latent_dim=192, width=16),
+        NetworkConfig(latent_dim=100, scene_dim=100, width=16),
+        NetworkConfig(latent_dim=128, scene_dim=0, width=16),
     ],
 )
 def test_shapes_and_range(config):
@@ -181,13 +182,22 @@ def test_shapes_and_range(config):
     assert latent.shape == (2, config.latent_dim)
     assert reconstruction.abs().max() <= 1
     reconstruction.square().mean().backward()
-    if config.patch_path == "none":  # with it the ends start at zero, and what lies before them gets its gradient later
+    if not config.patch_dim:  # with patches the ends start at zero, and what lies before them gets its gradient later
         assert all(parameter.grad.abs().sum() > 0 for parameter in network.encoder.layer4.parameters())
 
 
 def test_a_head_that_keeps_positions_needs_as_many_numbers():
-    with pytest.raises(ValidationError, match="multiple of 64 with head flat, not 100"):
-        TrainParams(latent_dim=100, head="flat", patch_path="none")
+    with pytest.raises(ValidationError, match="scene_dim must be a multiple of 64 with head flat, not 100"):
+        TrainParams(latent_dim=100, scene_dim=100, head="flat")
+    with pytest.raises(ValidationError, match="scene_dim must be at most latent_dim, 32, not 64"):
+        TrainParams(latent_dim=32)
+
+
+def test_parameters_of_older_versions_say_what_to_write_now():
+    with pytest.raises(ValidationError, match=r"patch_share is gone: .*leave it out"):
+        TrainParams.model_validate({"patch_share": 0.5})
+    with pytest.raises(ValidationError, match="patch_path none is now scene_dim, with the value of latent_dim"):
+        TrainParams.model_validate({"patch_path": "none"})
 
 
 def test_the_gradient_difference_sees_slopes_between_valid_neighbours_only():
@@ -228,7 +238,19 @@ def test_other_ways_of_training_run(data, stage, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, stage, tmp_path):
-    flags = ["--num_epochs", 2, "--batch-size", 4, "--latent_dim", 64, "--no-augment", "--learning_rate", "1e-3"]
+    flags = [
+        "--num_epochs",
+        2,
+        "--batch-size",
+        4,
+        "--latent_dim",
+        128,
+        "--set",
+        "train.width=16",
+        "--no-augment",
+        "--learning_rate",
+        "1e-3",
+    ]
     first = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "a", *flags, "--output_dir", "out",
                   "--checkpoint-every", 1, "--set", "train.precision=fp32")  # fmt: skip
     assert first.returncode == 0, first.stderr
@@ -237,12 +259,12 @@ def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, s
         "checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth"
     }  # fmt: skip
     train = json.loads((tmp_path / "out/config.json").read_text())["identity"][0]
-    assert (train["epochs"], train["augment"], train["lr"], train["latent_dim"]) == (2, "none", 1e-3, 64)
+    assert (train["epochs"], train["augment"], train["lr"], train["latent_dim"]) == (2, "none", 1e-3, 128)
     checkpoint = torch.load(tmp_path / "out/best_model.pth", weights_only=True)
-    assert checkpoint["model_config"]["latent_dim"] == 64
+    assert checkpoint["model_config"]["latent_dim"] == 128
     assert checkpoint["preprocessing"]["height_range"] == [500, 1500]
     weights = torch.load(tmp_path / "out/best_model_weights.pth", weights_only=True)
-    assert torch.equal(weights["network.decoder.output.bias"], checkpoint["state_dict"]["network.decoder.output.bias"])
+    assert torch.equal(weights["network.encoder.head.bias"], checkpoint["state_dict"]["network.encoder.head.bias"])
 
     again = ["--set", "train.precision=fp32", "--resume", "out/latest_checkpoint.pth"]
     longer = stage("train_autoencoder", data, "b.safetensors", "--metrics-dir", "b", *flags, "--num-epochs", 3, *again)
@@ -252,7 +274,7 @@ def test_a_run_by_hand_keeps_its_checkpoints_and_another_starts_from_one(data, s
     for resume, more, message in (
         ("out/latest_checkpoint.pth", [], "has 2 epochs already"),
         ("out/best_model_weights.pth", [], "not a whole checkpoint"),
-        ("out/latest_checkpoint.pth", ["--latent-dim", 128], "a checkpoint of another network"),
+        ("out/latest_checkpoint.pth", ["--latent-dim", 192], "a checkpoint of another network"),
         ("depth.hdf5", [], "not a checkpoint that can be loaded safely"),
     ):
         options = [*flags, "--set", "train.precision=fp32", "--resume", resume, *more]
@@ -329,23 +351,6 @@ def test_full_augmentation_moves_image_and_mask_alike_and_makes_up_no_depth():
     assert doubled[cropped].mean() > doubled[~cropped].mean() + 0.05
 
 
-def test_the_network_waits_while_the_patch_path_is_trained_alone(data, stage, tmp_path):
-    options = ["--set", "train.patch_share=1.0", "--set", "train.epochs=2"]
-    result = stage("train_autoencoder", data, "a.safetensors", "--metrics-dir", "m", *SETTINGS, *options)
-    assert result.returncode == 0, result.stderr
-    weights = load_weights(tmp_path / "a.safetensors", "autoencoder")
-    network = weights.build(tmp_path / "a.safetensors")
-    images = torch.tensor(DepthStore.open(data).depth[:4])[:, None]
-    with torch.inference_mode():
-        whole, alone = network(images)[0], network.forward_patches(images)[0]
-    assert (whole - alone).abs().max() < 1e-5
-    assert not weights.tensors["encoder.head.weight"].any()
-    assert weights.tensors["decoder.refine_patches.output.weight"].any()
-    assert [TrainParams(patch_share=0.9, epochs=epochs).patch_epochs for epochs in (1, 5, 10, 100)] == [0, 4, 9, 90]
-    with pytest.raises(ValidationError, match="patch_share needs a patch_path"):
-        TrainParams(patch_share=0.5, patch_path="none")
-
-
 def test_a_training_in_two_parts_lets_the_learning_rate_rise_once_more_but_less():
     configured = configure_optimizer([torch.nn.Parameter(torch.ones(1))], TrainParams(lr=1.0), steps=200, restart=0.5)
     factor = configured["lr_scheduler"]["scheduler"].lr_lambdas[0]
@@ -368,7 +373,7 @@ def test_gradients_are_clipped_as_torch_does(largest):
 
 def test_in_bfloat16_the_patch_path_keeps_its_precision():
     torch.manual_seed(0)
-    network, images = Autoencoder(NetworkConfig(latent_dim=64)), torch.rand(2, 1, 128, 128) - 0.5
+    network, images = Autoencoder(NetworkConfig(latent_dim=128, width=16)).eval(), torch.rand(2, 1, 128, 128) - 0.5
     plain = network(images)[0].detach()
     with torch.autocast("cpu", torch.bfloat16):
         mixed = network(images)[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -163,7 +163,7 @@ def _kind(annotation: Any) -> str:
 def _limit(item: Any) -> str:
     if isinstance(item, FieldInfo):
         return ", ".join(filter(None, map(_limit, item.metadata)))
-    signs = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}"}
+    signs = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}", MultipleOf: "multiple of {0.multiple_of}"}
     return signs[type(item)].format(item) if type(item) in signs else ""
 
 

@@ -114,7 +114,9 @@ def test_the_norm_of_the_gradient_is_in_the_curves(tmp_path):
 
 
 def test_the_identity_of_the_code_is_that_of_the_files_and_not_of_what_is_imported(monkeypatch):
-    module = AutoencoderModule(Autoencoder(NetworkConfig(latent_dim=64)), TrainParams(), Preprocessing(), None)
+    module = AutoencoderModule(
+        Autoencoder(NetworkConfig(latent_dim=128, width=16)), TrainParams(), Preprocessing(), None
+    )
     identity = _code_identity(module)
     monkeypatch.delitem(sys.modules, "sightline.training.order")
     assert _code_identity(module) == identity
@@ -123,8 +125,8 @@ def test_the_identity_of_the_code_is_that_of_the_files_and_not_of_what_is_import
 
 def test_a_batch_without_a_valid_pixel_teaches_nothing_and_poisons_no_statistics():
     torch.manual_seed(0)
-    network = Autoencoder(NetworkConfig(latent_dim=64))
-    module = AutoencoderModule(network, TrainParams(latent_dim=64), Preprocessing(), None).train()
+    network = Autoencoder(NetworkConfig(latent_dim=128, width=16))
+    module = AutoencoderModule(network, TrainParams(latent_dim=128, width=16), Preprocessing(), None).train()
     module.log_dict = lambda *_, **__: None  # there is no trainer to log to
     depth = torch.rand(2, 1, 128, 128) * 2 - 1
     with torch.no_grad():

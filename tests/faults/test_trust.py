@@ -167,7 +167,7 @@ def test_absurd_shapes_are_refused_before_memory_is_asked_for(command, place):
 @pytest.mark.parametrize(
     ("command", "name", "key", "changes"),
     [
-        ("embed", "encoder.safetensors", "sightline", {"latent_dim": 64 * 10**12, "patch_path": "none"}),
+        ("embed", "encoder.safetensors", "sightline", {"latent_dim": 64 * 10**12, "scene_dim": 64 * 10**12}),
         ("predict embed", "encoder.safetensors", "sightline", {"input_channels": 10**12}),
         ("predict act", "fusion.safetensors", "sightline_fusion", {"fusion_dim": 2 * 10**14}),
         ("predict act", "fusion.safetensors", "sightline_fusion", {"steps": 10**15}),

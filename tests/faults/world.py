@@ -53,7 +53,7 @@ PARAMS = """
 simulate: {episodes: 1, steps: 3}
 render: {wrist_size: 16, global_size: 24, depth_height: 16, depth_width: 16, antialias: 1}
 data: {root: data/demo, split: {val: 0.25, test: 0.25}}
-train: {epochs: 3, batch_size: 4, latent_dim: 64, precision: fp32, patch_share: 0.7}
+train: {epochs: 3, batch_size: 4, latent_dim: 128, width: 16, precision: fp32}
 evaluate: {baselines: [mean_image, pca], batch_size: 4}
 embed: {batch_size: 4}
 grids: {clip: {model: ViT-S-16, image_size: 32, grid: 2, precision: fp32, batch_size: 4, shard_frames: 5}}
@@ -119,11 +119,14 @@ def make_world(root: Path) -> Path:
             Path("rec/depth"), Path("depth.hdf5"), NormalizeParams(), split=data.split,
             index=Path("index/depth.parquet"), recording=Path("rec/recording.json"), processes=1,
         )  # fmt: skip
-        network, preprocessing = NetworkConfig(latent_dim=64), DepthStore.open(Path("depth.hdf5")).preprocessing
+        network, preprocessing = (
+            NetworkConfig(latent_dim=128, width=16),
+            DepthStore.open(Path("depth.hdf5")).preprocessing,
+        )
         header = Header(kind="autoencoder", network=network, preprocessing=preprocessing)
         save_weights(Path("autoencoder.safetensors"), Autoencoder(network), header)
         split, episode = np.array(["train"] * 8 + ["val"] * 4 + ["test"] * 4), np.arange(16) // 4
-        write_card(Path("autoencoder.safetensors"), about_autoencoder(header), {}, split, episode)
+        write_card(Path("autoencoder.safetensors"), about_autoencoder(header, False), {}, split, episode)
         extract_encoder(Path("autoencoder.safetensors"), Path("encoder.safetensors"))
         embed_depth(Path("encoder.safetensors"), Path("depth.hdf5"), Path("embeddings.hdf5"), EmbedParams(batch_size=4))
         extract_grids([Path("rec/rgb/global")], Path("clip.hdf5"), GridParams(**CLIP))

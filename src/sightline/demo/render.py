@@ -69,9 +69,12 @@ class _Job:
     states: StatesFile
     number: int
     folder: Path  # of the episode, to be written
+    folders: tuple[str, ...]  # below it
 
 
-def render_demo(params: RenderParams, states_path: Path, root: Path, processes: int | None = None) -> None:
+def render_demo(
+    params: RenderParams, states_path: Path, root: Path, processes: int | None = None, only_depth: bool = False
+) -> None:
     """Write the pictures and ``recording.json`` of the recording in ``root``; their bytes depend on the rest alone.
 
     Writes ``rgb/<camera>`` (uint8 RGB), ``depth`` (uint16 millimetres of the global camera, 0 = no reading) and
@@ -80,6 +83,7 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
     Args:
         states_path: states file written by `sightline.demo.simulate.simulate_demo`.
         processes: how many episodes to render at a time; None means one per CPU.
+        only_depth: write no colour pictures and masks; the depth images are the same.
 
     Raises:
         UserError: missing or foreign states file, fewer than one process, or a path that cannot be written.
@@ -88,18 +92,20 @@ def render_demo(params: RenderParams, states_path: Path, root: Path, processes: 
         raise UserError(f"{root}: is not a folder; choose another output path")
     states = StatesFile(states_path)
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
-    scratch = claim(scratch_folder("render", fingerprint(params.model_dump(), file_sha256(states_path), code)))
-    jobs = [_Job(params, states, number, scratch / name) for number, name in enumerate(states.names)]
+    folders = ("depth",) if only_depth else FOLDERS
+    key = fingerprint(params.model_dump(), file_sha256(states_path), code, folders)
+    scratch = claim(scratch_folder("render", key))
+    jobs = [_Job(params, states, number, scratch / name, folders) for number, name in enumerate(states.names)]
     to_do = [(job, states.steps) for job in jobs if not job.folder.is_dir()]  # earlier runs did the others
     frames = len(jobs) * states.steps
     for _ in unordered_map(_render_job, to_do, total=frames, unit="frame", title="render", processes=processes):
         pass
-    for folder in FOLDERS:
+    for folder in folders:
         with atomic_output(root / folder) as temporary:
             temporary.mkdir()
             for job in jobs:
                 shutil.copytree(job.folder / folder, temporary, copy_function=_link, dirs_exist_ok=True)
-    write_recording_info(root / "recording.json", _recording_info(states))
+    write_recording_info(root / "recording.json", _recording_info(states, () if only_depth else CAMERAS))
     discard(scratch)
 
 
@@ -111,14 +117,14 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _recording_info(states: StatesFile) -> RecordingInfo:
+def _recording_info(states: StatesFile, cameras: tuple[str, ...]) -> RecordingInfo:
     depth = DepthInfo(unit_mm=1.0, invalid=(0,), height_range=SCENE_RANGE_MM)
-    return RecordingInfo(fps=states.fps, cameras=CAMERAS, joints=states.joints, classes=CLASSES, depth=depth)
+    return RecordingInfo(fps=states.fps, cameras=cameras, joints=states.joints, classes=CLASSES, depth=depth)
 
 
 def _render_job(job: _Job) -> None:
     with atomic_output(job.folder) as folder:
-        for name in FOLDERS:
+        for name in job.folders:
             (folder / name).mkdir(parents=True)
         _render_episode(job, folder)
 
@@ -127,7 +133,8 @@ def _render_episode(job: _Job, folder: Path) -> None:
     episode = job.states.episode(job.states.names[job.number])
     cameras = EpisodeCameras(job.params, job.number, episode.mjcf)
     for frame_id, qpos in zip(episode.frame_id, episode.qpos, strict=True):
-        for name, image in cameras.everything(qpos).items():
+        images = cameras.everything(qpos) if len(job.folders) > 1 else {"depth": cameras.depth(qpos)}
+        for name, image in images.items():
             # run lengths alone: half the time of the usual search for repetitions, which noise lacks
             path = folder / name / f"{frame_id:06d}.png"
             Image.fromarray(image).save(path, compress_level=1, compress_type=zlib.Z_RLE)
@@ -171,10 +178,14 @@ class EpisodeCameras:
     def everything(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
         """Folder of a recording -> image: `views`, ``depth`` (uint16 millimetres) and ``masks`` (uint8 class ids)."""
         views, mask = self._views(qpos)
+        return {f"rgb/{camera}": view for camera, view in views.items()} | {"depth": self.depth(qpos), "masks": mask}
+
+    def depth(self, qpos: np.ndarray) -> np.ndarray:
+        """The depth image, uint16 millimetres, at MuJoCo's positions ``qpos`` [nq]."""
+        self._world.place(qpos)
         geoms, camera = self._world.geoms(), self._depth_pinhole.at(self.look.global_camera)
         depth_m, facing, _ = measure(geoms, camera, open_view(geoms, camera))
-        depth = self._depth_sensor.measure(depth_m, facing, self._rng["depth"])
-        return {f"rgb/{camera}": view for camera, view in views.items()} | {"depth": depth, "masks": mask}
+        return self._depth_sensor.measure(depth_m, facing, self._rng["depth"])
 
     def _views(self, qpos: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The views, and class ids of the global one."""

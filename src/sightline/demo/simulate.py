@@ -66,6 +66,8 @@ class Episode:
     actions: np.ndarray  # float32 [steps, 16], commanded joints, same units
     object_position: np.ndarray  # [steps, 3], m, world frame: centre of the ball
     goal_position: np.ndarray  # [3], m, world frame: centre of the plate
+    gripper_position: np.ndarray  # [steps, 3], m, world frame: between the fingers of the arm that works
+    contact: np.ndarray  # bool [steps]: whether a finger of that arm touches the ball
     reward: np.ndarray  # [steps]
     success: bool
 
@@ -100,17 +102,19 @@ def _simulate_job(job: tuple[SimulateParams, int]) -> tuple[int, Episode]:
 def simulate_episode(params: SimulateParams, number: int) -> Episode:
     """Simulate episode ``number`` of the recording that ``params`` describe, with the scripted policy."""
     simulation, disturbances = Simulation(params, number), _disturbances(params, number)
-    qpos, joints, actions, positions, rewards = [], [], [], [], []
+    qpos, joints, actions, positions, grippers, contacts, rewards = [], [], [], [], [], [], []
     for _ in range(params.steps):
         qpos.append(simulation.qpos())
         joints.append(simulation.measure())
         positions.append(simulation.object_position)
+        grippers.append(simulation.gripper_position)
+        contacts.append(simulation.contact())
         actions.append(simulation.expert())
         simulation.apply(actions[-1] + next(disturbances))
         rewards.append(simulation.reward())
     return Episode(
         simulation.mjcf, np.stack(qpos), np.stack(joints), np.stack(actions), np.stack(positions),
-        simulation.goal_position, np.array(rewards), simulation.success(),
+        simulation.goal_position, np.stack(grippers), np.array(contacts), np.array(rewards), simulation.success(),
     )  # fmt: skip
 
 
@@ -169,6 +173,20 @@ class Simulation:
         """Centre of the ball, [3], m, world frame."""
         return np.array(self._data.xpos[self._ball])
 
+    @property
+    def gripper_position(self) -> np.ndarray:
+        """The point between the fingers of the arm that works, [3], m, world frame."""
+        return np.array(self._data.site_xpos[self._arms[self._side].tcp])
+
+    def contact(self) -> bool:
+        """Whether a finger of the arm that works touches the ball."""
+        fingers = [
+            mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_JOINT, f"{self._side}_finger_{n}") for n in (1, 2)
+        ]
+        pairs = self._model.geom_bodyid[self._data.contact.geom]  # (contacts, 2)
+        with_ball = pairs[(pairs == self._ball).any(axis=1)]
+        return bool(np.isin(with_ball, self._model.jnt_bodyid[fingers]).any())
+
     def measure(self) -> np.ndarray:
         """Joint states as encoders read them, float32 [16]: rad, grippers 0 (closed) to 1 (open), with new noise."""
         parts = []
@@ -179,7 +197,7 @@ class Simulation:
 
     def expert(self) -> np.ndarray:
         """The scripted policy's action for its next step, float32 [16]; call it once in a control step."""
-        command = self._expert.command(self.object_position, self._fingers())
+        command = self._expert.command(self.object_position, self.gripper_position)
         parts = [np.append(command[side][:-1], command[side][-1] / FINGER_TRAVEL_M) for side in SIDES]
         return np.concatenate(parts).astype(np.float32)
 
@@ -204,7 +222,7 @@ class Simulation:
         if self.success():
             return 1.0
         ball = self.object_position
-        return -math.dist(ball, self.goal_position) - 0.5 * math.dist(self._fingers(), ball)
+        return -math.dist(ball, self.goal_position) - 0.5 * math.dist(self.gripper_position, ball)
 
     def success(self) -> bool:
         """Whether the ball now lies on the plate, at rest, and both grippers are open."""
@@ -217,10 +235,6 @@ class Simulation:
             and math.hypot(*velocity) < REST_M_S
             and opening > OPEN * FINGER_TRAVEL_M
         )
-
-    def _fingers(self) -> np.ndarray:
-        """Where the fingers of the arm that works are, [3], m."""
-        return np.array(self._data.site_xpos[self._arms[self._side].tcp])
 
     def _settle(self, start_rad: dict[str, np.ndarray]) -> None:
         """Put the arms at their start with open grippers, and let the objects come to rest."""
@@ -257,6 +271,8 @@ def _frames_table(episodes: list[Episode], frame_ids: np.ndarray) -> pa.Table:
             "actions": vectors([episode.actions for episode in episodes]),
             "object_position": vectors([episode.object_position for episode in episodes]),
             "goal_position": vectors(goals),
+            "gripper_position": vectors([episode.gripper_position for episode in episodes]),
+            "contact": np.concatenate([episode.contact for episode in episodes]),
             "task": pa.array([TASK] * frame_ids.size),
             "reward": np.concatenate([episode.reward for episode in episodes]).astype(np.float32),
             "success": np.repeat([episode.success for episode in episodes], steps),

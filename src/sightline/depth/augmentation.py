@@ -11,8 +11,10 @@ from torch import Tensor
 
 from sightline.depth.preprocessing import IMAGE_SIZE
 
-Augment = Literal["none", "rotate", "full"]
+Augment = Literal["none", "shift", "rotate", "full"]
+KEEP_ANSWERS: tuple[Augment, ...] = ("none", "shift")  # what is seen is where it was, and turned as it was
 CHANCES = 8  # random numbers for each image
+SHIFTED, ZOOMED = 0.06, 0.06  # of shift: largest move along rows and columns, and largest zoom in and out, as shares
 CROPPED, SMALLEST = 0.5, 64  # share of the images that are cropped, and the least side of a crop, pixels
 GAIN, OFFSET = 0.1, 0.1  # the depth is multiplied by 1 +- GAIN and moved by +- OFFSET, in normalised units
 
@@ -22,6 +24,7 @@ def augment_images(
 ) -> tuple[Tensor, Tensor]:
     """Change each image by itself.
 
+    ``shift`` moves and zooms a little, and moves the values; what comes in from beyond a border is not valid.
     ``rotate`` turns by a multiple of 90 degrees. ``full`` also mirrors, enlarges a random square part of half of the
     images by taking the nearest pixel (no depth is made up at edges), and scales and moves the values.
 
@@ -36,6 +39,8 @@ def augment_images(
     index = torch.arange(len(images), device=images.device) if index is None else index
     if kind == "none":
         return images[index].contiguous(memory_format=torch.channels_last), valid[index][:, None]
+    if kind == "shift":
+        return _shift(images, valid, chances, index)
     position = torch.arange(IMAGE_SIZE, device=images.device)
     rows = columns = position.expand(len(index), -1)  # (B, S), pixel of the source for each pixel of the result
     turns = (chances[:, 0] * 4).long()
@@ -55,4 +60,18 @@ def augment_images(
     if kind == "full":
         gain, offset = 1 + GAIN * (2 * chances[:, 6] - 1), OFFSET * (2 * chances[:, 7] - 1)
         taken = (taken * gain[:, None, None, None] + offset[:, None, None, None]).clamp(-1, 1)
+    return taken.permute(0, 3, 1, 2), taken_valid[:, None]
+
+
+def _shift(images: Tensor, valid: Tensor, chances: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    position = torch.arange(IMAGE_SIZE, device=images.device) - (IMAGE_SIZE - 1) / 2
+    spread = 2 * chances[:, :4] - 1
+    zoom, inside, sources = 1 + ZOOMED * spread[:, 0], [], []
+    for move in (1, 2):
+        source = (position * zoom[:, None] + IMAGE_SIZE * SHIFTED * spread[:, move, None]).add(IMAGE_SIZE / 2).floor()
+        inside.append((source >= 0) & (source < IMAGE_SIZE))
+        sources.append(source.clamp(0, IMAGE_SIZE - 1).long())  # (B, S): the nearest pixel, at a border the last one
+    where = index[:, None, None], sources[0][:, :, None], sources[1][:, None, :]
+    taken = (images.permute(0, 2, 3, 1)[where] + OFFSET * spread[:, 3, None, None, None]).clamp(-1, 1)  # (B, S, S, C)
+    taken_valid = valid[where] & inside[0][:, :, None] & inside[1][:, None, :]
     return taken.permute(0, 3, 1, 2), taken_valid[:, None]

@@ -6,15 +6,16 @@
     train_frames, pca_frames, probe_frames   training frames; those that PCA, and that probe and centring are fitted on
     height_range_mm, resize, edge_mm    what the figures refer to: another target resize alone moves the RMSE a lot
     codes                               autoencoder and baselines: ``numbers`` and `sightline.depth.accuracy` figures
-    embedding                           ``retrieval``, ``effective_rank`` and ``probe``, by column of the frames table,
-                                        of the codes that are vectors
+    embedding                           ``retrieval`` and ``effective_rank`` of the codes that are vectors, and, by
+                                        column of the frames table, what `sightline.depth.probes` finds: ``probe``,
+                                        ``parts`` (patches and scene alone), ``gain`` over the best linear code
 
 and the pictures of `sightline.depth.pictures`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,17 +28,20 @@ from sightline.core.errors import UserError
 from sightline.core.figures import write_figures
 from sightline.core.files import rounded
 from sightline.core.params import Section
-from sightline.depth import pictures
+from sightline.depth import pictures, probes
 from sightline.depth.accuracy import Accuracy, near_edges
 from sightline.depth.baselines import BaselineName, Code, fit_baseline
 from sightline.depth.evaluator import ModelEvaluator
+from sightline.depth.network import Encoder
 from sightline.depth.store import DepthStore
 from sightline.grids.store import GridRows, GridStore
 from sightline.recording.frames import read_frames
 from sightline.training import probing
-from sightline.training.precision import exact_float32
+from sightline.training.precision import exact_float32, use_bf16
 
-AUTOENCODER, IMAGE_GRID = "autoencoder", "image_grid"
+AUTOENCODER, IMAGE_GRID, NEAREST, RANDOM = "autoencoder", "image_grid", "nearest_train_frame", "random_network"
+PARTS = ("patches", "scene")
+Column = Literal["joints", "gripper_position", "object_position", "goal_position", "contact"]
 
 
 class EvaluateParams(Section):
@@ -50,9 +54,9 @@ class EvaluateParams(Section):
     )
     rotate_pca: bool = Field(True, description="fit PCA on the training frames in all four orientations")
     pca_frames: int = Field(1000, ge=2, le=8000, description="training frames at most that PCA is fitted on")
-    probe_frames: int = Field(300, ge=2, description="training frames at most that the linear probes are fitted on")
-    probe: tuple[Literal["joints", "object_position"], ...] = Field(
-        ("joints", "object_position"), description="columns of the frames table that a linear map of the code tells"
+    probe_frames: int = Field(1000, ge=2, description="training frames at most that the linear probes are fitted on")
+    probe: tuple[Column, ...] = Field(
+        get_args(Column), description="columns of the frames table that codes are to tell, as far as it has them"
     )
     edge_mm: float = Field(50.0, gt=0, description="step between neighbouring pixels that is a depth edge, millimetres")
     batch_size: int = Field(16, ge=1, description="images encoded at a time")
@@ -69,6 +73,29 @@ class AutoencoderCode:
 
     def decode(self, code_BD: Tensor) -> Tensor:
         return self._evaluator.decode_latent(code_BD)[:, 0]
+
+
+class RandomNetwork:
+    """The scene numbers of a network of the same shape that was not trained; its norms are those of training frames."""
+
+    def __init__(self, evaluator: ModelEvaluator, store: DepthStore, rows: np.ndarray) -> None:
+        torch.manual_seed(0)
+        encoder = Encoder(evaluator.header.network).to(evaluator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._encoder, self._device = encoder, evaluator.device
+        self.numbers = evaluator.header.network.scene_dim
+        for norm in (module for module in self._encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.momentum = None  # the plain mean
+        self._encoder.train()
+        for some in np.array_split(rows[:: max(1, len(rows) // 256)], 8):
+            if len(some):
+                self.encode(torch.from_numpy(store.depth[some]).to(self._device))
+        self._encoder.eval()
+
+    @torch.no_grad()
+    def encode(self, images_BHW: Tensor) -> Tensor:
+        """[B, 128, 128] -> [B, scene_dim]."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=use_bf16("auto")):
+            return self._encoder.parts(images_BHW[:, None]).scene.float()
 
 
 @dataclass(frozen=True)
@@ -135,7 +162,7 @@ def evaluate_autoencoder(
         "codes": {
             name: {"numbers": codes[name].numbers, **accuracy.figures()} for name, accuracy in accuracies.items()
         },
-        "embedding": _judge_embeddings(store, rows, codes, vectors, others, targets, params, evaluator.device),
+        "embedding": _judge_embeddings(store, rows, codes, vectors, others, targets, params, evaluator),
     }
     results = rounded(results)
     write_figures(output, _headline(results), results, "evaluation_results.json")
@@ -146,11 +173,11 @@ def evaluate_autoencoder(
 def _headline(results: dict[str, Any]) -> dict[str, Any]:
     rmse = {name: figures["rmse_mm"] for name, figures in results["codes"].items()}
     own, baselines = rmse.pop(AUTOENCODER), [value for value in rmse.values() if value is not None]
-    probed = results["embedding"].get("probe", {}).get("joints", {})
+    probed = results["embedding"].get("probe", {})
     return {
         "rmse_mm": own,
         **({"best_baseline_rmse_mm": min(baselines)} if baselines else {}),
-        **({"joints_r2": probed[AUTOENCODER]["r2"]} if probed else {}),
+        **{f"{column}_r2": of[AUTOENCODER]["r2"] for column, of in probed.items()},
     }
 
 
@@ -169,7 +196,7 @@ def _choose_rows(store: DepthStore, params: EvaluateParams) -> Rows:
     new = np.array([row for row, key in digests.items() if key not in in_train], np.int64)
     if not len(new):
         raise UserError(f"{store.path}: every frame of part {params.part} is also a training frame")
-    probe, choose = _spaced(train, params.probe_frames), _spaced(store.rows("val"), params.probe_frames)
+    probe, choose = _spaced(train, params.probe_frames), _spaced(store.rows("val"), params.probe_frames // 2 + 1)
     if params.part == "val" or not len(choose):
         probe, choose = np.split(probe, [max(1, len(probe) * 4 // 5)])  # mostly episodes of their own
     return Rows(new, len(held_out) - len(new), train, _spaced(train, params.pca_frames), probe, choose)
@@ -201,12 +228,11 @@ def _reconstruct(
 
 
 def _encode(
-    store: DepthStore, rows: np.ndarray, code: Code, name: str, params: EvaluateParams, device: torch.device
+    store: DepthStore, rows: np.ndarray, code: Code | RandomNetwork, params: EvaluateParams, device: torch.device
 ) -> np.ndarray:
     """Codes of the frames at ``rows``, float32 [M, D]."""
     parts = [np.zeros((0, code.numbers), np.float32)]
-    starts = range(0, len(rows), params.batch_size)
-    for start in tqdm(starts, desc=f"encode for {name}", unit="batch", mininterval=0.5, leave=False):
+    for start in range(0, len(rows), params.batch_size):
         images = torch.from_numpy(store.depth[rows[start : start + params.batch_size]]).to(device)
         parts.append(code.encode(images).cpu().numpy())
     return np.concatenate(parts)
@@ -220,32 +246,46 @@ def _judge_embeddings(
     others: dict[str, GridRows],
     targets: dict[str, np.ndarray],
     params: EvaluateParams,
-    device: torch.device,
+    evaluator: ModelEvaluator,
 ) -> dict[str, Any]:
-    """Retrieval, effective rank and probe of each code that is a vector, and of ``others``, [N, ...] of all frames."""
-    steps = probing.steps_in_episodes(store.episode)
-    judged: dict[str, dict[str, Any]] = {"retrieval": {}, "effective_rank": {}}
-    for name in [*codes, *others]:
-        if name in codes and codes[name].numbers < 2:
-            continue
+    """Retrieval, effective rank and probes of each code that is a vector, and of ``others``, [N, ...] of all frames."""
+    steps, network = probing.steps_in_episodes(store.episode), evaluator.header.network
+    judged: dict[str, Any] = {"retrieval": {}, "effective_rank": {}}
+    told: dict[str, Any] = {}
 
-        def encode(some: np.ndarray, name: str = name) -> np.ndarray:
-            if name in others:
-                return others[name][some].reshape(len(some), -1).astype(np.float32)
-            return _encode(store, some, codes[name], name, params, device)
+    def frames(code: np.ndarray, some: np.ndarray) -> probes.Frames:
+        return probes.Frames(code, {name: values[some] for name, values in targets.items()}, store.episode[some])
 
-        probe, held_out = encode(rows.probe), encode(rows.held_out) if name in others else vectors[name]
-        centre = probe.mean(axis=0, dtype=np.float64)
-        judged["retrieval"][name] = probing.retrieval(
-            held_out, centre, store.episode[rows.held_out], steps[rows.held_out]
-        )
-        judged["effective_rank"][name] = probing.effective_rank(held_out)[0]
-        choose = encode(rows.choose) if targets else held_out[:0]
-        for column, values in targets.items():
-            judged.setdefault("probe", {}).setdefault(column, {})[name] = probing.linear_probe(
-                (probe, values[rows.probe]), (choose, values[rows.choose]), (held_out, values[rows.held_out])
-            )
-    return judged
+    def add(name: str, *numbers: np.ndarray) -> None:
+        probe, choose, held_out = numbers
+        if name not in PARTS:
+            centre = probe.mean(axis=0, dtype=np.float64)
+            place = store.episode[rows.held_out], steps[rows.held_out]
+            judged["retrieval"][name] = probing.retrieval(held_out, centre, *place)
+            judged["effective_rank"][name] = probing.effective_rank(held_out)[0]
+        if targets:
+            three = (probe, rows.probe), (choose, rows.choose), (held_out, rows.held_out)
+            told[name] = probes.judge(*(frames(code, some) for code, some in three))
+
+    random = {RANDOM: RandomNetwork(evaluator, store, rows.probe)} if targets and network.scene_dim else {}
+    vectorial: dict[str, Code | RandomNetwork] = {name: code for name, code in codes.items() if code.numbers > 1}
+    for name, code in tqdm({**vectorial, **random}.items(), desc="judge codes", unit="code", mininterval=0.5):
+        held_out = vectors[name] if name in codes else _encode(store, rows.held_out, code, params, evaluator.device)
+        choose = rows.choose if targets else rows.choose[:0]
+        probe, choose = (_encode(store, some, code, params, evaluator.device) for some in (rows.probe, choose))
+        add(name, probe, choose, held_out)
+        if name == AUTOENCODER and network.parts == "beside" and 0 < network.patch_dim < network.latent_dim:
+            sides = slice(network.patch_dim), slice(network.patch_dim, None)
+            for part, side in zip(PARTS, sides, strict=True):
+                add(part, *(numbers[:, side] for numbers in (probe, choose, held_out)))
+    for name, grid in others.items():
+        three = (grid[some].reshape(len(some), -1) for some in (rows.probe, rows.choose, rows.held_out))
+        add(name, *(numbers.astype(np.float32) for numbers in three))
+    if targets and NEAREST in vectors:
+        copied = {name: values[rows.train[vectors[NEAREST][:, 0]]] for name, values in targets.items()}
+        spread = {name: values[rows.probe].std(axis=0) for name, values in targets.items()}
+        told[NEAREST] = probes.copied(copied, frames(vectors[NEAREST], rows.held_out), spread)
+    return judged | probes.report(told, PARTS, len(np.unique(store.episode[rows.held_out])))
 
 
 def _read_targets(frames: Path, store: DepthStore, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -255,7 +295,11 @@ def _read_targets(frames: Path, store: DepthStore, columns: tuple[str, ...]) -> 
     if len(missing):
         raise UserError(f"{frames}: lacks {len(missing)} frames of {store.path} (first {missing[0]})")
     rows = table.loc[store.frame_id]
-    return {column: np.array(rows[column].tolist(), np.float64) for column in columns if column in table}
+    targets = {column: np.array(rows[column].tolist(), np.float64) for column in columns if column in table}
+    for column, values in targets.items():
+        if not np.isfinite(values).all():
+            raise UserError(f"{frames}: {column}: holds NaN or infinity; evaluate.probe without {column} leaves it out")
+    return {column: values.reshape(len(values), -1) for column, values in targets.items()}
 
 
 def _draw(

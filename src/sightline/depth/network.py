@@ -1,17 +1,23 @@
-"""The depth autoencoder: a ResNet encoder with self-attention, a 768-d latent, a transposed-convolution decoder.
+"""The depth autoencoder: a latent of 768 numbers in two parts, patches and scene.
 
-Residual blocks: He et al., "Deep Residual Learning" (2016). Self-attention on a feature map, as a residual that starts
-at zero: Zhang et al., "Self-Attention Generative Adversarial Networks" (2019). Kernel 4 with stride 2 in the transposed
+The patches are a linear code of 16x16 patches: the cosine transform at first, then trained. Convolutions refine what is
+decoded from them, at the lowest resolution, whose channels become pixels: Shi et al., "Real-Time Single Image and Video
+Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network" (2016). A linear path beside a compressing
+network, so that the network learns what a linear code misses: Chen et al., "Deep Compression Autoencoder" (2025).
+
+The scene numbers come from a ResNet with self-attention, averaged over positions. They have a scale of their own, so
+that distances see them beside the many numbers of the patches. That they are averaged is no obstacle: convolutions
+with borders know where they are, and a network that is trained to tell where things are puts it into the channels.
+
+With all numbers in the scene part, this is the plain autoencoder: its decoder is transposed convolutions. Residual
+blocks: He et al., "Deep Residual Learning" (2016). Self-attention on a feature map, as a residual that starts at zero:
+Zhang et al., "Self-Attention Generative Adversarial Networks" (2019). Kernel 4 with stride 2 in the transposed
 convolutions, so that each output pixel sees the same number of inputs: Odena et al., "Deconvolution and Checkerboard
-Artifacts" (2016). A linear path around a compressing network, so that the network learns only what a linear code
-misses: Chen et al., "Deep Compression Autoencoder" (2025). Without it, global average pooling leaves no position in the
-latent, and a plain cosine transform of the same size reconstructs better. Decoding that path by convolutions at the
-lowest resolution whose channels become pixels: Shi et al., "Real-Time Single Image Super-Resolution Using an Efficient
-Sub-Pixel Convolutional Neural Network" (2016).
+Artifacts" (2016).
 """
 
 import itertools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -20,31 +26,64 @@ from torch.nn import functional as F
 
 from sightline.core.params import Section
 
-WIDTHS = (64, 128, 256, 512)  # channels of layer1..layer4, at 64, 32, 16 and 8 pixels
-PATCH = 16  # pixels on an edge of a patch of the linear path
+PATCH = 16  # pixels on an edge of a patch
 GRID = 8  # positions on an edge of the lowest resolution, and patches on an edge of the image
 POSITIONS = GRID * GRID
-PatchPath = Literal["none", "linear", "refined"]
+PatchPath = Literal["linear", "refined"]
+LEAST = 256  # channels of the refinement in a narrow network, where it is cheap beside the encoder
+Head = Literal["gap", "flat"]
+
+
+class Parts(NamedTuple):
+    """The two parts of a latent."""
+
+    patches: Tensor  # [B, patch_dim]
+    scene: Tensor  # [B, scene_dim]
 
 
 class NetworkConfig(Section):
-    """What fixes the shape of the network; stored in every weights file."""
+    """What fixes the shape of the network; stored in every weights file.
+
+    The first ``patch_dim`` numbers of a latent are its patches, the last ``scene_dim`` its scene.
+    """
 
     input_channels: int = Field(default=1, ge=1)
     latent_dim: int = Field(default=768, ge=1)
-    head: Literal["gap", "flat"] = "gap"  # average over positions and project, or keep the 8x8 positions
-    # the linear code of patches around the network: none, decoded linearly, or also by sub-pixel convolutions
-    patch_path: PatchPath = "refined"
+    scene_dim: int = Field(default=64, ge=0)
+    width: int = Field(default=64, ge=16, multiple_of=16)  # channels of layer1; 2, 4, 8 times as many follow
+    head: Head = "gap"  # of the scene numbers: average over positions and project, or keep the 8x8 positions
+    patch_path: PatchPath = "refined"  # how patches are decoded: linearly, or also by sub-pixel convolutions
+    # added: as older versions had it, patches and scene are latent_dim numbers each, and the latent is their sum
+    parts: Literal["beside", "added"] = "beside"
+    has_patches: bool = True  # False in files of older versions alone, that have none
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers of the patches; 0 where there are none."""
+        if self.parts == "added":
+            return self.latent_dim if self.has_patches else 0
+        return self.latent_dim - self.scene_dim
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """Channels of layer1..layer4, at 64, 32, 16 and 8 pixels."""
+        return self.width, 2 * self.width, 4 * self.width, 8 * self.width
 
     @model_validator(mode="after")
     def _divisible(self) -> "NetworkConfig":
-        if (self.patch_path != "none" or self.head == "flat") and self.latent_dim % POSITIONS:
-            which = f"patch_path {self.patch_path}" if self.patch_path != "none" else "head flat"
-            raise ValueError(f"latent_dim must be a multiple of {POSITIONS} with {which}, not {self.latent_dim}")
+        if self.scene_dim > self.latent_dim:
+            raise ValueError(f"scene_dim must be at most latent_dim, {self.latent_dim}, not {self.scene_dim}")
+        for what, numbers in (("scene_dim", self.scene_dim if self.head == "flat" else 0), *self._patches()):
+            if numbers % POSITIONS:
+                why = " with head flat" if what == "scene_dim" else ", the positions of the patches"
+                raise ValueError(f"{what} must be a multiple of {POSITIONS}{why}, not {numbers}")
         largest = POSITIONS * PATCH * PATCH * self.input_channels
         if self.latent_dim > largest:
             raise ValueError(f"latent_dim must be at most {largest}, the pixels of an image, not {self.latent_dim}")
         return self
+
+    def _patches(self) -> list[tuple[str, int]]:
+        return [("latent_dim - scene_dim" if self.parts == "beside" else "latent_dim", self.patch_dim)]
 
 
 class ResidualBlock(nn.Module):
@@ -86,63 +125,91 @@ class SelfAttention2d(nn.Module):
 
 
 class PooledHead(nn.Linear):
-    """Average over the positions, and project: [B, 512, 8, 8] -> [B, D], of rank 512 at most. Knows no position."""
+    """Average over the positions, and project: [B, C, 8, 8] -> [B, D], of rank C at most."""
 
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__(WIDTHS[3], latent_dim)
+    def __init__(self, channels: int, numbers: int) -> None:
+        super().__init__(channels, numbers)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.mean(dim=(2, 3)))
 
 
 class FlatHead(nn.Conv2d):
-    """Some channels for each position: [B, 512, 8, 8] -> [B, D]."""
+    """Some channels for each position: [B, C, 8, 8] -> [B, D]."""
 
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__(WIDTHS[3], latent_dim // POSITIONS, 1)
+    def __init__(self, channels: int, numbers: int) -> None:
+        super().__init__(channels, numbers // POSITIONS, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).flatten(1)
 
 
 class PooledStart(nn.Linear):
-    """The decoder's counterpart of `PooledHead`: [B, D] -> [B, 512, 8, 8]."""
+    """The decoder's counterpart of `PooledHead`: [B, D] -> [B, C, 8, 8]."""
 
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__(latent_dim, WIDTHS[3] * POSITIONS)
+    def __init__(self, numbers: int, channels: int) -> None:
+        super().__init__(numbers, channels * POSITIONS)
 
     def forward(self, z: Tensor) -> Tensor:
-        return super().forward(z).reshape(-1, WIDTHS[3], GRID, GRID)
+        return super().forward(z).reshape(len(z), -1, GRID, GRID)
 
 
 class FlatStart(nn.Conv2d):
-    """The decoder's counterpart of `FlatHead`: [B, D] -> [B, 512, 8, 8]."""
+    """The decoder's counterpart of `FlatHead`: [B, D] -> [B, C, 8, 8]."""
 
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__(latent_dim // POSITIONS, WIDTHS[3], 1)
+    def __init__(self, numbers: int, channels: int) -> None:
+        super().__init__(numbers // POSITIONS, channels, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         return super().forward(z.reshape(len(z), -1, GRID, GRID))
 
 
-class SubpixelRefinement(nn.Module):
-    """What a linear decoding of patches misses, from each patch's code and its neighbours': starts at zero.
+class SceneNorm(nn.BatchNorm1d):
+    """Give each scene number mean 0 and the spread ``scale`` over the training images: [B, D] -> [B, D], in float32.
 
-    [B, C_in, 8, 8] -> image [B, C_out, 128, 128]. All convolutions are at the lowest resolution, where they cost a
-    tenth of the decoder's.
+    A single image takes the running statistics in train mode, too.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    scale: Tensor
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__(numbers, affine=False)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(self.scale.dtype)
+            training = self.training and len(z) > 1
+            if training and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            mean, var = self.running_mean, self.running_var
+            return self.scale * F.batch_norm(z, mean, var, training=training, momentum=0.1, eps=self.eps)
+
+
+class SubpixelRefinement(nn.Module):
+    """What a linear decoding of patches misses, from each patch's code, its neighbours', and the scene: zero at first.
+
+    ([B, D_patches / 64, 8, 8], [B, D_scene]) -> image [B, C, 128, 128]. All convolutions are at the lowest resolution,
+    where they cost a tenth of transposed ones.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.expand = nn.Conv2d(in_channels, WIDTHS[3], 3, 1, 1)
-        self.mix = nn.Conv2d(WIDTHS[3], WIDTHS[3], 3, 1, 1)
-        self.project = nn.Conv2d(WIDTHS[3], WIDTHS[3], 1)
-        self.output = nn.Conv2d(WIDTHS[3], out_channels * PATCH * PATCH, 1)
+        width = max(config.widths[3], LEAST)
+        self.expand = nn.Conv2d(config.patch_dim // POSITIONS, width, 3, 1, 1)
+        self.scene: nn.Module | None = None
+        if config.parts == "beside" and config.scene_dim:
+            self.scene = (PooledStart if config.head == "gap" else FlatStart)(config.scene_dim, width)
+        self.mix = nn.Conv2d(width, width, 3, 1, 1)
+        self.project = nn.Conv2d(width, width, 1)
+        self.output = nn.Conv2d(width, config.input_channels * PATCH * PATCH, 1)
         _zero(self.project)
         _zero(self.output)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        y = self.expand(codes)  # (B, 512, 8, 8)
+    def forward(self, codes: Tensor, scene: Tensor) -> Tensor:
+        y = self.expand(codes)  # (B, 8 * width, 8, 8), in a narrow network (B, 256, 8, 8)
+        if self.scene is not None:
+            y = y + self.scene(scene)
         y = y + self.project(F.gelu(self.mix(F.gelu(y))))
         return F.pixel_shuffle(self.output(F.gelu(y)), PATCH)
 
@@ -153,32 +220,48 @@ class Encoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = nn.Sequential(
-            nn.Conv2d(config.input_channels, WIDTHS[0], 7, 2, 3, bias=False),
-            nn.BatchNorm2d(WIDTHS[0]),
-            nn.ReLU(inplace=True),
-        )  # (B, 64, 64, 64)
-        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], stride=1)
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], stride=2)
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], stride=2)
-        self.layer4 = _stage(WIDTHS[2], WIDTHS[3], stride=2)  # (B, 512, 8, 8)
-        self.attention = SelfAttention2d(WIDTHS[3])
-        self.head = (PooledHead if config.head == "gap" else FlatHead)(config.latent_dim)
-        if config.patch_path != "none":
-            channels = config.latent_dim // POSITIONS
+        first, second, third, last = config.widths
+        if config.scene_dim:
+            self.stem = nn.Sequential(
+                nn.Conv2d(config.input_channels, first, 7, 2, 3, bias=False),
+                nn.BatchNorm2d(first),
+                nn.ReLU(inplace=True),
+            )  # (B, width, 64, 64)
+            self.layer1 = _stage(first, first, stride=1)
+            self.layer2 = _stage(first, second, stride=2)
+            self.layer3 = _stage(second, third, stride=2)
+            self.layer4 = _stage(third, last, stride=2)  # (B, 8 * width, 8, 8)
+            self.attention = SelfAttention2d(last)
+            self.head = (PooledHead if config.head == "gap" else FlatHead)(last, config.scene_dim)
+            if config.parts == "beside":
+                self.scene_norm = SceneNorm(config.scene_dim)
+        if config.patch_dim:
+            channels = config.patch_dim // POSITIONS
             self.patch_path = nn.Conv2d(config.input_channels, channels, PATCH, PATCH, bias=False)
-            self.patch_path.weight.data = cosine_basis(config)
-            _zero(self.head)
+            self.patch_path.weight.data = cosine_basis(channels, config.input_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        patches, scene = self.parts(x)
+        if self.config.parts == "added":
+            return patches + scene if self.config.patch_dim else scene
+        return torch.cat([patches, scene], dim=1)
+
+    def parts(self, x: Tensor) -> Parts:
+        """The same, in its parts; of a part without numbers [B, 0]."""
+        nothing = x.new_zeros(len(x), 0)
+        patches = self.patches(x) if self.config.patch_dim else nothing
+        scene = self._scene(x) if self.config.scene_dim else nothing
+        return Parts(patches, scene)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The patches alone."""
+        with torch.autocast(x.device.type, enabled=False):  # float32, because it carries most of the depth
+            return self.patch_path(x).flatten(1)  # (B, D / 64, 8, 8) -> (B, D)
+
+    def _scene(self, x: Tensor) -> Tensor:
         y = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
         z = self.head(self.attention(y))
-        return z + self.encode_patches(x) if self.config.patch_path != "none" else z
-
-    def encode_patches(self, x: Tensor) -> Tensor:
-        """The patch path alone: [B, C, 128, 128] -> [B, D], in float32, because it carries most of the depth."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self.patch_path(x).flatten(1)  # (B, D / 64, 8, 8) -> (B, D)
+        return self.scene_norm(z) if self.config.parts == "beside" else z
 
 
 class Decoder(nn.Module):
@@ -187,30 +270,43 @@ class Decoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.expand = (PooledStart if config.head == "gap" else FlatStart)(config.latent_dim)
-        widths = (WIDTHS[3], 256, 128, 64, 32)
-        self.upsample = nn.Sequential(*(_up(a, b) for a, b in itertools.pairwise(widths)))
-        self.output = nn.Conv2d(widths[-1], config.input_channels, 3, 1, 1)
-        if config.patch_path != "none":
-            channels = config.latent_dim // POSITIONS
+        refined = config.patch_dim > 0 and config.patch_path == "refined"
+        self.upsamples = config.parts == "added" or (config.scene_dim > 0 and not refined)
+        if self.upsamples:
+            first, second, third, last = config.widths
+            self.expand = (PooledStart if config.head == "gap" else FlatStart)(config.scene_dim, last)
+            widths = (last, third, second, first, first // 2)
+            self.upsample = nn.Sequential(*(_up(a, b) for a, b in itertools.pairwise(widths)))
+            self.output = nn.Conv2d(widths[-1], config.input_channels, 3, 1, 1)
+        if config.patch_dim:
+            channels = config.patch_dim // POSITIONS
             self.patch_path = nn.ConvTranspose2d(channels, config.input_channels, PATCH, PATCH, bias=False)
-            self.patch_path.weight.data = cosine_basis(config)
-            _zero(self.output)
-        if config.patch_path == "refined":
-            self.refine_patches = SubpixelRefinement(channels, config.input_channels)
+            self.patch_path.weight.data = cosine_basis(channels, config.input_channels)
+            if self.upsamples:
+                _zero(self.output)
+        if refined:
+            self.refine_patches = SubpixelRefinement(config)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.upsample(self.expand(z))  # (B, 32, 128, 128)
-        if self.config.patch_path != "none":  # what the network adds is small, and bfloat16 fine enough for it
-            return torch.tanh(self.output(x).float() + torch.atanh(self.decode_patches(z)))
+        patches, scene = self._split(z)
+        if not self.upsamples:
+            return self._decode_patches(patches, scene)
+        x = self.upsample(self.expand(scene))  # (B, width / 2, 128, 128)
+        if self.config.patch_dim:  # what the network adds is small, and bfloat16 fine enough for it
+            return torch.tanh(self.output(x).float() + torch.atanh(self._decode_patches(patches, scene)))
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 resolves 4 mm of 4000 mm here: too coarse
             return torch.tanh(self.output(x.float()))
 
-    def decode_patches(self, z: Tensor) -> Tensor:
-        """The patch path alone: [B, D] -> [B, C, 128, 128] within [-0.999, 0.999], the sum in float32."""
-        codes = z.reshape(len(z), -1, GRID, GRID)
-        refinement = self.refine_patches(codes) if self.config.patch_path == "refined" else 0
-        with torch.autocast(z.device.type, enabled=False):
+    def _split(self, z: Tensor) -> Parts:
+        if self.config.parts == "added":
+            return Parts(z, z)
+        return Parts(z[:, : self.config.patch_dim], z[:, self.config.patch_dim :])
+
+    def _decode_patches(self, patches: Tensor, scene: Tensor) -> Tensor:
+        """[B, patch_dim] -> [B, C, 128, 128] within [-0.999, 0.999], the sum in float32."""
+        codes = patches.reshape(len(patches), -1, GRID, GRID)
+        refinement = self.refine_patches(codes, scene) if self.config.patch_path == "refined" else 0
+        with torch.autocast(patches.device.type, enabled=False):
             return (self.patch_path(codes.float()) + refinement).clamp(-0.999, 0.999)
 
 
@@ -227,14 +323,9 @@ class Autoencoder(nn.Module):
         z = self.encoder(x)
         return self.decoder(z), z
 
-    def forward_patches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same through the patch path alone; it equals `forward` while the last layers of the network are zero."""
-        z = self.encoder.encode_patches(x)
-        return self.decoder.decode_patches(z), z
 
-
-def cosine_basis(config: NetworkConfig) -> Tensor:
-    """The lowest frequencies of the 16x16 cosine transform (DCT-II), orthonormal -> [latent_dim / 64, C, 16, 16].
+def cosine_basis(count: int, channels: int) -> Tensor:
+    """The lowest frequencies of the 16x16 cosine transform (DCT-II), orthonormal -> [count, channels, 16, 16].
 
     Several input channels take turns: coefficient k is frequency k // C of channel k % C.
     """
@@ -242,14 +333,14 @@ def cosine_basis(config: NetworkConfig) -> Tensor:
     waves = torch.cos(torch.pi / PATCH * frequency[:, None] * (position + 0.5)) * (2 / PATCH) ** 0.5
     waves[0] /= 2**0.5
     order = sorted(itertools.product(range(PATCH), repeat=2), key=lambda uv: (sum(uv), uv))
-    basis = torch.zeros(config.latent_dim // POSITIONS, config.input_channels, PATCH, PATCH)
-    for k in range(len(basis)):
-        u, v = order[k // config.input_channels]
-        basis[k, k % config.input_channels] = torch.outer(waves[u], waves[v])
+    basis = torch.zeros(count, channels, PATCH, PATCH)
+    for k in range(count):
+        u, v = order[k // channels]
+        basis[k, k % channels] = torch.outer(waves[u], waves[v])
     return basis
 
 
-def _zero(layer: nn.Linear | nn.Conv2d) -> None:
+def _zero(layer: nn.Conv2d) -> None:
     """Start a layer at zero: at first the linear path alone decides, and the network learns the rest."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from sightline.core.errors import UserError, first_fault
 from sightline.core.hub import HubModel
 from sightline.core.tensors import check_range
-from sightline.depth.network import Encoder, NetworkConfig
+from sightline.depth.network import Encoder, NetworkConfig, Parts
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing, as_counts, check_values, preprocess
 from sightline.depth.weights import Header, Weights, check_shape, load_weights, save_encoder
 from sightline.training.processes import process_device
@@ -91,11 +91,21 @@ class SemanticEncoder(HubModel, Encoder):
         """
         return self(images)
 
+    def encode_parts(self, images: Tensor) -> Parts:
+        """The same as `encode`, in its two parts: ``patches`` [B, patch_dim] and ``scene`` [B, scene_dim].
+
+        Raises:
+            UserError: as `encode`; or weights of an older version, whose latent is the sum of both.
+        """
+        if self.config.parts == "added":
+            raise UserError(f"{self.weights_file}: the latent of older weights has no parts; train it again")
+        return Parts(*self(images).split([self.config.patch_dim, self.config.scene_dim], dim=1))
+
     def forward(self, images: Tensor) -> Tensor:
         """The same as `encode`."""
         self._check_images(images, not self.training)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            return super().forward(images.to(self.head.weight.device, self.head.weight.dtype))
+            return super().forward(images.to(self._weight))
 
     @torch.no_grad()  # inference_mode would give tensors that no later training can take
     def encode_batch(self, images: Tensor, batch_size: int = 32) -> Tensor:
@@ -121,8 +131,7 @@ class SemanticEncoder(HubModel, Encoder):
         finally:
             for module, training in modes:
                 module.training = training
-        weight = self.head.weight
-        return torch.cat(embeddings) if embeddings else weight.new_empty(0, self.config.latent_dim)
+        return torch.cat(embeddings) if embeddings else self._weight.new_empty(0, self.config.latent_dim)
 
     def encode_numpy(self, images: np.ndarray, batch_size: int = 32, normalize: bool = True) -> np.ndarray:
         """Embed raw images of any size, normalised exactly as the training data were.
@@ -190,9 +199,7 @@ class SemanticEncoder(HubModel, Encoder):
         header = Header(kind="encoder", network=self.config, preprocessing=self.preprocessing)
         save_encoder(Path(path), self, header, self.weights_file or "")
 
-    def write_weights(self, path: Path) -> None:
-        """`save_encoder_weights`."""
-        self.save_encoder_weights(path)
+    write_weights = save_encoder_weights
 
     @classmethod
     def read_weights(cls, path: Path) -> "SemanticEncoder":
@@ -259,13 +266,15 @@ class SemanticEncoder(HubModel, Encoder):
             "model_type": type(self).__name__,
             "input_channels": self.config.input_channels,
             "latent_dim": self.config.latent_dim,
+            "patch_dim": self.config.patch_dim,
+            "scene_dim": self.config.scene_dim,
             "total_parameters": self.count_parameters(),
             "trainable_parameters": self.count_parameters(only_trainable=True),
             "layers": [name for name, _ in self.named_children()],
             "frozen_layers": self.frozen_layers,
             "mode": "train" if self.training else "eval",
-            "device": str(self.head.weight.device),
-            "dtype": str(self.head.weight.dtype).removeprefix("torch."),
+            "device": str(self._weight.device),
+            "dtype": str(self._weight.dtype).removeprefix("torch."),
             "weights_file": self.weights_file,
             "network": self.config.model_dump(mode="json"),
             "preprocessing": self.preprocessing.model_dump(mode="json"),
@@ -287,12 +296,17 @@ class SemanticEncoder(HubModel, Encoder):
 
     # --- inside
 
+    @property
+    def _weight(self) -> Tensor:
+        """One that every encoder has: its device and precision are the encoder's."""
+        return next(self.parameters())
+
     def _adopt(self, weights: Weights, path: Path) -> None:
         """Take over the weights of a file, and the network where it is another."""
         if weights.header.network == self.config:
             self.load_state_dict(weights.tensors)
         else:
-            parts = dict(weights.build(path).to(self.head.weight).named_children())
+            parts = dict(weights.build(path).to(self._weight).named_children())
             frozen = set(parts) if self.is_frozen else self._frozen & set(parts)
             for name in [name for name, _ in self.named_children() if name not in parts]:
                 delattr(self, name)
@@ -304,9 +318,8 @@ class SemanticEncoder(HubModel, Encoder):
 
     def _check_images(self, images: Tensor, look_on_gpu: bool) -> None:
         self._check_layout(images)
-        look = look_on_gpu or images.device.type == "cpu"
         advice = "encode_numpy takes raw counts, and normalises them as in training"
-        check_range("images", images, look, -1.5, 1.5, "[-1, 1]", advice)
+        check_range("images", images, look_on_gpu or images.device.type == "cpu", -1.5, 1.5, "[-1, 1]", advice)
 
     def _check_layout(self, images: Tensor) -> None:
         expected = (self.config.input_channels, IMAGE_SIZE, IMAGE_SIZE)

@@ -1,7 +1,9 @@
 """Weights files of the depth branch, which carry the network's shape and the preprocessing.
 
 Sightline writes safetensors, whose header is one JSON entry, ``sightline``:
-{"kind": "autoencoder" | "encoder", "network": ..., "preprocessing": ...}.
+{"kind": "autoencoder" | "encoder", "network": ..., "preprocessing": ..., "latent": {"patches": [0, 704], "scene":
+[704, 768]}}; ``latent`` says which numbers of a latent are which, first and behind the last. Files of versions in which
+the latent was the sum of both parts have no such entry, and are read as well.
 
 An encoder can also be written as a torch file (``.pth``), for codes that read this dictionary:
 
@@ -26,7 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from sightline.core import weights_file
@@ -39,6 +41,7 @@ from sightline.depth.preprocessing import Preprocessing, preprocess
 Kind = Literal["autoencoder", "encoder"]
 TORCH_SUFFIXES = (".pth", ".pt")
 _KEY = "sightline"  # in the header of the file
+_OF_TRAINING = ("summary.", "inverse_dynamics.")  # heads of a training, which its checkpoints have
 
 
 class Header(Section):
@@ -47,6 +50,28 @@ class Header(Section):
     kind: Kind
     network: NetworkConfig
     preprocessing: Preprocessing
+    latent: dict[str, list[int]] = Field(default_factory=lambda data: _latent_of(data["network"]))
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _of_any_version(cls, network: Any) -> Any:
+        return _as_now(network) if isinstance(network, dict) else network
+
+
+def _latent_of(network: NetworkConfig) -> dict[str, list[int]]:
+    """Part -> its first number in a latent, and the one behind its last."""
+    if network.parts == "added":
+        return {"sum": [0, network.latent_dim]}
+    return {"patches": [0, network.patch_dim], "scene": [network.patch_dim, network.latent_dim]}
+
+
+def _as_now(network: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `NetworkConfig`, where a version wrote them in which the latent was a sum."""
+    if "scene_dim" in network:
+        return network
+    path = network.get("patch_path", "refined")
+    of_old = {"scene_dim": network.get("latent_dim", 768), "parts": "added", "has_patches": path != "none"}
+    return network | of_old | {"patch_path": "linear" if path == "linear" else "refined"}
 
 
 @dataclass(frozen=True)
@@ -240,16 +265,20 @@ def _read_torch(path: Path) -> Weights:
     names = ("encoder_state_dict", "model_state_dict", "state_dict")
     state = next((content[name] for name in names if isinstance(content.get(name), dict)), content)
     tensors = {_plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(_OF_TRAINING)}
     kind: Kind = "autoencoder" if any(name.startswith("decoder.") for name in tensors) else "encoder"
     encoder = {
         name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if not name.startswith("decoder.")
     }
-    if [encoder[name].ndim for name in ("stem.0.weight", "head.weight") if name in encoder] not in ([4, 2], [4, 4]):
+    network = [encoder[name].ndim for name in ("stem.0.weight", "head.weight") if name in encoder]
+    patches = [encoder[name].ndim for name in ("patch_path.weight",) if name in encoder]
+    if network not in ([4, 2], [4, 4]) and (network, patches) != ([], [4]):
         raise UserError(f"{path}: a torch file, but without the weights of a depth encoder")
     config = content.get("model_config")
     config = config if isinstance(config, dict) else {}
     stated = {name: value for name, value in config.items() if name in NetworkConfig.model_fields}
     stated |= config["network"] if isinstance(config.get("network"), dict) else {}
+    stated = _as_now(stated) if "patch_path" in stated else stated
     preprocessing = content.get("preprocessing") or config.get("preprocessing")
     if preprocessing is None:
         warnings.warn(
@@ -278,12 +307,19 @@ def _plain_name(name: str) -> str:
 
 def _shape_of(encoder: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The fields of `NetworkConfig` that the weights tell, of the encoder and of all."""
-    head, flat = encoder["head.weight"], encoder["head.weight"].ndim == 4
+    first = encoder["stem.0.weight" if "stem.0.weight" in encoder else "patch_path.weight"]
+    patches = POSITIONS * len(encoder["patch_path.weight"]) if "patch_path.weight" in encoder else 0
+    shape: dict[str, Any] = {"input_channels": first.shape[1], "latent_dim": patches, "scene_dim": 0}
+    # how patches are decoded: an encoder is the same with either
     linear = "decoder.patch_path.weight" in tensors and "decoder.refine_patches.output.weight" not in tensors
-    path = "linear" if linear else "refined"  # an encoder is the same with either
-    return {
-        "input_channels": encoder["stem.0.weight"].shape[1],
-        "latent_dim": len(head) * (POSITIONS if flat else 1),
-        "head": "flat" if flat else "gap",
-        "patch_path": path if "patch_path.weight" in encoder else "none",
-    }
+    shape["patch_path"] = "linear" if linear else "refined"
+    if "decoder.refine_patches.mix.weight" in tensors:
+        shape["width"] = len(tensors["decoder.refine_patches.mix.weight"]) // 8
+    if "head.weight" not in encoder:
+        return shape
+    head, flat = encoder["head.weight"], encoder["head.weight"].ndim == 4
+    scene = len(head) * (POSITIONS if flat else 1)
+    shape |= {"width": len(first), "head": "flat" if flat else "gap", "scene_dim": scene}
+    if "scene_norm.scale" in encoder:
+        return shape | {"latent_dim": patches + scene}
+    return shape | {"latent_dim": scene, "parts": "added", "has_patches": patches > 0}

@@ -12,10 +12,16 @@ MEASURES = {  # key -> name, unit, whether higher is better
     "retrieval": ("finding another frame of the same moment (recall)", "", True),
     "joints": ("telling the joints (R²)", "", True),
     "object_position": ("telling where the object is (R²)", "", True),
+    "gripper_position": ("telling where the gripper is (R²)", "", True),
+    "goal_position": ("telling where the goal is (R²)", "", True),
+    "contact": ("telling whether the gripper touches the object (R²)", "", True),
 }
 OTHERS = {  # measure -> what it is of, where that is not what the chapter is about
     "success_rate": "In rollouts, the policy",
-    **dict.fromkeys(("retrieval", "joints", "object_position"), "The embedding"),
+    **dict.fromkeys(
+        [measure for measure, (noun, _, _) in MEASURES.items() if noun.startswith(("finding", "telling"))],
+        "The embedding",
+    ),
 }
 WORDS = {
     "mean": "the mean training action", "hold": "holding the joints still", "linear": "a linear map of the joints",
