@@ -30,7 +30,7 @@ if [ ! -e "$plate/views.hdf5" ]; then
 fi
 acting() { fusion "$plate/views.hdf5" "$runs/policies" --scenes 50 "$@"; }
 for seed in 0 1 2; do
-    acting --design stacked --seed $seed
+    acting --design stacked --seed $seed --set fusion.epochs=6
     acting --design joints_only --seed $seed --set fusion.epochs=12
     acting --design joints_only --seed $seed --set fusion.epochs=12 --label told_the_positions \
         --truth "$plate/recording/frames.parquet" object_position goal_position
@@ -45,12 +45,11 @@ if [ -n "${LEROBOT:-}" ]; then
     for seed in 0 1 2; do
         for design in stacked joints_only separate; do
             fusion "$runs/views.hdf5" "$runs/real" --design $design --seed $seed --set fusion.stride=3 \
-                --set fusion.epochs=14 --set fusion.lr=3e-4 --set fusion.trunk_lr=3e-4
+                --set fusion.epochs=14 --set fusion.lr=3e-4
         done
     done
     fusion "$runs/views.hdf5" "$runs/real" --design stacked --seed 0 --label stacked_without_views \
-        --set fusion.stride=3 --set fusion.epochs=14 --set fusion.lr=3e-4 --set fusion.trunk_lr=3e-4 \
-        --set fusion.view_dropout=0.8
+        --set fusion.stride=3 --set fusion.epochs=14 --set fusion.lr=3e-4 --set fusion.view_dropout=0.8
     python benchmarks/fusion_designs.py table "$runs/real" --name "real recording" --write $page
 fi
 

@@ -278,3 +278,13 @@ def test_dvc_repro_says_it_in_seconds_before_any_other_stage(tmp_path):
     assert result.stdout.count("Running stage") == 1
     assert "stages.masks: [masks], but data/mine/recording.json names no classes; set it to []\n" in result.stderr
     assert clone.ran("repro", "validate") == ["validate"]  # by itself it minds no lists
+
+
+def test_files_of_volumes_are_there(place, tmp_path):
+    absent, odd = complaints(place, volumes=("hearts", "my hearts"))
+    assert "stages.volumes: hearts, but there is no data/volumes/hearts.hdf5; import it" in absent
+    assert "stages.volumes: 'my hearts' names a file and outputs; use letters" in odd
+    (tmp_path / "data/volumes").mkdir(parents=True)
+    (tmp_path / "data/volumes/hearts.hdf5").write_bytes(b"")
+    uses = check_parameters(place, StageLists(**(NONE | {"volumes": ("hearts",)})), "top", ())
+    assert uses["stages.volumes"] == ["hearts"]

@@ -291,6 +291,22 @@ def test_a_stage_with_a_feature_reads_that_feature_alone(tmp_path):
     assert [name for name in after if after[name] != before[name]] == ["check"]
 
 
+def test_a_file_of_volumes_is_learnt_from_by_the_code_and_parameters_of_masks(tmp_path):
+    """Beside the recording's chain: no stage but the check becomes stale."""
+    before = _resolved(_project(tmp_path))
+    apply_overrides(tmp_path / "params.yaml", ["stages.volumes=[hearts]"])
+    after = _resolved(tmp_path)
+    assert {name for name in before if after[name] != before[name]} == {"check"}
+    assert set(after) - set(before) == {"train_volumes@hearts", "evaluate_volumes@hearts"}
+    for name in ("train", "evaluate"):
+        cmd, deps, values, _ = after[f"{name}_volumes@hearts"]
+        of_masks = after[f"{name}_segmentation@masks"]
+        assert [dep for dep in deps if is_code(dep)] == [dep for dep in of_masks[1] if is_code(dep)]
+        assert values == of_masks[2]
+        assert "data/volumes/hearts.hdf5" in deps
+        assert "--volumes data/volumes/hearts.hdf5" in cmd
+
+
 def _lines_of(text: str, leaf: str) -> tuple[list[str], list[str]]:
     """The lines that hold a parameter, the items of a list among them, and all the others."""
     lines, names, first = text.splitlines(), leaf.split("."), 0

@@ -225,7 +225,8 @@ def test_predictions_go_back_to_the_voxels_of_the_input(hearts, weights, tmp_pat
     assert segment(weights, hearts, tmp_path / "all") == 12
     assert (np.asarray(nibabel.load(tmp_path / "all/p5_frame01.nii.gz").dataobj) == np.asarray(made.dataobj)).all()
     np.savez(tmp_path / "x.npz", image=scan(10)[0])
-    assert segment(weights, tmp_path / "x.npz", tmp_path / "x", "3d") == 1
+    with pytest.warns(UserWarning, match="does not tell where right, front and top are"):
+        assert segment(weights, tmp_path / "x.npz", tmp_path / "x", "3d") == 1
     assert nibabel.load(tmp_path / "x/x.nii.gz").shape == scan(10)[0].shape
     with pytest.raises(UserError, match="holds several volumes; name a folder"):
         segment(weights, hearts, tmp_path / "no.nii.gz")

@@ -10,6 +10,7 @@ What the model was trained with travels in its file; data of another kind are re
 
 import json
 import tempfile
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -247,13 +248,23 @@ def _volumes_of(
             )
             yield name, file.image[np.flatnonzero(file.volume == name)], grid, file.intake, None
         return
-    folder = find_volumes(data, (), None)
+    folder = find_volumes(data, ("*.list",), None)  # all volumes, whatever lists name
     if folder.faults:
         raise UserError("\n".join(folder.faults))
+    warned = False
     needs_spacing = config.intake is not None and config.intake.scale == "spacing"
     for entry in tqdm(folder.entries, desc="segment", unit="volume", mininterval=0.5):
         content = read_entry(replace(entry, masks=()))
-        axis = config.intake.slice_axis if config.intake else None
+        oriented = bool(np.isfinite(content.affine).all())
+        is_same = (config.intake is not None and config.intake.oriented) == oriented
+        if not is_same and not warned:
+            warned = True
+            warnings.warn(
+                f"{entry.path}: one of it and the volumes that {model_file} was trained on does not tell where right, "
+                "front and top are: look at a mask before you use them",
+                stacklevel=2,
+            )
+        axis = config.intake.slice_axis if config.intake and is_same else None
         placed = grid_of(content, axis, None if needs_spacing else (1.0, 1.0, 1.0))
         if isinstance(placed, str):
             what = "no spacing" if placed == "spacing" else "nothing that tells along which axis slices lie"

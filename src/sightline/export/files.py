@@ -111,7 +111,7 @@ def _write(path: Path, program: Program, text: str) -> None:
         torch.export.save(exported, archive, extra_files={f"{KEY}.json": text})
         path.write_bytes(archive.getvalue())
         return
-    names = {"input_names": list(program.inputs), "output_names": list(program.outputs)}
+    names: dict[str, Any] = {"input_names": list(program.inputs), "output_names": list(program.outputs)}
     made = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, verbose=False, **names)
     assert made is not None
     model = made.model_proto

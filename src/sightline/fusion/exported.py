@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import ValidationError
@@ -32,8 +32,8 @@ class ExportedPolicy:
     """
 
     def __init__(self, path: Path, runtime: Runtime | None = None) -> None:
-        installed = [name for name in ("openvino", "onnxruntime") if find_spec(name)]
-        chosen = runtime or next(iter(installed), None)
+        installed: list[Runtime] = [name for name in get_args(Runtime) if find_spec(name)]
+        chosen = runtime or (installed[0] if installed else None)
         if chosen not in installed:
             raise UserError(f"{path}: {chosen or 'a program for ONNX'} is not installed; run `pip install onnxruntime`")
         if not path.is_file():

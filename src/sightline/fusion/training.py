@@ -68,7 +68,7 @@ class FusionParams(TrainerParams):
     expectile: float = Field(0.7, gt=0, lt=1, description="mc: expectile of the returns, which the value estimates")
     advantage_weight: float = Field(0.9, gt=0, lt=1, description="mc, td: share of the weight for positive advantages")
     pretrained: str | None = Field(None, description="torchvision tag or weights file for the ResNet-18; null: random")
-    trunk_lr: float = Field(3e-5, gt=0, description="highest learning rate of the ResNet-18; lr: of everything else")
+    trunk_lr: float = Field(3e-4, gt=0, description="highest learning rate of the ResNet-18; 3e-5 for pretrained weights")
     conv1_init: Conv1Init = Field("independent", description="first filters: independent, copy, copy_mean, block")
     norm: Norm = Field("bn", description="bn, frozen_bn (for pretrained weights and small batches), gn")
     shift: int = Field(4, ge=0, description="largest random shift of a view, pixels")

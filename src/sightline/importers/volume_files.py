@@ -66,7 +66,7 @@ class Grid:
 
     def slices(self, values: np.ndarray) -> np.ndarray:
         """The array of the file -> slices [Z, R, C]."""
-        if self._oriented:
+        if self.oriented:
             values = apply_orientation(values, io_orientation(self.affine))
         values = np.moveaxis(values, self.slice_axis, 0)
         return values.transpose(0, 2, 1) if self.swaps else values
@@ -74,18 +74,19 @@ class Grid:
     def array(self, slices: np.ndarray) -> np.ndarray:
         """Slices [Z, R, C] -> the array of the file; the way back of `slices`."""
         values = np.moveaxis(slices.transpose(0, 2, 1) if self.swaps else slices, 0, self.slice_axis)
-        if not self._oriented:
+        if not self.oriented:
             return values
         ornt = io_orientation(self.affine)
         back = np.stack([np.argsort(ornt[:, 0]), ornt[np.argsort(ornt[:, 0]), 1]], axis=1)
         return apply_orientation(values, back)
 
     @property
-    def _oriented(self) -> bool:
+    def oriented(self) -> bool:
+        """Whether the file tells where right, front and top are."""
         return bool(np.isfinite(self.affine).all())
 
     def _canonical_shape(self) -> tuple[int, ...]:
-        if not self._oriented:
+        if not self.oriented:
             return self.shape
         order = io_orientation(self.affine)[:, 0].astype(int)
         return tuple(self.shape[int(axis)] for axis in np.argsort(order))

@@ -209,7 +209,7 @@ def _intake(checked: list[_Checked], params: ImportVolumesParams) -> Intake:
     pixel = (params.pixel or round(float(np.median(spacings)), 4)) if scale == "spacing" else None
     made: dict[str, Any] = {
         "scale": scale, "pixel": pixel, "window": params.window, "percentiles": params.percentiles,
-        "slice_axis": checked[0].grid.slice_axis,
+        "slice_axis": checked[0].grid.slice_axis, "oriented": checked[0].grid.oriented,
     }  # fmt: skip
     if params.size is not None:
         return Intake(size=params.size, **made)

@@ -44,11 +44,12 @@ class Intake(Section):
     window: tuple[float, float] | None = Field(None, description="grey values that become 0 and 255")
     percentiles: tuple[float, float] = Field((0.5, 99.5), description="of a volume, where there is no window")
     slice_axis: int | None = Field(None, description="axis of all volumes along which slices lie")
+    oriented: bool = Field(False, description="files tell where right, front and top are")
 
     def check_same(self, name: object, other: "Intake", other_name: object) -> None:
         """Raise `UserError` unless ``other`` brings volumes to the same size, scale and grey values."""
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        different = [key for key in mine if key != "slice_axis" and mine[key] != theirs[key]]
+        different = [key for key in mine if key not in ("slice_axis", "oriented") and mine[key] != theirs[key]]
         if different:
             keys = " ".join(
                 f"--set import_volumes.{key}={json.dumps(theirs[key])}".replace(" ]", "]") for key in different

@@ -200,8 +200,8 @@ class _Run:
             counts["model"].append(metrics.count_pixels(predicted, truth, self.classes))
             for name, baseline in baselines.items():
                 counts[name].append(metrics.count_pixels(baseline(images), truth, self.classes))
-            for row, *pair in zip(some.tolist(), predicted, truth, strict=True):
-                surfaces.append(metrics.surface_distances(*pair, self.classes, self.frames.pixel_of(row)))
+            for row, found, true in zip(some.tolist(), predicted, truth, strict=True):
+                surfaces.append(metrics.surface_distances(found, true, self.classes, self.frames.pixel_of(row)))
             bins += metrics.confidence_bins(confidence[valid], (predicted == truth)[valid])
         return {name: np.concatenate(counts[name]) for name in counts}, np.stack(surfaces), bins
 
