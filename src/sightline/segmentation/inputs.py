@@ -58,7 +58,7 @@ def open_frames(
     """
     sources = sum(source is not None for source in (recording, images, arrays, volumes))
     if sources != 1 or (index is None) != (recording is None) or (masks is None) != (images is None):
-        raise UserError("give one source: --recording with --index, --images with --masks, --arrays, or --volumes")
+        raise UserError("give one source: --recording with --index, --images with --masks, or --arrays or --volumes")
     if (depth or features) and recording is None:
         raise UserError("--depth and --feature: further inputs need --recording, whose frame ids they go by")
     if recording and index:
