@@ -55,6 +55,7 @@ def test_a_recording_of_everything_becomes_the_parameters_and_fits_the_check(pro
         "images": ["depth", "masks", "rgb/left", "rgb/right", "rgb/top"], "depth": ["depth"],
         "masks": ["masks"], "demonstrations": ["actions"], "designs": ["stacked", "joints_only"],
         "grids": {"names": ["efficientnet", "clip"], "cameras": ["left"]}, "segmentation_with": [], "rollouts": [],
+        "volumes": [],
         "fusion_with": {"designs": ["joints_only"], "features": ["embeddings/depth.hdf5"]},
         "pack": {"views": ["actions"], "no_views": [], "one_view": [], "many_views": []},
     }  # fmt: skip

@@ -282,7 +282,7 @@ def test_dvc_repro_says_it_in_seconds_before_any_other_stage(tmp_path):
 
 def test_files_of_volumes_are_there(place, tmp_path):
     absent, odd = complaints(place, volumes=("hearts", "my hearts"))
-    assert "stages.volumes: hearts, but there is no data/volumes/hearts.hdf5; import it" in absent
+    assert "stages.volumes: hearts, but data/volumes/hearts.hdf5 is missing; import it, or remove it" in absent
     assert "stages.volumes: 'my hearts' names a file and outputs; use letters" in odd
     (tmp_path / "data/volumes").mkdir(parents=True)
     (tmp_path / "data/volumes/hearts.hdf5").write_bytes(b"")

@@ -18,7 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.recording.split import SplitParams
 
-SETTINGS = ["train.epochs=3", "train.batch_size=4", "train.precision=fp32", "train.latent_dim=128", "train.width=16"]
+SETTINGS = [
+    "train.epochs=3", "train.batch_size=4", "train.precision=fp32", "train.latent_dim=128", "train.width=16",
+    "train.objective.inverse_dynamics=0", "train.objective.summary=0",
+]  # fmt: skip
 
 
 @pytest.fixture

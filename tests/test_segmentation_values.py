@@ -15,7 +15,8 @@ from sightline.core.errors import UserError
 from sightline.core.params import Section, load_params
 from sightline.segmentation import SegmentationFrames, load_model
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation
-from sightline.segmentation.frames import open_frames, read_mask
+from sightline.segmentation.frames import read_mask
+from sightline.segmentation.inputs import open_frames
 from sightline.segmentation.params import FrameParams
 from sightline.segmentation.training import SegmentationParams, train_segmentation
 from sightline.segmentation.values import class_ids, count_values, listed

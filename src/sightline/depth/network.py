@@ -151,7 +151,7 @@ class PooledStart(nn.Linear):
         super().__init__(numbers, channels * POSITIONS)
 
     def forward(self, z: Tensor) -> Tensor:
-        return super().forward(z).reshape(len(z), -1, GRID, GRID)
+        return super().forward(z).reshape(z.shape[0], -1, GRID, GRID)
 
 
 class FlatStart(nn.Conv2d):
@@ -161,7 +161,7 @@ class FlatStart(nn.Conv2d):
         super().__init__(numbers // POSITIONS, channels, 1)
 
     def forward(self, z: Tensor) -> Tensor:
-        return super().forward(z.reshape(len(z), -1, GRID, GRID))
+        return super().forward(z.reshape(z.shape[0], -1, GRID, GRID))
 
 
 class SceneNorm(nn.BatchNorm1d):
@@ -248,7 +248,7 @@ class Encoder(nn.Module):
 
     def parts(self, x: Tensor) -> Parts:
         """The same, in its parts; of a part without numbers [B, 0]."""
-        nothing = x.new_zeros(len(x), 0)
+        nothing = x.new_zeros(x.shape[0], 0)  # len() would fix the batch of an export
         patches = self.patches(x) if self.config.patch_dim else nothing
         scene = self._scene(x) if self.config.scene_dim else nothing
         return Parts(patches, scene)
@@ -304,7 +304,7 @@ class Decoder(nn.Module):
 
     def _decode_patches(self, patches: Tensor, scene: Tensor) -> Tensor:
         """[B, patch_dim] -> [B, C, 128, 128] within [-0.999, 0.999], the sum in float32."""
-        codes = patches.reshape(len(patches), -1, GRID, GRID)
+        codes = patches.reshape(patches.shape[0], -1, GRID, GRID)
         refinement = self.refine_patches(codes, scene) if self.config.patch_path == "refined" else 0
         with torch.autocast(patches.device.type, enabled=False):
             return (self.patch_path(codes.float()) + refinement).clamp(-0.999, 0.999)

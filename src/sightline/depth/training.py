@@ -216,7 +216,7 @@ class AutoencoderModule(lightning.LightningModule):
             term = self.inverse_dynamics.error(now, later, batch["change"], batch["paired"])
             values[f"{part}_inverse_dynamics"] = term
             loss = loss + aims.inverse_dynamics * term
-        values[f"{part}_loss"] = loss
+        values = {f"{part}_loss": loss, **values}
         # pooled over pixels where it is reported
         weight = log_weight(int(valid.sum()) if part == "val" else len(depth))
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, prog_bar=part == "val", sync_dist=True)
