@@ -116,8 +116,8 @@ class DepthImages(Dataset[dict[str, Tensor]]):
             device = self.resident[0].device
             images = augment_images(*self.resident, sent(chance, device), self.augment, sent(index, device))
         elif self.raw:
-            images, valid = _images(self.store, rows)
-            return {"images": images, "valid": valid, "chances": chance} | more
+            read, measured = _images(self.store, rows)
+            return {"images": read, "valid": measured, "chances": chance} | more
         else:
             images = augment_images(*_images(self.store, rows), chance, self.augment)
         return _parted(*images, more)
