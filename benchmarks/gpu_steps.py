@@ -37,7 +37,7 @@ def prepared(room: Path, frames: int = FRAMES) -> Path:
     recording, index = write_recording(room / "recording", frames), room / "index"
     validate_recording(recording, index, DataParams())
     params = NormalizeParams(height_range=(500, 1300))
-    normalize_depth(recording / "depth", room / "depth.hdf5", params, split=SplitParams(), index=index)
+    normalize_depth(recording / "depth", room / "depth.hdf5", params, split=SplitParams(), index=index / "depth.parquet")
     pack_views(recording, index, room / "views.hdf5", ViewParams())
     return room
 

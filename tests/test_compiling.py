@@ -32,9 +32,11 @@ def traced(monkeypatch) -> list[str | None]:
     return modes
 
 
-def same(folder: Path, most: float) -> None:
+def same(folder: Path, most: float, free: str = "nothing") -> None:
     one, other = (load_file(folder / f"{name}.safetensors") for name in ("True", "False"))
     for name in one:
+        if name.endswith(free):
+            continue
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=most, msg=name)
 
 
@@ -64,4 +66,4 @@ def test_a_compiled_segmentation_learns_the_same(tmp_path, traced, method):
         frames = segmentation.frames_of(root, params)
         train_segmentation(frames, tmp_path / f"{compile_}.safetensors", tmp_path / "m", params, 0)
     assert traced == [None, None]
-    same(tmp_path, 1e-5)
+    same(tmp_path, 1e-5, free="conv.bias")  # a norm takes it away: its gradient is rounding, of which AdamW makes steps

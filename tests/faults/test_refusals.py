@@ -52,9 +52,9 @@ def outputs(place: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("command", "kib"),
     [
-        ("simulate", 4), ("validate", 1), ("normalize", 100), ("train_autoencoder", 4000), ("extract_encoder", 4000),
+        ("simulate", 4), ("validate", 1), ("normalize", 100), ("train_autoencoder", 4000), ("extract_encoder", 100),
         ("embed", 2), ("clip_grids", 40), ("pack_views", 40), ("train_fusion", 100), ("predict act", 1),
-        ("export", 4000),
+        ("export", 100),
     ],
 )  # fmt: skip
 def test_no_room_for_a_file(command, kib, place):
