@@ -35,9 +35,10 @@ def prepared(room: Path, frames: int = FRAMES) -> Path:
     """A recording, its index, normalised depth and views, in ``room``."""
     os.environ["DVC_ROOT"] = str(room)
     recording, index = write_recording(room / "recording", frames), room / "index"
+    depth = index / "depth.parquet"
     validate_recording(recording, index, DataParams())
     params = NormalizeParams(height_range=(500, 1300))
-    normalize_depth(recording / "depth", room / "depth.hdf5", params, split=SplitParams(), index=index / "depth.parquet")
+    normalize_depth(recording / "depth", room / "depth.hdf5", params, split=SplitParams(), index=depth)
     pack_views(recording, index, room / "views.hdf5", ViewParams())
     return room
 
