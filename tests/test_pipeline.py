@@ -187,7 +187,7 @@ def test_new_recordings_are_held_against_a_committed_reference(clone):
     [
         pytest.param("train.epochs=many", r"params.yaml .*train.epochs: .*integer, got 'many'", marks=pytest.mark.slow),
         ("train.lr=-1", r"train.lr: .*greater than 0, got -1"),
-        pytest.param("+train.epoch=1", r"train.epoch: unknown key; known here: epochs, ", marks=pytest.mark.slow),
+        pytest.param("+train.epoch=1", r"train.epoch: unknown key; known here: .*epochs, ", marks=pytest.mark.slow),
         ("trian.lr=1", r"Key 'trian' is not in struct"),
     ],
 )
