@@ -197,10 +197,9 @@ class SubpixelRefinement(nn.Module):
         super().__init__()
         width = max(config.widths[3], LEAST)
         self.expand = nn.Conv2d(config.patch_dim // POSITIONS, width, 3, 1, 1)
-        self.scene: PooledStart | FlatStart | None = None
+        self.scene: nn.Module | None = None
         if config.parts == "beside" and config.scene_dim:
             self.scene = (PooledStart if config.head == "gap" else FlatStart)(config.scene_dim, width)
-            _zero(self.scene)  # scenes change while they are learnt: as strong as the codes, they hide those
         self.mix = nn.Conv2d(width, width, 3, 1, 1)
         self.project = nn.Conv2d(width, width, 1)
         self.output = nn.Conv2d(width, config.input_channels * PATCH * PATCH, 1)
@@ -341,7 +340,7 @@ def cosine_basis(count: int, channels: int) -> Tensor:
     return basis
 
 
-def _zero(layer: nn.Conv2d | nn.Linear) -> None:
+def _zero(layer: nn.Conv2d) -> None:
     """Start a layer at zero: at first the linear path alone decides, and the network learns the rest."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
