@@ -44,7 +44,7 @@ def bars(title: str, axis: str, scores: Iterable[Score]) -> Spec:
     if any(row["low"] is not None for row in rows):
         whiskers = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=3, color="#777", aria=False)
         drawn += whiskers.encode(x=alt.X("low:Q", title=axis), x2="high:Q")
-    step = 28 if any(" with " in row["name"] for row in rows) else 22  # pixels; names on two lines need more
+    step = 28 if any(" with " in str(row["name"]) for row in rows) else 22  # pixels; names on two lines need more
     return _spec(drawn, title, step * len(rows) + 80)
 
 
