@@ -85,8 +85,8 @@ def test_validation_figures_of_depth_are_pooled_over_the_pixels_of_all_processes
 # --- where to go on from
 
 
-def interrupted(rank: int, *arguments: object, epochs: int = 1) -> str:
-    """Train, until Ctrl-C after so many epochs."""
+def stop_after(epochs: int) -> None:
+    """End the next training of this process by Ctrl-C after so many epochs."""
     keep = fitting._Keeper.on_train_epoch_end
 
     def stop(keeper: fitting._Keeper, *hook: object) -> None:
@@ -95,6 +95,11 @@ def interrupted(rank: int, *arguments: object, epochs: int = 1) -> str:
             raise KeyboardInterrupt
 
     fitting._Keeper.on_train_epoch_end = stop
+
+
+def interrupted(rank: int, *arguments: object) -> str:
+    """Train, until Ctrl-C after an epoch."""
+    stop_after(1)
     return train(rank, *arguments)
 
 
@@ -134,14 +139,7 @@ def test_processes_with_other_data_are_refused(data):
 def learn_with_bank(rank: int, root: Path, name: str, epochs: int = 0) -> list[bool]:
     """Train a segmentation with a bank -> whether the bank at each step was what the step before left."""
     if epochs:
-        keep = fitting._Keeper.on_train_epoch_end
-
-        def stop(keeper: fitting._Keeper, *hook: object) -> None:
-            keep(keeper, *hook)
-            if len(keeper.history) == epochs:
-                raise KeyboardInterrupt
-
-        fitting._Keeper.on_train_epoch_end = stop
+        stop_after(epochs)
     left: list[torch.Tensor] = []
     same, compute = [], ContrastivePrototypeManager.update_and_compute_losses
 

@@ -1,6 +1,7 @@
 """Models in folders as the Hugging Face Hub has them: ``config.json``, ``model.safetensors`` and a card, README.md."""
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from sightline.core.errors import UserError
 from sightline.core.files import write_json
 
 
-class HubModel(ModelHubMixin, library_name="sightline", tags=["sightline", "robotics"]):
+class HubModel(ModelHubMixin, ABC, library_name="sightline", tags=["sightline", "robotics"]):
     """A model with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
     ``model.safetensors`` is the file of weights that the stages write, which is enough by itself; ``config.json``
@@ -23,14 +24,14 @@ class HubModel(ModelHubMixin, library_name="sightline", tags=["sightline", "robo
         del args, kwargs  # the mixin would make a configuration of them; ours is in the header
         return object.__new__(cls)
 
+    @abstractmethod
     def write_weights(self, path: Path) -> None:
         """Write the model's own file."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def read_weights(cls, path: Path) -> Any:
         """Read the model's own file, in evaluation mode."""
-        raise NotImplementedError
 
     def _save_pretrained(self, save_directory: Path) -> None:
         weights = save_directory / SAFETENSORS_SINGLE_FILE
