@@ -339,10 +339,15 @@ def _interrupt(member: Member, *command: str) -> str:
     """Run until the training has saved an epoch, kill it, and return what it said."""
     checkpoints = member.root / ".scratch/train_fusion"
     log = member.root.parent / "log"
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.glob("*/last.ckpt")}
     with open(log, "w") as file:
         process = member.start(command, file)
-    before = {path: path.stat().st_mtime_ns for path in checkpoints.glob("*/last.ckpt")}
-    _wait(lambda: any(before.get(path) != path.stat().st_mtime_ns for path in checkpoints.glob("*/last.ckpt")))
+
+    def saved() -> bool:
+        assert process.poll() is None, log.read_text()
+        return any(before.get(path) != path.stat().st_mtime_ns for path in checkpoints.glob("*/last.ckpt"))
+
+    _wait(saved)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return log.read_text()
@@ -351,7 +356,7 @@ def _interrupt(member: Member, *command: str) -> str:
 @pytest.mark.slow
 def test_an_interrupted_experiment_goes_on_in_the_workspace_and_in_temp(member):
     member.run("dvc", "pull", "pack_views")
-    change = ("-S", "fusion.epochs=40", "-S", "fusion.patience=40")
+    change = ("-S", "fusion.epochs=300", "-S", "fusion.patience=300")
     options = ("--allow-missing", "--single-item", "train_fusion@actions-joints_only")
     assert "continuing an interrupted run" not in _interrupt(member, "exp", "run", *change, *options)
     member.run("git", "checkout", "-q", ".")
