@@ -37,18 +37,18 @@ from sightline.training.processes import process_device
 
 DATA, FRAMES = (ROOT / "demo/probes/data" / name for name in ("normalized.hdf5", "frames.parquet"))
 COLUMNS = ("joints", "gripper_position", "object_position", "goal_position", "contact")
-LONG = {"train.width": 32, "train.epochs": 30, "train.batch_size": 16, "train.patience": 1000}
+LONG = {"train.epochs": 8, "train.batch_size": 16, "train.patience": 1000}
 VARIANTS: dict[str, dict[str, object]] = {
-    "pipeline": {"train.epochs": 2},  # as many steps as in the pipeline's own minutes
+    "pipeline": {"train.epochs": 2},  # as many frames as in the pipeline's own minutes
     "long": LONG,
     "long_flat": LONG | {"train.head": "flat"},
     "without_inverse_dynamics": LONG | {"train.objective.inverse_dynamics": 0.0},
     "without_summary": LONG | {"train.objective.summary": 0.0},
     "patches_alone": LONG | {"train.scene_dim": 0},
-    "plain": LONG | {"train.scene_dim": 768, "train.width": 64, "train.epochs": 60},
+    "plain": LONG | {"train.scene_dim": 768, "train.width": 64},
     "plain_reconstruction_alone": LONG
     | {
-        "train.scene_dim": 768, "train.width": 64, "train.epochs": 60,
+        "train.scene_dim": 768, "train.width": 64,
         "train.objective.inverse_dynamics": 0.0, "train.objective.summary": 0.0,
     },
     "supervised": LONG,

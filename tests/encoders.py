@@ -15,8 +15,10 @@ def save_autoencoder(path, preprocessing=RANGE, **network):
     """Weights of an autoencoder in which every layer counts, also the normalisation's statistics."""
     torch.manual_seed(0)
     autoencoder = Autoencoder(NetworkConfig(**({"latent_dim": 128, "width": 16} | network))).train()
-    for layer in (autoencoder.encoder.head, autoencoder.encoder.attention.project):
-        nn.init.normal_(layer.weight, std=0.05)
+    start_at_zero = ("attention.project.weight", "refine_patches.scene.weight", "refine_patches.output.weight")
+    for name, weight in autoencoder.named_parameters():
+        if name.endswith(("encoder.head.weight", *start_at_zero)):
+            nn.init.normal_(weight, std=0.05)
     with torch.no_grad():
         autoencoder.encoder(torch.rand(2, autoencoder.config.input_channels, 128, 128))
     autoencoder.eval()

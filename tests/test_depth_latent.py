@@ -6,7 +6,7 @@ import pytest
 import torch
 from encoders import RANGE, images, save_autoencoder
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sightline.core.errors import UserError
@@ -115,6 +115,19 @@ def test_scene_numbers_have_the_spread_of_the_patches_together():
     spread = [float(part.var(dim=0, correction=0).sum()) for part in (scene, patches)]
     assert spread[0] == pytest.approx(spread[1], rel=0.01)
     assert scene.mean(dim=0).abs().max() < 1e-3 * scene.std()
+    given = scene / network.decoder.refine_patches.scene_scale
+    assert float(given.var(dim=0, correction=0).mean()) == pytest.approx(1, rel=0.01)
+
+
+def test_a_file_that_does_not_tell_the_scale_of_the_scene_gives_it_as_it_is(tmp_path):
+    autoencoder = save_autoencoder(tmp_path / "a.safetensors")
+    tensors = load_file(tmp_path / "a.safetensors")
+    del tensors["decoder.refine_patches.scene_scale"]
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        header = file.metadata()
+    save_file(tensors, tmp_path / "a.safetensors", header)
+    loaded = load_weights(tmp_path / "a.safetensors", "autoencoder").build(tmp_path / "a.safetensors")
+    assert torch.equal(loaded.eval()(images())[0], autoencoder.eval()(images())[0])
 
 
 def test_a_single_image_in_train_mode_takes_the_running_statistics():
@@ -128,7 +141,9 @@ def test_the_refinement_sees_the_scene_and_the_linear_code_does_not():
     torch.manual_seed(0)
     for scene_dim, sees in ((64, True), (0, False)):
         network = Autoencoder(NetworkConfig(latent_dim=128, scene_dim=scene_dim, width=16)).eval()
-        nn.init.normal_(network.decoder.refine_patches.output.weight, std=0.1)
+        for layer in (network.decoder.refine_patches.output, network.decoder.refine_patches.scene):  # zero at first
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.1)
         z = network.encoder(images()).detach().requires_grad_()
         network.decoder(z).square().sum().backward()
         assert (z.grad[:, 64:].abs().sum() > 0) or not sees

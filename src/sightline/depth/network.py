@@ -193,13 +193,17 @@ class SubpixelRefinement(nn.Module):
     where they cost a tenth of transposed ones.
     """
 
+    scene_scale: Tensor
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         width = max(config.widths[3], LEAST)
         self.expand = nn.Conv2d(config.patch_dim // POSITIONS, width, 3, 1, 1)
-        self.scene: nn.Module | None = None
+        self.scene: PooledStart | FlatStart | None = None
         if config.parts == "beside" and config.scene_dim:
             self.scene = (PooledStart if config.head == "gap" else FlatStart)(config.scene_dim, width)
+            _zero(self.scene)  # scenes change while they are learnt: as strong as the codes, they hide those
+            self.register_buffer("scene_scale", torch.ones(()))
         self.mix = nn.Conv2d(width, width, 3, 1, 1)
         self.project = nn.Conv2d(width, width, 1)
         self.output = nn.Conv2d(width, config.input_channels * PATCH * PATCH, 1)
@@ -209,7 +213,7 @@ class SubpixelRefinement(nn.Module):
     def forward(self, codes: Tensor, scene: Tensor) -> Tensor:
         y = self.expand(codes)  # (B, 8 * width, 8, 8), in a narrow network (B, 256, 8, 8)
         if self.scene is not None:
-            y = y + self.scene(scene)
+            y = y + self.scene(scene / self.scene_scale)
         y = y + self.project(F.gelu(self.mix(F.gelu(y))))
         return F.pixel_shuffle(self.output(F.gelu(y)), PATCH)
 
@@ -340,7 +344,7 @@ def cosine_basis(count: int, channels: int) -> Tensor:
     return basis
 
 
-def _zero(layer: nn.Conv2d) -> None:
+def _zero(layer: nn.Conv2d | nn.Linear) -> None:
     """Start a layer at zero: at first the linear path alone decides, and the network learns the rest."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

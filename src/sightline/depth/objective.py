@@ -77,4 +77,7 @@ def scale_scene(network: Autoencoder, images: Tensor) -> None:
         with torch.no_grad():
             patches = network.encoder.patches(images)
         variance = patches.var(dim=0, correction=0).sum() / config.scene_dim
-        network.encoder.scene_norm.scale.fill_(float(variance.sqrt().clamp(min=1e-3)))
+        scale = float(variance.sqrt().clamp(min=1e-3))
+        network.encoder.scene_norm.scale.fill_(scale)
+        if config.patch_path == "refined":
+            network.decoder.refine_patches.scene_scale.fill_(scale)  # what it is given has spread 1

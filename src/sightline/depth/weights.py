@@ -119,6 +119,8 @@ def load_weights(path: Path, kind: Kind) -> Weights:
     else:
         model = f"a depth {kind}, safetensors or torch"
         weights = Weights(*weights_file.read_model_file(path, _KEY, Header, model, script))
+    if "decoder.refine_patches.scene.weight" in weights.tensors:  # a version gave the scene as it is
+        weights.tensors.setdefault("decoder.refine_patches.scene_scale", torch.ones(()))
     if weights.header.kind != kind:
         raise UserError(f"{path}: holds an {weights.header.kind}, not an {kind}; write one with stages/{script}")
     weights_file.check_fit(path, weights.new_network, weights.tensors)
