@@ -41,15 +41,17 @@ USES = ("shuffled_views", "swapped_first_two", "shuffled_joints")
 
 def run(
     views: Path, runs: Path, design: str, label: str, settings: dict[str, object], truth: Sequence[str] = (),
-    scenes: int = 0,
+    scenes: int = 0, features: Sequence[Path] = (),
 ) -> None:  # fmt: skip
     """Train a design, evaluate it and let it act, where that is not done."""
     os.environ["DVC_ROOT"] = str(runs.resolve())  # scratch state goes there, not into the project
     place, params = runs / label / f"seed{settings['seed']}", ROOT / "params.yaml"
     weights, further = place / "fusion.safetensors", list[object]()
+    for path in features:
+        further += ["--feature", path.resolve()]
     if truth:
         settings = settings | {"fusion.extra_dropout": 0}
-        further = ["--feature", write_columns(Path(truth[0]), truth[1:], place / "truth.hdf5")]
+        further += ["--feature", write_columns(Path(truth[0]), truth[1:], place / "truth.hdf5")]
     if not weights.exists():
         named = ("--design", design, "--metrics-dir", place, *further)
         stage("train_fusion", views.resolve(), weights.resolve(), *named, settings=settings, params=params)
@@ -189,6 +191,7 @@ def main() -> None:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--label")
     one.add_argument("--truth", nargs="+", default=[], metavar="FRAMES", help="frames.parquet, and columns of it")
+    one.add_argument("--feature", action="append", default=[], type=Path, dest="features", help="a further input")
     one.add_argument("--scenes", type=int, default=0, help="scenes in which the model drives the simulated robot")
     one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     all_ = commands.add_parser("table", help="the figures of all runs, as Markdown")
@@ -198,7 +201,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "run":
         settings = dict(setting.split("=", 1) for setting in args.settings) | {"seed": args.seed}
-        run(args.views, args.runs, args.design, args.label or args.design, settings, args.truth, args.scenes)
+        label = args.label or args.design
+        run(args.views, args.runs, args.design, label, settings, args.truth, args.scenes, args.features)
     else:
         put(table(args.runs), f"fusion {args.name}", args.write)
 

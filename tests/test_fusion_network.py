@@ -190,8 +190,6 @@ def test_further_inputs_may_be_missing_for_all_or_some():
     assert torch.allclose(both[1], without[1])
     assert not torch.allclose(both[0], without[0])
     assert not torch.allclose(both, run(depth=depth, grid=grid.flip(1)))  # positions count
-    with pytest.raises(UserError, match="a grid of 5 patches is not square"):
-        ImageJointEncoder(extras={"grid": (5, 6)})
 
 
 def test_the_error_of_a_chunk_does_not_see_steps_beyond_the_episode():

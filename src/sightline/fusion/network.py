@@ -33,6 +33,7 @@ NO_READING = -2.0  # of depth images: a pixel where nothing was measured; the ot
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 10.0  # no normalised image has such a number: the range of views is 0..1, with some room
 _NORMALISE = "divide 0..255 by 255, subtract IMAGENET_MEAN and divide by IMAGENET_STD"
+OF_PATCH = 32  # numbers that are kept of each patch of a grid
 _OTHERS = 0.1  # weight of the cameras that a filter does not belong to, with the block initialisation
 
 
@@ -109,7 +110,7 @@ class ImageJointEncoder(nn.Module):
         fusion_dim: numbers in the result.
         pretrained, conv1_init, norm: see `ResNet18Encoder`.
         design: see the top of this module.
-        extras: further inputs by name: (D,) for vectors, (P, C) for grids of P patches, which are pooled by attention.
+        extras: further inputs by name: (D,) for vectors, (P, C) for grids of P patches, see `ExtraInput`.
         cameras: number of views V; ``joints_only`` needs none.
         depth: channels of depth images, see the top of this module; 0 for none.
 
@@ -274,41 +275,25 @@ class ExtraInput(nn.Module):
     """A precomputed feature -> [B, width]; a learned vector where it is missing.
 
     Args:
-        shape: (D,), or (P, C) with P patches of a square, pooled by attention with one learned query.
+        shape: (D,), or (P, C) of a grid: a few numbers are kept of each of the P patches, so that it is known where
+            they are.
         width: numbers in the result.
     """
 
-    positions: Tensor
-
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.enter = nn.Linear(shape[-1], width)
+        self.of_patch: nn.Module = nn.Identity()
+        if len(shape) == 2:
+            self.of_patch = nn.Sequential(nn.LayerNorm(shape[1]), nn.Linear(shape[1], OF_PATCH), nn.ReLU())
+            shape = (shape[0] * OF_PATCH,)
+        self.enter = nn.Linear(*shape, width)
         self.missing = nn.Parameter(torch.zeros(width))
-        self.query = nn.Parameter(torch.randn(width) / width**0.5) if len(shape) == 2 else None
-        if self.query is not None:
-            self.register_buffer("positions", _positions(shape[0], width))
 
     def forward(self, values: Tensor | None, hidden: Tensor | None, batch: int) -> Tensor:
         if values is None:
             return self.missing.expand(batch, -1)
-        feature = self.enter(values.to(self.enter.weight.dtype))
-        if self.query is not None:
-            patches = feature + self.positions  # (B, P, width)
-            attention = (patches @ self.query / len(self.query) ** 0.5).softmax(dim=1)
-            feature = (attention[..., None] * patches).sum(dim=1)
+        feature = self.enter(self.of_patch(values.to(self.enter.weight.dtype)).flatten(1))
         return feature if hidden is None else torch.where(hidden[:, None], self.missing, feature)
-
-
-def _positions(patches: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, [P, width] (Vaswani et al. 2017, in two dimensions)."""
-    side = round(patches**0.5)
-    if side * side != patches:
-        raise UserError(f"a grid of {patches} patches is not square")
-    frequencies = 100.0 ** -torch.linspace(0, 1, width // 4)
-    angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
-    return torch.cat([rows, columns], dim=2).reshape(patches, -1)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
