@@ -34,7 +34,7 @@ TRAIN = {
     "train.epochs": 20, "train.batch_size": 8, "train.lr": 1e-3, "train.patience": 1000, "train.augment": "full",
     "train.objective.summary": 0.0,  # so that the scene numbers are for what the patches miss alone
 }  # fmt: skip
-LONG = {"train.epochs": 80, "train.width": 32}
+LONG = {"train.epochs": 80}
 VARIANTS: dict[str, dict[str, object]] = {
     "gap": {"train.scene_dim": 768, "train.width": 64},
     "flat": {"train.scene_dim": 768, "train.width": 64, "train.head": "flat"},
