@@ -59,30 +59,27 @@ class MeanImage:
 
 
 class NearestTrainFrame:
-    """The training frame at the least Euclidean distance; its number is the code."""
+    """The training frame at the least Euclidean distance; its row of the store is the code.
+
+    Args:
+        rows: those that are compared with, int64; their frames are held in memory, 64 KiB each.
+    """
 
     numbers = 1
 
-    def __init__(self, store: DepthStore, train_rows: np.ndarray, device: torch.device) -> None:
-        self._store, self._rows, self._device = store, train_rows, device
+    def __init__(self, store: DepthStore, rows: np.ndarray, device: torch.device) -> None:
+        self._store, self._device = store, device
+        self._rows = torch.from_numpy(rows).to(device)
+        self._first = _images(store, rows[:1], device)  # of small numbers distances lose fewer digits
+        self._frames = torch.cat([_images(store, some, device) - self._first for some in _blocks(rows)]).flatten(1)
+        self._squares = torch.stack([frame.double().square().sum() for frame in self._frames])
 
     def encode(self, images_BHW: Tensor) -> Tensor:
-        best = torch.full((len(images_BHW),), torch.inf, device=self._device, dtype=torch.float64)
-        index = torch.zeros(len(images_BHW), dtype=torch.int64, device=self._device)
-        start = 0
-        for rows in _blocks(self._rows):
-            distance = torch.cdist(
-                images_BHW.flatten(1).double(), _images(self._store, rows, self._device).flatten(1).double()
-            )
-            nearest = distance.min(dim=1)
-            closer = nearest.values < best
-            index = torch.where(closer, nearest.indices + start, index)
-            best = torch.where(closer, nearest.values, best)
-            start += len(rows)
-        return index[:, None]
+        products = (images_BHW - self._first).flatten(1) @ self._frames.T
+        return self._rows[(self._squares - 2 * products.double()).argmin(dim=1), None]
 
     def decode(self, code_BD: Tensor) -> Tensor:
-        return _images(self._store, self._rows[code_BD[:, 0].cpu().numpy()], self._device)
+        return _images(self._store, code_BD[:, 0].cpu().numpy(), self._device)
 
 
 class Pca:
@@ -179,6 +176,7 @@ def fit_baseline(
     name: BaselineName,
     store: DepthStore,
     train_rows: np.ndarray,
+    near_rows: np.ndarray,
     sample_rows: np.ndarray,
     numbers: int,
     rotate_pca: bool,
@@ -188,11 +186,12 @@ def fit_baseline(
 
     Args:
         train_rows: rows of all training frames, int64.
-        sample_rows: those that PCA is fitted on; the only ones held in memory.
+        near_rows: those among which the nearest one is looked for; sample_rows: those that PCA is fitted on. They are
+            held in memory.
     """
     makers: dict[BaselineName, Callable[[], Code]] = {
         "mean_image": lambda: MeanImage(store, train_rows, device),
-        "nearest_train_frame": lambda: NearestTrainFrame(store, train_rows, device),
+        "nearest_train_frame": lambda: NearestTrainFrame(store, near_rows, device),
         "pca": lambda: Pca(store.depth[sample_rows], numbers, rotate_pca, device),
         "grid": lambda: Grid(numbers, device),
         "dct": lambda: Dct(numbers, device),

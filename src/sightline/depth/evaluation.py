@@ -3,7 +3,8 @@
 `evaluate_autoencoder` writes five files: ``metrics.json``, the headline figures; ``evaluation_results.json``:
 
     part, frames, duplicates_left_out   which held-out frames; those whose pixels equal a training frame do not count
-    train_frames, pca_frames, probe_frames   training frames; those that PCA, and that probe and centring are fitted on
+    train_frames, near_frames, pca_frames, probe_frames   training frames; those that nearest_train_frame compares with,
+        that PCA, and that probe and centring are fitted on
     height_range_mm, resize, edge_mm    what the figures refer to: another target resize alone moves the RMSE a lot
     codes                               autoencoder and baselines: ``numbers`` and `sightline.depth.accuracy` figures
     embedding                           ``retrieval`` and ``effective_rank`` of the codes that are vectors, and, by
@@ -51,6 +52,9 @@ class EvaluateParams(Section):
     baselines: tuple[BaselineName, ...] = Field(
         ("mean_image", "nearest_train_frame", "pca", "grid", "dct"),
         description="codes of as many numbers to compare with; nearest_train_frame tells whether the split leaks",
+    )
+    near_frames: int = Field(
+        4000, ge=2, description="training frames at most among which the nearest one is looked for; 64 KiB each"
     )
     rotate_pca: bool = Field(True, description="fit PCA on the training frames in all four orientations")
     pca_frames: int = Field(1000, ge=2, le=8000, description="training frames at most that PCA is fitted on")
@@ -105,6 +109,7 @@ class Rows:
     held_out: np.ndarray  # without those that are also in train
     duplicates: int  # how many that were
     train: np.ndarray
+    near: np.ndarray  # evenly spaced in train
     pca: np.ndarray  # evenly spaced in train
     probe: np.ndarray  # evenly spaced in train
     choose: np.ndarray  # for the penalty of the probe: evenly spaced in val, or else the last fifth of probe
@@ -146,7 +151,9 @@ def evaluate_autoencoder(
     codes: dict[str, Code] = {AUTOENCODER: AutoencoderCode(evaluator)}
     for name in tqdm(params.baselines, desc="fit baselines", mininterval=0.5):
         numbers = evaluator.header.network.latent_dim
-        codes[name] = fit_baseline(name, store, rows.train, rows.pca, numbers, params.rotate_pca, evaluator.device)
+        codes[name] = fit_baseline(
+            name, store, rows.train, rows.near, rows.pca, numbers, params.rotate_pca, evaluator.device
+        )
     accuracies, vectors = _reconstruct(store, rows.held_out, codes, params, evaluator.device)
     near, far = store.preprocessing.height_range
     results = {
@@ -154,6 +161,7 @@ def evaluate_autoencoder(
         "frames": len(rows.held_out),
         "duplicates_left_out": rows.duplicates,
         "train_frames": len(rows.train),
+        "near_frames": len(rows.near),
         "pca_frames": len(rows.pca),
         "probe_frames": len(rows.probe),
         "height_range_mm": [near * store.preprocessing.unit_mm, far * store.preprocessing.unit_mm],
@@ -199,7 +207,8 @@ def _choose_rows(store: DepthStore, params: EvaluateParams) -> Rows:
     probe, choose = _spaced(train, params.probe_frames), _spaced(store.rows("val"), params.probe_frames // 2 + 1)
     if params.part == "val" or not len(choose):
         probe, choose = np.split(probe, [max(1, len(probe) * 4 // 5)])  # mostly episodes of their own
-    return Rows(new, len(held_out) - len(new), train, _spaced(train, params.pca_frames), probe, choose)
+    near, pca = _spaced(train, params.near_frames), _spaced(train, params.pca_frames)
+    return Rows(new, len(held_out) - len(new), train, near, pca, probe, choose)
 
 
 def _spaced(rows: np.ndarray, count: int) -> np.ndarray:
@@ -282,7 +291,7 @@ def _judge_embeddings(
         three = (grid[some].reshape(len(some), -1) for some in (rows.probe, rows.choose, rows.held_out))
         add(name, *(numbers.astype(np.float32) for numbers in three))
     if targets and NEAREST in vectors:
-        copied = {name: values[rows.train[vectors[NEAREST][:, 0]]] for name, values in targets.items()}
+        copied = {name: values[vectors[NEAREST][:, 0]] for name, values in targets.items()}
         spread = {name: values[rows.probe].std(axis=0) for name, values in targets.items()}
         told[NEAREST] = probes.copied(copied, frames(vectors[NEAREST], rows.held_out), spread)
     return judged | probes.report(told, PARTS, len(np.unique(store.episode[rows.held_out])))
