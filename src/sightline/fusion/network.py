@@ -283,10 +283,11 @@ class ExtraInput(nn.Module):
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.of_patch: nn.Module = nn.Identity()
+        entering = shape[0]
         if len(shape) == 2:
             self.of_patch = nn.Sequential(nn.LayerNorm(shape[1]), nn.Linear(shape[1], OF_PATCH), nn.ReLU())
-            shape = (shape[0] * OF_PATCH,)
-        self.enter = nn.Linear(*shape, width)
+            entering *= OF_PATCH
+        self.enter = nn.Linear(entering, width)
         self.missing = nn.Parameter(torch.zeros(width))
 
     def forward(self, values: Tensor | None, hidden: Tensor | None, batch: int) -> Tensor:
