@@ -36,7 +36,7 @@ from sightline.training.processes import log_weight, process_device, rank, world
 class TrainParams(TrainerParams):
     """The depth autoencoder."""
 
-    epochs: int = Field(6, ge=1, description="passes over the training frames at most")
+    epochs: int = Field(4, ge=1, description="passes over the training frames at most")
     batch_size: int = Field(8, ge=2, description="frames in a step")
     latent_dim: int = Field(768, ge=1, description="numbers in the embedding of an image")
     scene_dim: int = Field(64, ge=0, description="of them, from the network; the others are a linear code of patches")
