@@ -8,6 +8,7 @@ from encoders import RANGE, images, save_autoencoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 
 from sightline.core.errors import UserError
 from sightline.depth import create_semantic_encoder
@@ -112,7 +113,7 @@ def test_scene_numbers_have_the_spread_of_the_patches_together():
     network, x = Autoencoder(NetworkConfig(latent_dim=192, width=16)), images(16)
     scale_scene(network, x)
     patches, scene = network.train().encoder(x).split([128, 64], dim=1)
-    spread = [float(part.var(dim=0, correction=0).sum()) for part in (scene, patches)]
+    spread = [float(part.detach().var(dim=0, correction=0).sum()) for part in (scene, patches)]
     assert spread[0] == pytest.approx(spread[1], rel=0.01)
     assert scene.mean(dim=0).abs().max() < 1e-3 * scene.std()
     given = scene / network.decoder.refine_patches.scene_scale
@@ -128,6 +129,19 @@ def test_a_file_that_does_not_tell_the_scale_of_the_scene_gives_it_as_it_is(tmp_
     save_file(tensors, tmp_path / "a.safetensors", header)
     loaded = load_weights(tmp_path / "a.safetensors", "autoencoder").build(tmp_path / "a.safetensors")
     assert torch.equal(loaded.eval()(images())[0], autoencoder.eval()(images())[0])
+
+
+def test_scene_numbers_are_the_same_in_training_and_after_it():
+    torch.manual_seed(0)
+    norm = SceneNorm(3).train()
+    for _ in range(30):
+        z = torch.randn(8, 3).mul(2).add(1).requires_grad_()
+        y = norm(z)
+    assert torch.allclose(y, norm.eval()(z), atol=1e-5)
+    of_batch = torch.autograd.grad(F.batch_norm(z, None, None, training=True).pow(3).sum(), z)[0]
+    followed = torch.autograd.grad(y.pow(3).sum(), z)[0]
+    assert F.cosine_similarity(of_batch.flatten(), followed.flatten(), dim=0) > 0.5
+    assert followed.sum(dim=0).abs().max() < 1e-4  # no step moves all of a batch alike, which the norm would undo
 
 
 def test_a_single_image_in_train_mode_takes_the_running_statistics():

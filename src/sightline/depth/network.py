@@ -31,6 +31,8 @@ GRID = 8  # positions on an edge of the lowest resolution, and patches on an edg
 POSITIONS = GRID * GRID
 PatchPath = Literal["linear", "refined"]
 LEAST = 256  # channels of the refinement in a narrow network, where it is cheap beside the encoder
+MOMENTUM = 0.1  # of the running statistics of the scene numbers
+MOST_SPREAD, MOST_SHIFT = 3.0, 5.0  # corrections of a batch, as in the paper
 Head = Literal["gap", "flat"]
 
 
@@ -167,10 +169,14 @@ class FlatStart(nn.Conv2d):
 class SceneNorm(nn.BatchNorm1d):
     """Give each scene number mean 0 and the spread ``scale`` over the training images: [B, D] -> [B, D], in float32.
 
-    A single image takes the running statistics in train mode, too.
+    In training, too, by the running statistics, as they will be afterwards: those of a small batch are noise in what is
+    to be decoded. Gradients are those of the batch's: Ioffe, "Batch Renormalization" (2017).
     """
 
     scale: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, numbers: int) -> None:
         super().__init__(numbers, affine=False)
@@ -179,11 +185,21 @@ class SceneNorm(nn.BatchNorm1d):
     def forward(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(self.scale.dtype)
-            training = self.training and len(z) > 1
-            if training and self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-            mean, var = self.running_mean, self.running_var
-            return self.scale * F.batch_norm(z, mean, var, training=training, momentum=0.1, eps=self.eps)
+            if not self.training or len(z) == 1:
+                return self.scale * F.batch_norm(z, self.running_mean, self.running_var, eps=self.eps)
+            spread, shift = self._corrections(z.detach())
+            return self.scale * (F.batch_norm(z, None, None, training=True, eps=self.eps) * spread + shift)
+
+    def _corrections(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Follow the batch, and tell what brings numbers that it normalises to those of the running statistics."""
+        mean, var = z.mean(dim=0), z.var(dim=0, correction=0)
+        self.num_batches_tracked += 1
+        share = (1 / self.num_batches_tracked).clamp(min=MOMENTUM)  # at first the mean of all batches
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var, share)
+        rate = (self.running_var + self.eps).rsqrt()
+        spread, shift = (var + self.eps).sqrt() * rate, (mean - self.running_mean) * rate
+        return spread.clamp(1 / MOST_SPREAD, MOST_SPREAD), shift.clamp(-MOST_SHIFT, MOST_SHIFT)
 
 
 class SubpixelRefinement(nn.Module):
