@@ -226,7 +226,7 @@ class SegmentationProgram(nn.Module):
         )
         return found, found.argmax(dim=1)[:, rows][:, :, columns].to(torch.uint8)
 
-    def _of_windows(self, images: Tensor, window: tuple[int, int]) -> Tensor:
+    def _of_windows(self, images: Tensor, window: tuple[int, ...]) -> Tensor:
         """Mean of predictions from windows, half of one apart; see `SegmentationModel.probabilities`."""
         places = dense_patch_slices(self.size, window, tuple(side // 2 for side in window))
         parts = torch.cat([images[:, :, rows, columns] for rows, columns in places])
