@@ -36,7 +36,7 @@ class AugmentationParams(Section):
     """Of the section ``segmentation``: how images are changed, for every method alike."""
 
     crop: tuple[int, ...] | None = Field(
-        (64, 64), description="rows, columns of the random part trained on; null: all; for dims 3 and slices, as seen"
+        (64, 64), description="rows, columns (and slices, for dims 3) of the random part trained on; null: all"
     )
     flip: bool = Field(True, description="mirror half of the images, left to right; for dims 3 also front to back")
     zoom: float = Field(0.5, ge=0, le=2, description="largest random zoom, in and out, as a share")
