@@ -3,7 +3,7 @@
     python benchmarks/segmentation_steps.py [--quick]
 
 A step of `bcp`: labelled and unlabelled images, augmented, a teacher's labels, copy-paste, forward, backward,
-optimizer, average. Of images 8 and 8 at 64x64; of volumes 2 and 2 patches of 112x112x80, the size that papers train with
+optimizer, average. Of images 8 and 8 at 64x64; of volumes 2 and 2 patches of 112x112x80, which papers train with
 on the left atrium. Ours and the plain loop have a process each; memory is the most that its process ever held.
 """
 

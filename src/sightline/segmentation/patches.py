@@ -151,17 +151,17 @@ def placed_patch(
     first = np.clip(np.floor(middle - reach) - 1, 0, shape - 1).astype(int)
     last = np.clip(np.ceil(middle + reach) + 1, first, shape - 1).astype(int)
     part = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
-    # grid_sample counts from -1 at the first voxel to 1 at the last, and has the last axis first.
-    length = np.maximum(last - first, 1) / 2
-    scale = turn * ((np.array(size) - 1) / 2) / length[:, None]
-    theta = np.concatenate([scale[::-1, ::-1], ((middle - first) / length - 1)[::-1, None]], axis=1)
+    # grid_sample counts from -1 to 1 over all voxels, and has the last axis first.
+    voxels = last - first + 1
+    scale = turn * (np.array(size) - 1) / voxels[:, None]
+    theta = np.concatenate([scale[::-1, ::-1], ((2 * (middle - first) + 1) / voxels - 1)[::-1, None]], axis=1)
     device = volume_HWZ.device
     grid = F.affine_grid(sent(torch.from_numpy(theta[None]).float(), device), [1, 1, *size], align_corners=True)
     image = volume_HWZ[part].float()[None, None] / 255
-    image = F.grid_sample(image, grid, padding_mode="border", align_corners=True)
+    image = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
     labels = torch.zeros_like(volume_HWZ[part]) if mask_HWZ is None else mask_HWZ[part]
     labels = labels.float()[None, None] - IGNORE  # zeros outside: ignored
-    sampled = F.grid_sample(labels, grid, mode="nearest", align_corners=True)
+    sampled = F.grid_sample(labels, grid, mode="nearest", align_corners=False)
     return image[0], (sampled[0, 0] + IGNORE).round().to(torch.uint8)
 
 
