@@ -154,10 +154,10 @@ def test_a_step_has_patches_of_labelled_and_unlabelled_volumes(hearts):
 def test_other_data_are_refused(hearts, tmp_path):
     frames = frames_of(hearts)
     with pytest.raises(
-        UserError, match=r"crop is \[16, 24, 6\], larger than the largest volume .*, \[20, 20, 6\] rows"
+        UserError, match=r"crop is \[16, 33, 6\], larger than the largest volume .*, \[20, 20, 6\] rows"
     ):
-        check_crop(frames, Volumes(frames), (16, 24, 6), 1)
-    check_crop(frames, Volumes(frames), (16, 20, 16), 2)  # a network sees at least 16 slices
+        check_crop(frames, Volumes(frames), (16, 33, 6), 1)
+    check_crop(frames, Volumes(frames), (16, 32, 16), 2)  # a network pads to multiples of 16
     image, label, group = np.zeros((4, 8, 8), np.uint8), np.ones((4, 8, 8), np.uint8), ["p", "q", "r", "s"]
     arrays = {"grey": {"image": image}, "colour": {"image": image[..., None].repeat(3, 3), "volume": group}}
     arrays["mixed"] = {"image": image, "volume": ["a", "a", "b", "b"]}

@@ -18,6 +18,7 @@ from sightline.recording.layout import IGNORE
 from sightline.segmentation.augmentation import AugmentationParams
 from sightline.segmentation.batches import Batch, FrameBatches, StepDraw
 from sightline.segmentation.frames import SegmentationFrames
+from sightline.segmentation.network import STRIDE
 from sightline.training.loading import sent
 from sightline.training.order import Draw
 
@@ -59,9 +60,9 @@ class Volumes:
 
 
 def check_crop(frames: SegmentationFrames, volumes: Volumes, crop: tuple[int, ...], step: int) -> None:
-    """Raise `UserError` where patches are larger than what a network sees of the largest volume, and 16."""
+    """Raise `UserError` where patches are larger than the largest volume as a network sees it, with its padding."""
     seen = *frames.image_size, -(-max(map(len, volumes.rows)) // step)
-    if any(side > max(whole, 16) for side, whole in zip(crop, seen, strict=True)):
+    if any(side > whole + -whole % STRIDE for side, whole in zip(crop, seen, strict=True)):
         raise UserError(
             f"{frames.name}: segmentation.crop is {list(crop)}, larger than the largest volume as the network sees it, "
             f"{list(seen)} rows, columns and slices; lower it"
