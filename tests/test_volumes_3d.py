@@ -1,5 +1,6 @@
 """Segmentation of volumes in three dimensions: every method trains, whole volumes are measured and predicted."""
 
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from volume_files import scan, write_hearts
 
 from sightline.core.errors import UserError
 from sightline.core.params import Section, load_params
+from sightline.export.files import export_model
 from sightline.importers.volumes import ImportVolumesParams, import_volumes
 from sightline.predict import segment
 from sightline.recording.split import SplitParams
@@ -221,6 +223,18 @@ def test_images_are_not_for_a_model_of_volumes(weights, tmp_path):
     frames = SegmentationFrames.from_arrays(tmp_path / "a.npz", load_model(weights).config, SplitParams())
     with pytest.raises(UserError, match=r"was trained on volumes in three dimensions, but .*a.npz is not of volumes"):
         evaluate_segmentation(weights, frames, tmp_path / "e", EvaluateSegmentationParams())
+
+
+def test_the_card_tells_what_a_model_of_volumes_takes(weights):
+    card = json.loads(weights.with_suffix(".card.json").read_text())
+    assert card["inputs"] == ["grey volumes, 8 bits, seen in windows of 16 x 16 x 6 rows, columns and slices"]
+    assert card["configuration"]["window"] == [16, 16, 6]
+
+
+def test_an_export_is_refused_in_one_line(weights, tmp_path):
+    with pytest.raises(UserError, match="cannot export a segmentation model of volumes in three dimensions"):
+        export_model(weights, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_the_header_of_a_model_of_images_has_nothing_of_volumes():

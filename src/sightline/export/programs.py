@@ -185,8 +185,13 @@ class SegmentationProgram(nn.Module):
     def __init__(self, model: SegmentationModel, windows: bool) -> None:
         super().__init__()
         config = model.config
-        if config.extras or config.spatial_dims != 2 or config.image_size is None:
-            what = ", ".join(config.extras) or f"{config.spatial_dims} axes"
+        if config.spatial_dims != 2:
+            raise UserError(
+                "cannot export a segmentation model of volumes in three dimensions; run it with "
+                "`python -m sightline.predict segment`, or give one of images"
+            )
+        if config.extras or config.image_size is None:
+            what = ", ".join(config.extras) or "images of any size"
             raise UserError(f"cannot export a segmentation model with {what}; give one of 2-D images alone")
         self.model, self.size = model, config.image_size
         self.channels = config.image_channels
