@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from test_segmentation_training import METHODS, changed
@@ -231,10 +232,17 @@ def test_the_card_tells_what_a_model_of_volumes_takes(weights):
     assert card["configuration"]["window"] == [16, 16, 6]
 
 
-def test_an_export_is_refused_in_one_line(weights, tmp_path):
-    with pytest.raises(UserError, match="cannot export a segmentation model of volumes in three dimensions"):
-        export_model(weights, tmp_path / "m.onnx")
-    assert not (tmp_path / "m.onnx").exists()
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_an_exported_program_takes_windows(weights, tmp_path, suffix):
+    assert export_model(weights, tmp_path / f"m.{suffix}") < 1e-5
+    windows = torch.randint(0, 256, (3, 16, 16, 6), dtype=torch.uint8)
+    expected = load_model(weights)(windows[:, None]).softmax(dim=1)
+    if suffix == "pt2":
+        found = torch.export.load(tmp_path / "m.pt2").module()(windows)
+    else:
+        session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(["probabilities"], {"windows": windows.numpy()})[0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_header_of_a_model_of_images_has_nothing_of_volumes():
