@@ -26,7 +26,7 @@ from sightline.segmentation.augmentation import (
 )
 from sightline.segmentation.batches import FrameBatches, StepDraw
 from sightline.segmentation.methods import largest_parts
-from sightline.segmentation.norms import InstanceNorm3d, _Normalise
+from sightline.segmentation.norms import InstanceNorm3d
 from sightline.segmentation.patches import (
     PATCH_CHANCES,
     VolumeBatches,
@@ -211,6 +211,8 @@ def test_the_norm_of_volumes_is_pytorchs_in_either_order_of_axes():
     torch.manual_seed(0)
     ours, theirs = InstanceNorm3d(5, affine=True), torch.nn.InstanceNorm3d(5, affine=True)
     for order in (torch.channels_last_3d, torch.contiguous_format):
+        ours.zero_grad()
+        theirs.zero_grad()
         x = (3 + torch.randn(3, 5, 6, 7, 4)).contiguous(memory_format=order)
         grown = [x.clone().requires_grad_() for _ in range(2)]
         results = [norm(one) for norm, one in zip((ours, theirs), grown, strict=True)]
@@ -218,6 +220,5 @@ def test_the_norm_of_volumes_is_pytorchs_in_either_order_of_axes():
         for result in results:
             F.avg_pool3d(result.square(), 2).sum().backward()
         torch.testing.assert_close(grown[0].grad, grown[1].grad, rtol=1e-4, atol=1e-4)
-    x = torch.randn(2, 3, 2, 2, 3, dtype=torch.double).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    weight, bias = (torch.randn(3, dtype=torch.double, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda *values: _Normalise.apply(*values, 1e-5), (x, weight, bias))
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-4)
+        assert results[0].is_contiguous(memory_format=order)
