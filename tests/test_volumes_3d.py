@@ -135,6 +135,12 @@ def test_a_v_net_is_monais_and_travels_in_its_file(tmp_path):
     torch.testing.assert_close(loaded(volume), output.logits)
 
 
+def test_a_v_net_trains_beside_a_bank(hearts, tmp_path):
+    path = train(hearts, tmp_path, network="vnet", method="bcp", steps_per_epoch=1, contrastive={"weight": 0.1})
+    assert "train_bank" in (tmp_path / "m/curves.csv").read_text()
+    assert load_model(path).config.network == "vnet"
+
+
 def test_volumes_are_predicted_from_windows_that_overlap():
     model = model_of(window=(16, 16, 16))
     small, large = torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 24, 20, 11)
