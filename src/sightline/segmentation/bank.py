@@ -21,17 +21,17 @@ class ContrastiveParams(Section):
     weight: float | None = Field(
         None, ge=0, description="0: no bank; null: 1 with preset document, 0.1 with ss_net and semiseg, else 0"
     )
-    intra_weight: float | None = Field(
-        None, ge=0, description="weight of the distance from the class's direction; null: 0.1 with document, else 0"
-    )
-    inter_weight: float | None = Field(
-        None, ge=0, description="weight of the closeness of classes' directions; null: 0.1 with document, else 0"
-    )
     preset: Literal["ss_net", "semiseg", "document"] | None = Field(
         None, description="ss_net, semiseg or document; null: semiseg with that method, else ss_net"
     )
     learned_selector: bool | None = Field(
         None, description="weigh and choose rows by small networks that learn; null: the preset's (document: false)"
+    )
+    intra_weight: float | None = Field(
+        None, ge=0, description="weight of the distance from the class's direction; null: 0.1 with document, else 0"
+    )
+    inter_weight: float | None = Field(
+        None, ge=0, description="weight of the closeness of classes' directions; null: 0.1 with document, else 0"
     )
     elements_per_class: int | None = Field(None, ge=2, description="rows kept of a class; null: the preset's")
     feature_dim: int = Field(32, ge=2, description="numbers in a row, after the heads (document has none)")
