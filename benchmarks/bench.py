@@ -23,7 +23,7 @@ from sightline.core.files import write_json
 # prototypes first: what others leave free in memory decides what its large arrays cost; train and embed keep it
 MODULES = (
     "prototypes", "normalize", "clip_extraction", "clip_reading", "fusion", "acting", "nothing_to_do", "train", "embed",
-    "render",
+    "render", "segmentation_steps",
 )  # fmt: skip
 
 

@@ -83,7 +83,10 @@ def patient(rng: np.random.Generator) -> dict[str, Volume]:
 
 
 def atrium(rng: np.random.Generator) -> Volume:
-    """A bent ellipsoid, class 1, among others that are not of it, in three dimensions."""
+    """A bent ellipsoid, class 1, among others that are not of it, in three dimensions.
+
+    Some of the others are as bright and nearly as large, as other chambers and vessels are: the place tells the class.
+    """
     shape = tuple(int(side) for side in rng.integers([40, 72, 72], [57, 97, 97]))
     axes = np.stack(np.mgrid[: shape[0], : shape[1], : shape[2]]).astype(float)
     image = 0.3 + 0.08 * gaussian_filter(rng.standard_normal(shape), 4) / 0.02 * 0.2
@@ -94,9 +97,14 @@ def atrium(rng: np.random.Generator) -> Volume:
         away = (axes - middle[:, None, None, None]) / half[:, None, None, None]
         return (away**2).sum(axis=0) + 0.25 * bent / bent.std() < 1
 
+    middle_of = np.array(shape) / 2 + rng.uniform(-6, 6, 3)
+    half = rng.uniform([9, 13, 13], [14, 22, 22])
     for _ in range(10):
         image[body(rng.uniform(0, shape), rng.uniform(3, 11, 3))] = rng.uniform(0.1, 0.9)
-    of_class = body(np.array(shape) / 2 + rng.uniform(-6, 6, 3), rng.uniform([9, 13, 13], [14, 22, 22]))
+    for turn in rng.uniform(0, 2 * np.pi) + np.arange(4) * np.pi / 2:  # around it in the plane
+        aside = np.array([rng.uniform(-0.8, 0.8), np.sin(turn), np.cos(turn)]) * rng.uniform(1.5, 1.9) * half
+        image[body(middle_of + aside, half * rng.uniform(0.4, 0.8))] = grey + rng.uniform(-0.05, 0.05)
+    of_class = body(middle_of, half)
     image[of_class] = grey
     image = gaussian_filter(image, rng.uniform(0.5, 1.0)) + rng.normal(0, rng.uniform(0.02, 0.08), shape)
     return Volume(1000 * image.astype(np.float32), of_class.astype(np.uint8), (1.25, 1.25, 1.25))

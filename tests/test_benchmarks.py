@@ -69,12 +69,23 @@ def test_generated_hearts_have_every_class_and_are_the_same_again(load):
     assert phantom.middle(wide.label).shape[1:] == (128, 128)
 
 
+def test_a_generated_atrium_is_not_told_by_its_grey_values_alone(load):
+    phantom = load("phantom")
+    image, label, spacing = phantom.atrium(np.random.default_rng(1002))
+    assert (phantom.atrium(np.random.default_rng(1002)).image == image).all()
+    assert image.shape == label.shape
+    assert spacing == (1.25, 1.25, 1.25)
+    low, high = np.percentile(image[label == 1], [5, 95])
+    alike = (image > low) & (image < high) & (label == 0)
+    assert alike.sum() > 0.2 * label.sum()
+
+
 @pytest.mark.slow
 def test_every_benchmark_runs(load, capsys):
     load("bench").main(["--quick"])
     works = re.findall(r"^\| (.*?) \| [\d.e+-]+ (?:ms|s|MiB) \|", capsys.readouterr().out, re.MULTILINE)
     rendering = sum(work.startswith("render a frame") for work in works)  # only where MuJoCo has OpenGL
-    assert len(works) - rendering == len(set(works)) + 1 - rendering == 18  # the extraction is compared twice
+    assert len(works) - rendering == len(set(works)) + 1 - rendering == 22  # the extraction is compared twice
 
 
 def test_the_other_way_of_reading_grids_reads_the_same(load, tmp_path):

@@ -12,6 +12,7 @@ import test_segmentation_training as segmentation
 import torch
 from conftest import depth_folder, photo_folder
 from pretended_gpu import CUDA, Gpu, pretended_gpu
+from volume_files import write_hearts
 
 from sightline.clip import GridParams
 from sightline.clip.extraction import extract_grids
@@ -22,10 +23,13 @@ from sightline.depth.training import TrainParams, train_autoencoder
 from sightline.depth.weights import extract_encoder
 from sightline.fusion.evaluation import EvaluateFusionParams, evaluate_fusion
 from sightline.fusion.training import FusionModule, FusionParams, train_fusion
+from sightline.importers.volumes import ImportVolumesParams, import_volumes
+from sightline.predict import segment
 from sightline.recording.split import SplitParams
 from sightline.segmentation.census import read
 from sightline.segmentation.evaluation import EvaluateSegmentationParams, evaluate_segmentation
 from sightline.segmentation.training import train_segmentation
+from sightline.segmentation.volumes import frames_of_volumes
 from sightline.training.precision import computed_in, exact_float32
 
 STEPS = 3
@@ -188,3 +192,19 @@ def test_grids_are_extracted(tmp_path):
     with pretended_gpu() as gpu:
         extract_grids([photo_folder(tmp_path / "photos", range(1, 8))], tmp_path / "g.hdf5", small)
     assert gpu.operations
+
+
+@pytest.mark.parametrize(("method", "most"), [("supervised", 0), ("bcp", 1), ("ss_net", 2), ("unimatch", 0)])
+def test_segmentation_of_volumes_trains_and_waits_seldom(tmp_path, method, most):
+    import_volumes(write_hearts(tmp_path / "h"), tmp_path / "h.hdf5", ImportVolumesParams())
+    params = segmentation.changed(
+        dims=3, image_size=(20, 20), crop=(16, 16, 6), batch_size=2, unlabelled_batch_size=2, epochs=1,
+        steps_per_epoch=STEPS, method=method, bcp={"pretrain": 0.0, "largest_part": True}, slice_step=2,
+    )  # fmt: skip
+    data, weights = frames_of_volumes(tmp_path / "h.hdf5", params, SplitParams()), tmp_path / "s.safetensors"
+    with pretended_gpu() as gpu:
+        train_segmentation(data, weights, tmp_path / "m", params, 0)
+        assert len(waits := waits_of(gpu)) <= most, waits
+        if method == "supervised":
+            evaluate_segmentation(weights, data, tmp_path / "e", EvaluateSegmentationParams())
+            segment(weights, tmp_path / "h.hdf5", tmp_path / "masks")

@@ -288,7 +288,7 @@ def test_parts_of_grey_slices_are_warned_of(tmp_path, crop, warned):
         (["has_background=false", "bcp.largest_part=true"], "which must be the background"),
         (["norm=group", "channels=[6, 4, 4, 4, 4, 4]"], "channels must be multiples of 4 for norm group"),
         (["image_size=[4, 4]"], r"image_size must be 8..4096 rows and columns, not \[4, 4\]"),
-        (["crop=[0, 8]"], r"segmentation.crop: crop must be two numbers above 0, not \[0, 8\]"),
+        (["crop=[0, 8]"], r"segmentation.crop: crop must be two numbers above 0, or three for dims 3, not \[0, 8\]"),
         (["classes=[a]"], r"classes must be 2 to 255 different names, not \['a'\]"),
         (["contrastive.wight=1"], "segmentation.contrastive.wight: unknown key; known here: weight, preset"),
         (["unimatch.threshold=1.5"], "segmentation.unimatch.threshold: "),

@@ -169,6 +169,8 @@ def segment(model_file: Path, images: Path, output: Path, largest: "LargestCompo
         )
     if _has_volumes(images):
         return _segment_volumes(model, model_file, images, output, largest)
+    if config.spatial_dims == 3:
+        raise UserError(f"{images}: holds no volumes, which {model_file} was trained on; give NIfTI, HDF5 or .npz")
     if largest != "none":
         raise UserError(f"{images}: the largest component is for volumes; leave --largest-component out")
     if (images / "recording.json").is_file():
@@ -277,9 +279,12 @@ def _volumes_of(
 def _ids_of(model: "SegmentationModel", slices: np.ndarray) -> np.ndarray:
     """Class ids uint8 [Z, H, W] of slices uint8 [Z, H, W]."""
     from sightline.segmentation.frames import resized
-    from sightline.segmentation.volumes import enlarged
+    from sightline.segmentation.volumes import enlarged, seen_slices
 
     size, ids = model.config.image_size or slices.shape[1:], []
+    if model.config.spatial_dims == 3:
+        seen = np.stack([resized(Image.fromarray(one), size) for one in slices])
+        return np.concatenate([enlarged(found, slices.shape[1:]).cpu().numpy() for found in seen_slices(model, seen)])
     for start in range(0, len(slices), BATCH):
         some = np.stack([resized(Image.fromarray(one), size) for one in slices[start : start + BATCH]])
         probabilities = model.probabilities(torch.from_numpy(some[:, None]).to(process_device()))

@@ -779,6 +779,14 @@ CASES = [
          with_set("train_segmentation", "segmentation.labeled_groups=some")),
     Case("train_segmentation", "segmentation.labeled_groups", "an episode that is not there", nothing,
          with_set("train_segmentation", "segmentation.labeled_groups=[99]")),
+    Case("import_volumes", "hearts/volumes", "one image in train and test",
+         swapped("hearts/volumes/p2_frame01.nii.gz", "hearts/volumes/p0_frame01.nii.gz")),
+    Case("train_segmentation", "segmentation.dims", "3, of images", nothing,
+         with_set("train_segmentation", "segmentation.dims=3", "segmentation.crop=[16,16,16]")),
+    Case("train_segmentation", "segmentation.crop", "two numbers for three dimensions", nothing,
+         with_set("train_segmentation", "segmentation.dims=3")),
+    Case("train_segmentation", "segmentation.network", "a V-Net of images", nothing,
+         with_set("train_segmentation", "segmentation.network=vnet")),
 ]  # fmt: skip
 
 if __name__ == "__main__":

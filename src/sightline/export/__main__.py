@@ -1,7 +1,8 @@
 """Export a trained model for other programs: ``python -m sightline.export MODEL OUT.onnx|OUT.pt2``.
 
 MODEL is an encoder, a policy or a segmentation model. The file takes raw images of any size and number: decoding,
-resizing, filling of holes and normalisation are inside. ONNX Runtime or OpenVINO run .onnx, PyTorch runs .pt2.
+resizing, filling of holes and normalisation are inside. Of a model of volumes, it takes windows of the size that was
+trained on. ONNX Runtime or OpenVINO run .onnx, PyTorch runs .pt2.
 """
 
 from argparse import ArgumentParser, Namespace

@@ -21,7 +21,7 @@ from torch import Tensor
 from sightline.core.errors import UserError
 from sightline.core.files import atomic_output
 from sightline.depth.weights import load_weights
-from sightline.export.programs import EncoderProgram, PolicyProgram, Program, SegmentationProgram
+from sightline.export.programs import EncoderProgram, PolicyProgram, Program, SegmentationProgram, VolumeProgram
 from sightline.fusion.policy import load_policy
 from sightline.segmentation.model import load_model
 from sightline.training.card import SUFFIX, read_card
@@ -48,7 +48,8 @@ def open_program(weights: Path, windows: bool = True) -> tuple[Program, dict[str
         program, config = PolicyProgram(policy), policy.config.model_dump(mode="json")
     elif kind == "segmentation":
         model = load_model(weights)
-        program, config = SegmentationProgram(model, windows), model.config.model_dump(mode="json")
+        program = SegmentationProgram(model, windows) if model.config.spatial_dims == 2 else VolumeProgram(model)
+        config = model.config.model_dump(mode="json")
     else:
         loaded = load_weights(weights, "encoder")
         encoder: Any = loaded.build(weights)

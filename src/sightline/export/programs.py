@@ -185,8 +185,8 @@ class SegmentationProgram(nn.Module):
     def __init__(self, model: SegmentationModel, windows: bool) -> None:
         super().__init__()
         config = model.config
-        if config.extras or config.spatial_dims != 2 or config.image_size is None:
-            what = ", ".join(config.extras) or f"{config.spatial_dims} axes"
+        if config.extras or config.image_size is None:
+            what = ", ".join(config.extras) or "images of any size"
             raise UserError(f"cannot export a segmentation model with {what}; give one of 2-D images alone")
         self.model, self.size = model, config.image_size
         self.channels = config.image_channels
@@ -226,7 +226,7 @@ class SegmentationProgram(nn.Module):
         )
         return found, found.argmax(dim=1)[:, rows][:, :, columns].to(torch.uint8)
 
-    def _of_windows(self, images: Tensor, window: tuple[int, int]) -> Tensor:
+    def _of_windows(self, images: Tensor, window: tuple[int, ...]) -> Tensor:
         """Mean of predictions from windows, half of one apart; see `SegmentationModel.probabilities`."""
         places = dense_patch_slices(self.size, window, tuple(side // 2 for side in window))
         parts = torch.cat([images[:, :, rows, columns] for rows, columns in places])
@@ -238,4 +238,31 @@ class SegmentationProgram(nn.Module):
         return total / times
 
 
-Program = EncoderProgram | PolicyProgram | SegmentationProgram
+class VolumeProgram(nn.Module):
+    """Windows of a volume, uint8 [B, rows, columns, slices] -> probabilities [B, C, rows, columns, slices].
+
+    Windows have the size of those that it was trained on. They are cut from a volume whose grey values, size and slices
+    are as the model's ``intake``, ``image_size`` and ``slice_step`` say; how they overlap is the caller's choice.
+    """
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        assert model.config.window is not None
+        self.model, self.window = model, model.config.window
+        size, classes = ", ".join(map(str, self.window)), model.config.classes
+        self.inputs = {"windows": f"grey values, uint8 [B, {size}]: rows, columns, slices"}
+        self.outputs = {"probabilities": f"float32 [B, {len(classes)}, {size}]: {', '.join(classes)}"}
+
+    def example(self, count: int, _: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Inputs such as the program takes."""
+        return (torch.randint(0, 255, (count, *self.window), dtype=torch.uint8),)
+
+    def dynamic(self) -> tuple[dict[int, str], ...]:
+        """Names of the axes of each input that may have any length."""
+        return ({0: "batch"},)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        return self.model(windows[:, None]).softmax(dim=1)
+
+
+Program = EncoderProgram | PolicyProgram | SegmentationProgram | VolumeProgram

@@ -5,7 +5,8 @@ colours and the pasted rectangle are those of consistency training: Sohn et al.,
 "CutMix" (ICCV 2019), with the sizes of Yang et al., "Revisiting Weak-to-Strong Consistency" (UniMatch, CVPR 2023).
 
 ``Inputs`` is what a network takes: ``image`` float [B, channels, H, W] in [0, 1] and, where there are some, ``depth``
-[B, 2, H, W], ``embedding`` [B, D] and ``grid`` [B, P, G]. Random numbers are uniform in [0, 1).
+[B, 2, H, W], ``embedding`` [B, D] and ``grid`` [B, P, G]; of volumes ``image`` alone, [B, 1, H, W, Z], whose places
+`sightline.segmentation.patches` changes. Random numbers are uniform in [0, 1).
 """
 
 import math
@@ -20,17 +21,24 @@ from sightline.core.params import Section
 from sightline.recording.layout import IGNORE
 
 Inputs = dict[str, Tensor]
-PLACE_CHANCES, COLOUR_CHANCES, BOX_CHANCES, CROP_CHANCES = 5, 4, 5, 2
+PLACE_CHANCES, COLOUR_CHANCES, BOX_CHANCES, CROP_CHANCES = 5, 4, 5, 2  # of images
 STRONG_CHANCES = COLOUR_CHANCES + 3  # whether to change colours, whether to make it grey, how much to blur
 WEAK_CHANCES = PLACE_CHANCES + COLOUR_CHANCES
 _GREY_SHARE, _COLOUR_SHARE = 0.2, 0.8  # of the strong views
 
 
+def box_chances(axes: int) -> int:
+    """How many random numbers `random_boxes` takes of each image with so many spatial axes."""
+    return 2 * axes + 1  # whether there is one, size, ratios of the sides, corner
+
+
 class AugmentationParams(Section):
     """Of the section ``segmentation``: how images are changed, for every method alike."""
 
-    crop: tuple[int, int] | None = Field((64, 64), description="rows, columns of the random part trained on; null: all")
-    flip: bool = Field(True, description="mirror half of the images, left to right")
+    crop: tuple[int, ...] | None = Field(
+        (64, 64), description="rows, columns (and slices, for dims 3) of the random part trained on; null: all"
+    )
+    flip: bool = Field(True, description="mirror half of the images, left to right; for dims 3 also front to back")
     zoom: float = Field(0.5, ge=0, le=2, description="largest random zoom, in and out, as a share")
     rotate: float = Field(30.0, ge=0, le=180, description="largest random rotation, degrees")
     shift: float = Field(0.1, ge=0, le=0.5, description="largest random shift, as a share of the sides")
@@ -41,9 +49,9 @@ class AugmentationParams(Section):
 
     @field_validator("crop")
     @classmethod
-    def _is_positive(cls, crop: tuple[int, int] | None) -> tuple[int, int] | None:
-        if crop is not None and min(crop) < 1:
-            raise ValueError(f"crop must be two numbers above 0, not {list(crop)}")
+    def _is_positive(cls, crop: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if crop is not None and (len(crop) not in (2, 3) or min(crop) < 1):
+            raise ValueError(f"crop must be two numbers above 0, or three for dims 3, not {list(crop)}")
         return crop
 
 
@@ -79,10 +87,10 @@ class Window:
     """Parts of images: ``size`` pixels each, from the pixel ``corner`` [B, 2] (row, column) on."""
 
     corner: Tensor
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
     @classmethod
-    def random(cls, chances: Tensor, whole: tuple[int, int], size: tuple[int, int]) -> "Window":
+    def random(cls, chances: Tensor, whole: tuple[int, int], size: tuple[int, ...]) -> "Window":
         """Anywhere in images of ``whole`` pixels. ``chances`` is [B, CROP_CHANCES]."""
         rooms = (all_ - part + 1 for all_, part in zip(whole, size, strict=True))
         return cls(torch.stack([(chances[:, axis] * room).long() for axis, room in enumerate(rooms)], dim=1), size)
@@ -124,12 +132,13 @@ def strong_view(inputs: Inputs, chances: Tensor, params: AugmentationParams) -> 
         chances: [B, STRONG_CHANCES].
     """
     image, (of_colour, of_rest) = inputs["image"], chances.split((COLOUR_CHANCES, 3), dim=1)
-    apply, grey, blur = of_rest[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1) each
+    apply, grey, blur = (of_rest[:, i].view(-1, *[1] * (image.ndim - 1)) for i in range(3))  # (B, 1, 1, ...) each
     changed = change_colours(image, of_colour, params.strong_jitter, params.strong_hue)
     image = torch.where(apply < _COLOUR_SHARE, changed, image)
     image = torch.where(grey < _GREY_SHARE, image.mean(1, keepdim=True), image)
-    soft = F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), kernel_size=3, stride=1)
-    soft = F.avg_pool2d(soft, kernel_size=3, stride=1)
+    average = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
+    soft = average(F.pad(image, [2, 2] * (image.ndim - 2), mode="replicate"), kernel_size=3, stride=1)
+    soft = average(soft, kernel_size=3, stride=1)
     return inputs | {"image": image + (soft - image) * (2 * blur - 1).clamp_min(0)}
 
 
@@ -137,12 +146,13 @@ def change_colours(images: Tensor, chances: Tensor, amount: float, hue: float) -
     """Change brightness, contrast and, of RGB, saturation by up to ``amount``, and turn the hue by up to ``hue`` turns.
 
     Args:
-        images: [B, 3 or 1, H, W] in [0, 1]; so is the result.
+        images: [B, 3 or 1, H, W] or [B, 1, H, W, Z] in [0, 1]; so is the result.
         chances: [B, COLOUR_CHANCES].
     """
-    brightness, contrast, saturation = (1 + amount * (2 * chances[:, :3] - 1)).T[..., None, None, None]
+    amounts_3B = (1 + amount * (2 * chances[:, :3] - 1)).T
+    brightness, contrast, saturation = amounts_3B.reshape(3, -1, *[1] * (images.ndim - 1))
     images = images * brightness
-    images = (images - (mean := images.mean((1, 2, 3), keepdim=True))) * contrast + mean
+    images = (images - (mean := images.mean(tuple(range(1, images.ndim)), keepdim=True))) * contrast + mean
     if images.shape[1] == 3:
         angle = (2 * math.pi * hue * (2 * chances[:, 3] - 1))[:, None, None]
         one, third = torch.eye(3, device=images.device), torch.full((3, 3), 1 / 3, device=images.device)
@@ -153,23 +163,29 @@ def change_colours(images: Tensor, chances: Tensor, amount: float, hue: float) -
     return images.clamp(0, 1)
 
 
-def random_boxes(chances: Tensor, size: tuple[int, int], share: float = 0.5) -> Tensor:
-    """A rectangle in some of the images -> bool [B, 1, H, W], true within.
+def random_boxes(chances: Tensor, size: tuple[int, ...], share: float = 0.5) -> Tensor:
+    """A rectangle, or of volumes a cuboid, in some of the images -> bool [B, 1, ...], true within.
 
-    Its area is 2 to 40 % of the image, the ratio of its sides 0.3 to 1 / 0.3.
+    It is 2 to 40 % of the image, the ratio of its sides 0.3 to 1 / 0.3.
 
     Args:
-        chances: [B, BOX_CHANCES].
+        chances: [B, `box_chances`].
         share: of the images that have one.
     """
-    area, ratio = 0.02 + 0.38 * chances[:, 1], 0.3 ** (1 - 2 * chances[:, 2])
-    sides_2B = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp_max(1)  # shares of height and width
-    return _boxes(sides_2B, chances[:, 3:].T, size) & (chances[:, 0] < share)[:, None, None, None]
+    axes, area = len(size), 0.02 + 0.38 * chances[:, 1]
+    if axes == 2:
+        ratio = 0.3 ** (1 - 2 * chances[:, 2])
+        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()])  # shares of height and width
+    else:
+        ratios_2B = 0.3 ** (1 - 2 * chances[:, 2:4].T)  # of rows and of columns to slices
+        sides = (area / ratios_2B.prod(dim=0)) ** (1 / 3) * torch.cat([ratios_2B, torch.ones_like(area)[None]])
+    has_one = (chances[:, 0] < share).view(-1, *[1] * (axes + 1))
+    return _boxes(sides.clamp_max(1), chances[:, axes + 1 :].T, size) & has_one
 
 
-def square_boxes(chances: Tensor, size: tuple[int, int], side: float = 2 / 3) -> Tensor:
-    """A rectangle of ``side`` times the image's sides, anywhere: bool [B, 1, H, W]. ``chances`` is [B, >= 2]."""
-    return _boxes(chances.new_full((2, len(chances)), side), chances[:, :2].T, size)
+def square_boxes(chances: Tensor, size: tuple[int, ...], side: float = 2 / 3) -> Tensor:
+    """A box of ``side`` times the image's sides, anywhere: bool [B, 1, ...]. ``chances`` is [B, >= spatial axes]."""
+    return _boxes(chances.new_full((len(size), len(chances)), side), chances[:, : len(size)].T, size)
 
 
 def pasted(inputs: Inputs, others: Inputs, box_B1HW: Tensor) -> Inputs:
@@ -189,13 +205,14 @@ def pasted(inputs: Inputs, others: Inputs, box_B1HW: Tensor) -> Inputs:
     return mixed
 
 
-def _boxes(sides_2B: Tensor, corner_2B: Tensor, size: tuple[int, int]) -> Tensor:
-    inside = []
+def _boxes(sides_AB: Tensor, corner_AB: Tensor, size: tuple[int, ...]) -> Tensor:
+    inside = torch.ones([len(sides_AB[0]), *[1] * (len(size) + 1)], dtype=torch.bool, device=sides_AB.device)
     for axis, length in enumerate(size):
-        start = corner_2B[axis] * (1 - sides_2B[axis]) * length
-        place = torch.arange(length, device=sides_2B.device) + 0.5
-        inside.append((place >= start[:, None]) & (place < (start + sides_2B[axis] * length)[:, None]))
-    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+        start = corner_AB[axis] * (1 - sides_AB[axis]) * length
+        place = torch.arange(length, device=sides_AB.device) + 0.5
+        along = (place >= start[:, None]) & (place < (start + sides_AB[axis] * length)[:, None])
+        inside = inside & along.view(-1, 1, *[length if other == axis else 1 for other in range(len(size))])
+    return inside
 
 
 def _sampling_matrix(chances: Tensor, height: int, width: int, params: AugmentationParams) -> Tensor:

@@ -56,7 +56,7 @@ def check_classes(
             "label more groups",
             stacklevel=3,
         )
-    if frames.channels == 1 and params.crop and params.crop != frames.image_size:
+    if frames.channels == 1 and params.dims == 2 and params.crop and params.crop != frames.image_size:
         warnings.warn(
             f"{frames.name}: trained on parts, segmentation.crop={list(params.crop)}, of grey images of "
             f"{list(frames.image_size)}; where the place tells the class, as in slices of a body, set "

@@ -45,7 +45,7 @@ from sightline.segmentation.model import SegmentationModel, load_model
 from sightline.segmentation.params import NO_POSTPROCESS, PostprocessParams
 from sightline.segmentation.pictures import draw_overlays
 from sightline.segmentation.volume_figures import VolumeFigures, volume_headline, volume_lines
-from sightline.segmentation.volumes import enlarged
+from sightline.segmentation.volumes import VolumePredictions, enlarged
 from sightline.training.precision import exact_float32
 from sightline.training.processes import process_device
 
@@ -57,7 +57,9 @@ class EvaluateSegmentationParams(Section):
 
     part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
     batch_size: int = Field(16, ge=1, description="frames at a time")
-    windows: bool = Field(True, description="of a model of parts, mean of whole image and windows; false: whole image")
+    windows: bool = Field(
+        True, description="of a model of parts, mean of whole image and windows (volumes: windows); false: whole image"
+    )
     seed: int = Field(0, ge=0, description="draws of the bootstrap; which other frame lends a further input")
 
 
@@ -161,6 +163,7 @@ class _Run:
     ) -> None:
         self.model, self.frames, self.params = model, frames, params
         self.device, self.classes = next(model.parameters()).device, len(model.config.classes)
+        self.volumes = VolumePredictions(model, frames, params.windows) if model.config.spatial_dims == 3 else None
 
     def batches(self, rows: np.ndarray, title: str) -> Iterator[np.ndarray]:
         starts = range(0, len(rows), self.params.batch_size)
@@ -176,6 +179,8 @@ class _Run:
         Args:
             others: further inputs [n, ...] by name, in the place of those of the rows.
         """
+        if self.volumes:
+            return self.volumes.ids(rows), self.volumes.confidence(rows)
         confidence, predicted = self.probabilities(rows, images, others).max(dim=1)
         return predicted.cpu().numpy().astype(np.uint8), confidence.cpu().numpy()
 
@@ -226,6 +231,8 @@ class _Run:
     def predict_whole(self, rows: np.ndarray) -> np.ndarray:
         """Class ids uint8 [n, H, W] of these rows at the size of their slices."""
         assert self.frames.own_size is not None
+        if self.volumes:
+            return self.volumes.whole_ids(rows)
         probabilities = self.probabilities(rows, self.frames.images(rows))
         return enlarged(probabilities, self.frames.own_size).cpu().numpy()
 
@@ -280,6 +287,8 @@ def _held_out(weights: Path, model: SegmentationModel, frames: SegmentationFrame
     if ("depth" in config.extras) != (frames.read_depth is not None):
         needs = "with depth images; add" if "depth" in config.extras else "without depth images; leave out"
         raise UserError(f"{weights}: was trained {needs} --depth FOLDER")
+    if config.spatial_dims == 3 and frames.volume is None:
+        raise UserError(f"{weights}: was trained on volumes in three dimensions, but {frames.name} is not of volumes")
     features = {name: shape for name, shape in config.extras.items() if name != "depth"}
     check_features(frames.features, features, config.makers, weights)
     if frames.intake is not None and config.intake is not None:

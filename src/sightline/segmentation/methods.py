@@ -29,11 +29,11 @@ from torch.nn import functional as F
 from sightline.core.params import Section
 from sightline.recording.layout import IGNORE
 from sightline.segmentation.augmentation import (
-    BOX_CHANCES,
     STRONG_CHANCES,
     AugmentationParams,
     Inputs,
     Window,
+    box_chances,
     extras_of,
     pasted,
     random_boxes,
@@ -46,9 +46,12 @@ from sightline.segmentation.network import Output
 
 Method = Literal["supervised", "ss_net", "semiseg", "unimatch", "bcp"]
 TEACHER_METHODS = ("semiseg", "bcp")
-VIEW_CHANCES = STRONG_CHANCES + BOX_CHANCES
-UNLABELLED_CHANCES = 2 * VIEW_CHANCES  # of two strong views
 _ROUNDS = 8  # of spreading numbers over connected pixels, between two looks
+
+
+def unlabelled_chances(axes: int) -> int:
+    """How many random numbers of each unlabelled image with so many spatial axes methods take: of two strong views."""
+    return 2 * (STRONG_CHANCES + box_chances(axes))
 
 
 class SsNetParams(Section):
@@ -113,7 +116,7 @@ class Step:
     generator: torch.Generator  # of this step alone, on the device of the images
     class_weights: Tensor | None  # of the classes in the cross-entropy
     labelled: Inputs
-    labels: Tensor  # class ids, int64 [B, H, W], 255 = ignore
+    labels: Tensor  # class ids, int64 [B, H, W] or [B, H, W, Z], 255 = ignore
     hidden: dict[str, Tensor]  # which labelled images' further inputs are hidden
 
 
@@ -126,8 +129,8 @@ class Unlabelled:
     """
 
     inputs: Inputs
-    outside: Tensor  # int64 [B, H, W], 255 outside the image, else 0
-    chances: Tensor  # [B, UNLABELLED_CHANCES]
+    outside: Tensor  # int64 [B, ...], 255 outside the image, else 0
+    chances: Tensor  # [B, `unlabelled_chances`]
     whole: Inputs  # what ``inputs`` is part of, or is
     window: Window | None  # which part; None: all
 
@@ -213,9 +216,9 @@ def unimatch(step: Step, more: Unlabelled) -> Learnt:
     confidence, pseudo = _predicted(step.teacher, more) if params.teacher else _most_likely(weak.logits, more)
     weight = params.weight * step.params.rise(step.done)
     views, labels, trust = [], [], []
-    for chances in more.chances.split(VIEW_CHANCES, dim=1):
-        of_colour, of_box = chances.split((STRONG_CHANCES, BOX_CHANCES), dim=1)
-        box = random_boxes(of_box, (size[0], size[1]))
+    for chances in more.chances.chunk(2, dim=1):
+        of_colour, of_box = chances.split((STRONG_CHANCES, box_chances(len(size))), dim=1)
+        box = random_boxes(of_box, size)
         view = strong_view(more.inputs, of_colour, step.params)
         views.append(pasted(view, _rolled(view), box))
         labels.append(torch.where(box[:, 0], pseudo.roll(1, dims=0), pseudo))
@@ -237,7 +240,7 @@ def bcp(step: Step, more: Unlabelled) -> Learnt:
     """Labelled rectangles in unlabelled images and the reverse; first, labelled ones in labelled images."""
     count = min(len(step.labels), len(more.outside))
     labelled, labels = {name: values[:count] for name, values in step.labelled.items()}, step.labels[:count]
-    box = square_boxes(more.chances[:count], (labels.shape[1], labels.shape[2]))
+    box = square_boxes(more.chances[:count], labels.shape[1:])
     if step.done < step.params.bcp.pretrain:
         mixed = torch.where(box[:, 0], labels.roll(1, dims=0), labels)
         output = _run(step.model, pasted(labelled, _rolled(labelled), box))
@@ -263,30 +266,32 @@ def largest_parts(labels: Tensor, classes: int) -> Tensor:
     """Of each class but 0, in each image, the largest connected part; the others become 0. All on the device.
 
     Args:
-        labels: class ids, int64 [B, H, W], 255 = ignore. Corners connect, as in the code of Bai et al.
+        labels: class ids, int64 [B, H, W] or [B, H, W, Z], 255 = ignore. Corners connect, as in the code of Bai et al.
     """
-    members_CBHW = torch.arange(1, classes, device=labels.device)[:, None, None, None] == labels
-    parts_BN = _parts(members_CBHW, labels).flatten(1)
+    members_CB = torch.arange(1, classes, device=labels.device).view(-1, *[1] * labels.ndim) == labels  # (C, B, ...)
+    parts_BN = _parts(members_CB, labels).flatten(1)
     sizes_BN = torch.zeros_like(parts_BN).scatter_add_(1, parts_BN, torch.ones_like(parts_BN))
-    size_CBHW = torch.where(members_CBHW, sizes_BN.gather(1, parts_BN).view_as(labels), 0)
-    stays_BHW = ((size_CBHW == size_CBHW.amax((2, 3), keepdim=True)) & members_CBHW).any(dim=0)
-    return torch.where(stays_BHW | (labels == IGNORE), labels, 0)
+    size_CB = torch.where(members_CB, sizes_BN.gather(1, parts_BN).view_as(labels), 0)
+    largest_CB = size_CB.amax(tuple(range(2, size_CB.ndim)), keepdim=True)
+    stays_B = ((size_CB == largest_CB) & members_CB).any(dim=0)
+    return torch.where(stays_B | (labels == IGNORE), labels, 0)
 
 
-def _parts(members_CBHW: Tensor, labels: Tensor) -> Tensor:
-    """A number for each connected part of a class in an image, the last of its pixels', int64 [B, H, W].
+def _parts(members_CB: Tensor, labels: Tensor) -> Tensor:
+    """A number for each connected part of a class in an image, the last of its pixels', int64 [B, ...].
 
     Pixels point to a pixel of their part. Each that has a neighbour of its class which points further takes along what
     it points to itself, so that parts of parts join in few rounds. After `_ROUNDS` of them, a GPU is asked whether the
     last changed anything.
     """
     count, shape = labels[0].numel(), labels.shape
+    largest_around = F.max_pool2d if labels.ndim == 3 else F.max_pool3d
     own = torch.arange(count, device=labels.device).repeat(len(labels), 1)
     while True:
         for _ in range(_ROUNDS):
             before = own
-            numbered = torch.where(members_CBHW, own.view(shape) + 1.0, 0.0)  # exact in float32: below 2^24 pixels
-            around = torch.where(members_CBHW, F.max_pool2d(numbered, 3, 1, 1), 0.0).amax(dim=0).flatten(1)
+            numbered = torch.where(members_CB, own.view(shape) + 1.0, 0.0)  # exact in float32: below 2^24 pixels
+            around = torch.where(members_CB, largest_around(numbered, 3, 1, 1), 0.0).amax(dim=0).flatten(1)
             furthest = torch.where(around > 0, around.long() - 1, own)
             own = furthest.scatter_reduce(1, own, furthest, "amax")
             own = own.gather(1, own)
@@ -320,7 +325,7 @@ def _predicted(teacher: SegmentationModel, more: Unlabelled) -> tuple[Tensor, Te
 
 
 def _most_likely(logits: Tensor, more: Unlabelled) -> tuple[Tensor, Tensor]:
-    """Confidence and class of each pixel, [B, H, W] each, without gradient; 255 outside the image."""
+    """Confidence and class of each pixel, [B, ...] each, without gradient; 255 outside the image."""
     confidence, pseudo = logits.detach().float().softmax(dim=1).max(dim=1)
     return confidence, torch.where(more.outside == IGNORE, IGNORE, pseudo)
 

@@ -5,10 +5,11 @@ are read again.
 """
 
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from monai.inferers import sliding_window_inference
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from sightline.core.hub import HubModel
@@ -18,9 +19,13 @@ from sightline.grids.features import Extras
 from sightline.recording.volumes import Intake
 from sightline.segmentation.augmentation import Inputs, Window
 from sightline.segmentation.network import Norm, Output, SegmentationNetwork
+from sightline.segmentation.norms import CHANNELS_LAST
 from sightline.segmentation.params import FrameParams
+from sightline.segmentation.vnet import VNetwork
 
 _KEY = "sightline_segmentation"  # in the header of the file
+_OF_VOLUMES = ("network", "slice_step")  # entries that the header of a model of images does not have
+NetworkName = Literal["unet", "vnet"]
 
 
 class SegmentationConfig(FrameParams):
@@ -28,14 +33,16 @@ class SegmentationConfig(FrameParams):
 
     image_channels: int = 3  # 3, or 1 for grey images
     channels: tuple[int, ...] = (16, 16, 32, 64, 128, 16)  # see `SegmentationNetwork`
-    spatial_dims: int = 2
+    spatial_dims: Literal[2, 3] = 2
+    network: NetworkName = "unet"
+    slice_step: PositiveInt = 1  # of volumes: how many slices are averaged to one that the network sees
     norm: Norm = "batch"
     feature_stride: int = 1
     # further inputs: depth (2, H, W), embedding (D,), grid (P, C); and what made the last two
     extras: Extras = Field(default={})
     makers: dict[str, str] = Field(default={})
-    # rows and columns of the parts that it was trained on; None: whole images
-    window: tuple[PositiveInt, PositiveInt] | None = None
+    # rows, columns and, of volumes, slices of the parts that it was trained on; None: whole images
+    window: tuple[PositiveInt, ...] | None = None
     intake: Intake | None = None  # how volumes became slices; None: trained on other images
     method: str = "supervised"
     train_groups: tuple[str, ...] = ()  # whose images it has seen, so that an evaluation can refuse to test on them
@@ -46,7 +53,16 @@ class SegmentationConfig(FrameParams):
     def _has_classes(self) -> "SegmentationConfig":
         if len(self.classes) < 2:
             raise ValueError("a model has at least two classes")
+        if self.window is not None and len(self.window) != self.spatial_dims:
+            raise ValueError(f"window must be {self.spatial_dims} numbers, not {list(self.window)}")
+        if self.network == "vnet" and self.spatial_dims != 3:
+            raise ValueError("network vnet is for volumes")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_volumes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        entries = dump(self)
+        return entries if self.spatial_dims == 3 else {k: v for k, v in entries.items() if k not in _OF_VOLUMES}
 
 
 class SegmentationModel(HubModel, nn.Module):
@@ -61,17 +77,13 @@ class SegmentationModel(HubModel, nn.Module):
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
         self.config = config
-        grid, vector = config.extras.get("grid"), config.extras.get("embedding")
-        self.network = SegmentationNetwork(
-            config.image_channels + (2 if "depth" in config.extras else 0), len(config.classes), config.channels,
-            spatial_dims=config.spatial_dims, norm=config.norm, feature_stride=config.feature_stride,
-            grid=(grid[0], grid[1]) if grid else None, vector=vector[0] if vector else None,
-        )  # fmt: skip
+        self.network = _network(config)
         shape = (config.image_channels, *[1] * config.spatial_dims)
         self.register_buffer("mean", torch.full(shape, 0.5))
         self.register_buffer("std", torch.full(shape, 0.25))
-        if config.spatial_dims == 2:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.network == "unet":
+            order = CHANNELS_LAST[config.spatial_dims + 2]
+            self.network.to(memory_format=order)  # type: ignore[call-overload]
 
     def write_weights(self, path: Path) -> None:
         """`save_model`."""
@@ -133,8 +145,8 @@ class SegmentationModel(HubModel, nn.Module):
             elif "depth" in hidden:
                 depth = depth * ~hidden["depth"][:, None, None, None]
             values = torch.cat([values, depth.to(values.dtype)], dim=1)
-        if values.ndim == 4:
-            values = values.contiguous(memory_format=torch.channels_last)
+        if self.config.network == "unet":
+            values = values.contiguous(memory_format=CHANNELS_LAST[values.ndim])
         return self.network.encode(values, extras, hidden)
 
     def decode(self, levels: list[Tensor], size: torch.Size | tuple[int, ...]) -> Output:
@@ -142,15 +154,18 @@ class SegmentationModel(HubModel, nn.Module):
         return self.network.decode(levels, size)
 
     @torch.no_grad()
-    def probabilities(self, images: Tensor, extras: Inputs | None = None, windows: bool = True) -> Tensor:
-        """The same images -> probabilities of the classes [B, C, H, W].
+    def probabilities(
+        self, images: Tensor, extras: Inputs | None = None, windows: bool = True, overlap: float = 0.5
+    ) -> Tensor:
+        """The same images -> probabilities of the classes [B, C, ...].
 
         For a model trained on parts, this is the mean of two predictions: of the whole image, over which its norms take
         other means than in training, and of windows as large as the parts, half a window apart, which do not see what
-        is around them (windows alone: nnU-Net, Isensee et al., 2021).
+        is around them (windows alone: nnU-Net, Isensee et al., 2021). Volumes are predicted from windows alone.
 
         Args:
             windows: False predicts from the whole image alone.
+            overlap: of windows of volumes, as a share of their sides.
 
         Raises:
             UserError: as `forward`.
@@ -158,8 +173,15 @@ class SegmentationModel(HubModel, nn.Module):
         check_layout("images", images, self.config.image_channels, self.config.spatial_dims)
         check_pixels("images", images, look=True)
         images = images.float() / 255 if images.dtype == torch.uint8 else images
+        size, whole = self.config.window, images.shape[2:]
+        if size is not None and len(size) == 3 and windows:
+            found = sliding_window_inference(
+                images, size, 1, lambda part: self(part).float().softmax(dim=1), overlap, "gaussian",
+                padding_mode="replicate",
+            )  # fmt: skip
+            assert isinstance(found, Tensor)
+            return found
         of_whole = self(images, extras).float().softmax(dim=1)
-        size, whole = self.config.window, (images.shape[2], images.shape[3])
         if not windows or size is None or any(part > side for part, side in zip(size, whole, strict=True)):
             return of_whole
         inputs = {"image": images, **(extras or {})}
@@ -171,6 +193,18 @@ class SegmentationModel(HubModel, nn.Module):
 
         of_windows = sliding_window_inference(images, size, len(images), of_parts, overlap=0.5, with_coord=True)
         return (of_whole + of_windows) / 2
+
+
+def _network(config: SegmentationConfig) -> SegmentationNetwork | VNetwork:
+    channels, classes = config.image_channels + (2 if "depth" in config.extras else 0), len(config.classes)
+    if config.network == "vnet":
+        return VNetwork(channels, classes, feature_stride=config.feature_stride)
+    grid, vector = config.extras.get("grid"), config.extras.get("embedding")
+    return SegmentationNetwork(
+        channels, classes, config.channels, spatial_dims=config.spatial_dims, norm=config.norm,
+        feature_stride=config.feature_stride, grid=(grid[0], grid[1]) if grid else None,
+        vector=vector[0] if vector else None,
+    )  # fmt: skip
 
 
 def save_model(path: Path, model: SegmentationModel) -> None:

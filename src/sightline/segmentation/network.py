@@ -13,7 +13,7 @@ from monai.networks.nets.basic_unet import BasicUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.segmentation.norms import InstanceNorm
+from sightline.segmentation.norms import replace_norms
 
 Norm = Literal["batch", "instance", "group"]
 STRIDE = 16  # sides of what the network sees are multiples of this
@@ -67,8 +67,8 @@ class SegmentationNetwork(nn.Module):
         self.unet = BasicUNet(
             spatial_dims, in_channels, num_classes, channels, norm=_NORMS[norm], upsample="nontrainable"
         )
-        if norm == "instance" and spatial_dims == 2:
-            _replace_norms(self.unet)
+        if norm == "instance":
+            replace_norms(self.unet)
         for level in (self.unet.upcat_1, self.unet.upcat_2, self.unet.upcat_3, self.unet.upcat_4):
             level.is_pad = False  # sides are multiples of `STRIDE`; padding by nothing would copy
         self.grid_side = 0
@@ -96,7 +96,7 @@ class SegmentationNetwork(nn.Module):
         """
         coarse, hidden = coarse or {}, hidden or {}
         unet = self.unet
-        levels = [unet.conv_0(_padded(images))]
+        levels = [unet.conv_0(padded(images))]
         for down in (unet.down_1, unet.down_2, unet.down_3, unet.down_4):
             levels.append(down(levels[-1]))
         if self.grid_side:
@@ -113,7 +113,7 @@ class SegmentationNetwork(nn.Module):
         u1 = unet.upcat_1(u2, x0)
         stride = self.feature_stride
         features = {1: u1, 2: u2, 4: u3}[stride]
-        return Output(_cropped(unet.final_conv(u1), size), _cropped(features, [-(-side // stride) for side in size]))
+        return Output(cropped(unet.final_conv(u1), size), cropped(features, [-(-side // stride) for side in size]))
 
     def _with_grid(self, coarsest_BFHW: Tensor, grids_BPG: Tensor | None, hidden_B: Tensor | None) -> Tensor:
         count = len(coarsest_BFHW)
@@ -142,26 +142,22 @@ def _projection(entering: int, leaving: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(entering), nn.Linear(entering, leaving), nn.GELU())
 
 
-def _replace_norms(module: nn.Module) -> None:
-    """Put our `InstanceNorm`, with weights of the same names, in the place of PyTorch's."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.InstanceNorm2d):
-            setattr(module, name, InstanceNorm(child.num_features, affine=True))
-        _replace_norms(child)
+def padded(x: Tensor) -> Tensor:
+    """Sides up to the next multiple of `STRIDE`, of images at least two of it, the border repeated at their ends.
 
-
-def _padded(x: Tensor) -> Tensor:
-    """Sides up to the next multiple of `STRIDE`, at least two of it, the border repeated at their ends.
-
-    With two, the coarsest map has more than one pixel, without which instance normalisation has no statistics.
+    With two, the coarsest map has more than one pixel, without which instance normalisation has no statistics. Of a
+    volume, which may be of few slices, one side with two is enough.
     """
     missing = [max(-side % STRIDE, 2 * STRIDE - side) for side in x.shape[2:]]
+    if len(missing) == 3:
+        needs_two = max(x.shape[2:]) <= STRIDE
+        missing = [-side % STRIDE + STRIDE * (needs_two and axis == 0) for axis, side in enumerate(x.shape[2:])]
     if not any(missing):
         return x
     return F.pad(x, [pad for end in reversed(missing) for pad in (0, end)], mode="replicate")
 
 
-def _cropped(x: Tensor, size: torch.Size | tuple[int, ...] | list[int]) -> Tensor:
+def cropped(x: Tensor, size: torch.Size | tuple[int, ...] | list[int]) -> Tensor:
     for axis, side in enumerate(size, start=2):
         x = x.narrow(axis, 0, side)
     return x

@@ -1,4 +1,4 @@
-"""Instance normalisation of images in channels-last order, in which convolutions on a CPU are fastest.
+"""Instance normalisation of images and volumes in channels-last order, in which convolutions on a CPU are fastest.
 
 PyTorch's own first copies such images to the other order, and its result back: two copies for each norm of a network,
 forwards and backwards. This one stays in the order of its input. The arithmetic is the same: Ulyanov et al., "Instance
@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -24,6 +27,30 @@ class InstanceNorm(nn.InstanceNorm2d):
         if not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
         return _Normalise.apply(x, self.weight, self.bias, self.eps)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """`torch.nn.InstanceNorm3d` with weight and bias, without copies for volumes on a CPU in channels-last.
+
+    It is PyTorch's batch normalisation, which knows that order, of one volume at a time: there are few in a batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # for an export, PyTorch's own
+        if is_traced or x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last_3d):
+            return super().forward(x)
+        return torch.cat([
+            F.batch_norm(one, None, None, self.weight, self.bias, training=True, eps=self.eps) for one in x.split(1)
+        ])  # fmt: skip
+
+
+def replace_norms(module: nn.Module) -> None:
+    """Put ours, with weights of the same names, in the place of PyTorch's."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.InstanceNorm2d | nn.InstanceNorm3d):
+            kind = InstanceNorm if isinstance(child, nn.InstanceNorm2d) else InstanceNorm3d
+            setattr(module, name, kind(child.num_features, affine=True))
+        replace_norms(child)
 
 
 class _Normalise(torch.autograd.Function):

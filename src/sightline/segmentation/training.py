@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning
 import numpy as np
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sightline.core.errors import UserError
 from sightline.core.files import rounded
-from sightline.core.params import Section
 from sightline.recording.layout import IGNORE
-from sightline.segmentation.augmentation import CROP_CHANCES, WEAK_CHANCES, Inputs, Window, extras_of, weak_view
+from sightline.segmentation.augmentation import COLOUR_CHANCES, CROP_CHANCES, WEAK_CHANCES, extras_of
+from sightline.segmentation.bank import ContrastiveParams, bank_rows, make_bank
 from sightline.segmentation.batches import (
     Batch,
     FrameBatches,
@@ -30,49 +30,39 @@ from sightline.segmentation.frames import SegmentationFrames
 from sightline.segmentation.methods import (
     SEMI_SUPERVISED,
     TEACHER_METHODS,
-    UNLABELLED_CHANCES,
     MethodParams,
     Step,
     Unlabelled,
     supervised,
+    unlabelled_chances,
 )
-from sightline.segmentation.model import SegmentationConfig, SegmentationModel, save_model
+from sightline.segmentation.model import NetworkName, SegmentationConfig, SegmentationModel, save_model
 from sightline.segmentation.network import Norm, Output
 from sightline.segmentation.params import FrameParams
-from sightline.segmentation.prototypes import PRESETS, ContrastivePrototypeManager
+from sightline.segmentation.patches import PATCH_CHANCES, VolumeBatches, Volumes, check_crop
+from sightline.segmentation.views import viewed
 from sightline.training.averaging import move_average, share_at
 from sightline.training.by_hand import IN_PIPELINE, ByHand
 from sightline.training.card import write_card
 from sightline.training.compiling import compiled
 from sightline.training.fitting import Batches, TrainerParams, configure_optimizer, fit, parameter_groups
-from sightline.training.order import in_order
+from sightline.training.order import Draw, in_order
 from sightline.training.precision import computed_in, exact_float32
 from sightline.training.processes import exchange, process_device, rank, world_size
 
-OWN_BANK = ("ss_net", "semiseg")  # methods that have a memory bank unless it is switched off
-OWN_WEIGHT = 0.1  # of that bank
+VOLUME_CHANCES = PATCH_CHANCES + COLOUR_CHANCES  # of a patch
+_OVERLAP = 0.25  # of windows of volumes in a validation: a quarter of the work of an evaluation's
 SELECTOR_RATE = 0.1  # learning rate of the bank's selectors, in shares of the others'
-
-
-class ContrastiveParams(Section):
-    """The memory bank of class features, beside any method."""
-
-    weight: float | None = Field(None, ge=0, description="0: no bank; null: 0.1 with ss_net and semiseg, else 0")
-    preset: Literal["ss_net", "semiseg", "document"] | None = Field(
-        None, description="ss_net, semiseg or document; null: semiseg with that method, else ss_net"
-    )
-    elements_per_class: int | None = Field(None, ge=2, description="rows kept of a class; null: the preset's")
-    feature_dim: int = Field(32, ge=2, description="numbers in a row, after the heads (document has none)")
-    stride: Literal[1, 2, 4] = Field(4, description="1, 2 or 4: stride of the decoder's map whose pixels are the rows")
-    intra_weight: float = Field(0.0, ge=0, description="weight of the distance from the class's direction")
-    inter_weight: float = Field(0.0, ge=0, description="weight of the closeness of classes' directions")
 
 
 class SegmentationParams(MethodParams, TrainerParams, FrameParams):
     """Classes of pixels, learnt from few masks and many images."""
 
+    dims: Literal[2, 3] = Field(2, description="2: images, or slices of volumes one by one; 3: patches of volumes")
+    network: NetworkName = Field("unet", description="unet, or for dims 3 vnet (45 million weights, for a GPU)")
+    slice_step: int = Field(1, ge=1, le=16, description="for dims 3: how many slices become one, their mean")
     epochs: int = Field(12, ge=1, description="looks at the validation part at most, each after steps_per_epoch")
-    batch_size: int = Field(8, ge=2, description="labelled frames in a step")
+    batch_size: int = Field(8, ge=2, description="labelled frames, or patches of volumes, in a step")
     lr: float = Field(2e-3, gt=0, description="highest learning rate; a tenth of it for the selectors of a memory bank")
     weight_decay: float = Field(1e-3, ge=0, description="decay (AdamW) or L2 penalty, not of biases and norms")
     patience: int = Field(100, ge=1, description="epochs without a better Dice; with fewer, methods differ in steps")
@@ -83,7 +73,7 @@ class SegmentationParams(MethodParams, TrainerParams, FrameParams):
     labeled_seed: int | None = Field(None, ge=0, description="which groups these are, of a number or share; null: seed")
     labeled_fraction: float | None = Field(None, gt=0, le=1, description="the same as a share; null for both: all")
     steps_per_epoch: int = Field(50, ge=1, description="steps in an epoch, the same for every method")
-    unlabelled_batch_size: int = Field(8, ge=2, description="unlabelled frames in a step")
+    unlabelled_batch_size: int = Field(8, ge=2, description="unlabelled frames, or patches, in a step")
     sampling: Literal["uniform", "balanced"] = Field(
         "uniform", description="draws of labelled frames: uniform, or balanced: those with rare classes more often"
     )
@@ -93,7 +83,9 @@ class SegmentationParams(MethodParams, TrainerParams, FrameParams):
     channels: tuple[int, ...] = Field(
         (16, 16, 32, 64, 128, 16), description="of the U-Net's five levels, finest first, and of its last map"
     )
-    norm: Norm = Field("instance", description="instance, group (a quarter of the channels), or batch (mixes views)")
+    norm: Norm = Field(
+        "instance", description="of the U-Net: instance, group (a quarter of the channels), or batch (mixes views)"
+    )
     extra_dropout: float = Field(0.1, ge=0, lt=1, description="probability that a further input is hidden")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights, which are measured; 0: no average")
     contrastive: ContrastiveParams = ContrastiveParams()
@@ -116,14 +108,15 @@ class SegmentationParams(MethodParams, TrainerParams, FrameParams):
             raise ValueError(f"channels must be multiples of 4 for norm group, not {list(self.channels)}")
         if self.bcp.largest_part and not self.has_background:
             raise ValueError("bcp.largest_part makes what is not kept class 0, which must be the background")
+        if self.dims == 3 and (self.crop is None or len(self.crop) != 3):
+            shown = "null" if self.crop is None else list(self.crop)
+            raise ValueError(f"crop must be rows, columns and slices for dims 3, as [112, 112, 80], not {shown}")
+        if self.dims == 2:
+            if self.crop is not None and len(self.crop) != 2:
+                raise ValueError(f"crop must be rows and columns for dims 2, not {list(self.crop)}; or set dims to 3")
+            if self.network != "unet" or self.slice_step != 1:
+                raise ValueError("network vnet and slice_step are for dims 3; set dims to 3 as well")
         return self
-
-    @property
-    def bank_weight(self) -> float:
-        """Weight of the memory bank, 0 for none."""
-        if self.contrastive.weight is None:
-            return OWN_WEIGHT if self.method in OWN_BANK else 0.0
-        return self.contrastive.weight
 
 
 class SegmentationModule(lightning.LightningModule):
@@ -141,7 +134,7 @@ class SegmentationModule(lightning.LightningModule):
         self.average = copy.deepcopy(model).requires_grad_(False) if params.ema else None
         for name in ("encode", "decode") if params.compile else ():
             setattr(model.network, name, compiled(getattr(model.network, name), params))
-        self.bank = _bank(model, params)
+        self.bank = make_bank(model, params.contrastive, params.method, params.has_background)
         if self.bank is not None:  # each process's own: DDP would overwrite them by the first one's at every step
             self._ddp_params_and_buffers_to_ignore = ["bank.memory", "bank.memory_count"]
         self.weights_C, self.in_val_C = weights_C, in_val_C  # moved by hand: a state dict should not hold them
@@ -156,8 +149,8 @@ class SegmentationModule(lightning.LightningModule):
             self.average.eval()
         config, params = self.model.config, self.params_
         with torch.autocast(self.device.type, enabled=False):
-            labelled, labels, rest = _viewed(batch["labelled"], params)[:3]
-            more = Unlabelled(*_viewed(batch["unlabelled"], params)) if "unlabelled" in batch else None
+            labelled, labels, rest = viewed(batch["labelled"], params)[:3]
+            more = Unlabelled(*viewed(batch["unlabelled"], params)) if "unlabelled" in batch else None
         hidden = {name: rest[:, i] < params.extra_dropout for i, name in enumerate(config.extras)}
         generator = torch.Generator(self.device).manual_seed(
             (config.seed * 1_000_003 + self.trainer.global_step) * world_size() + rank()
@@ -169,7 +162,7 @@ class SegmentationModule(lightning.LightningModule):
         learnt = SEMI_SUPERVISED[params.method](step, more) if more else supervised(step)
         losses = learnt.losses
         if self.bank is not None:
-            weight = params.bank_weight * params.rise(self._done)
+            weight = params.contrastive.weights_for(params.method)[0] * params.rise(self._done)
             losses = losses | {"bank": weight * self._bank_loss(learnt.seen, labelled)}
         loss = torch.stack(list(losses.values())).sum()
         values = {"train_loss": loss.detach(), **{f"train_{name}": part.detach() for name, part in losses.items()}}
@@ -179,15 +172,15 @@ class SegmentationModule(lightning.LightningModule):
     def _bank_loss(self, seen: list[tuple[Output, Tensor | None, bool]], labelled: dict[str, Tensor]) -> Tensor:
         assert self.bank is not None
         params, stride = self.params_.contrastive, self.params_.contrastive.stride
-        weights = (1.0, params.intra_weight, params.inter_weight)
+        weights = (1.0, *params.weights_for(self.params_.method)[1:])
         teacher, parts = self.average if self.params_.method == "semiseg" else None, []
         if teacher is not None:  # the bank holds what the teacher makes of labelled images
             with torch.no_grad():
                 levels = teacher.encode(labelled["image"], extras_of(labelled))
                 output = teacher.decode(levels, labelled["image"].shape[2:])
-                parts.append(self.bank.rows(*_rows(output, seen[0][1], stride)))
+                parts.append(self.bank.rows(*bank_rows(output, seen[0][1], stride)))
         for output, labels, is_true in seen:
-            parts.append(self.bank.rows(*_rows(output, labels, stride), is_true and teacher is None))
+            parts.append(self.bank.rows(*bank_rows(output, labels, stride), is_true and teacher is None))
         losses = [loss for loss, _ in self.bank.update_and_compute_losses(parts, *weights)]
         return sum(losses[teacher is not None :], start=torch.zeros((), device=self.device))
 
@@ -197,7 +190,10 @@ class SegmentationModule(lightning.LightningModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         model, frames = self.average or self.model, batch["labelled"]
         model.eval()
-        predicted = model(frames["image"], extras_of(frames)).argmax(dim=1)
+        if model.config.spatial_dims == 3:
+            predicted = model.probabilities(frames["image"], overlap=_OVERLAP).argmax(dim=1)
+        else:
+            predicted = model(frames["image"], extras_of(frames)).argmax(dim=1)
         labels, count = frames["mask"].long(), len(self.model.config.classes)
         valid = labels != IGNORE
         both = torch.where(valid & (predicted == labels), labels, count)
@@ -240,6 +236,30 @@ class SegmentationModule(lightning.LightningModule):
         return self.trainer.global_step / float(self.trainer.estimated_stepping_batches)
 
 
+class _Drawn(NamedTuple):
+    """What batches are drawn from: frames, or volumes."""
+
+    data: FrameBatches | VolumeBatches
+    labelled: np.ndarray
+    unlabelled: np.ndarray
+    pixels: np.ndarray  # of each class in the labelled ones, [n, C]
+    val_order: list[Draw]
+    ids: np.ndarray  # of all, for messages
+    chances: int  # random numbers of each that views take
+
+
+def _of_volumes(
+    data: FrameBatches, volumes: Volumes, labelled: np.ndarray, unlabelled: np.ndarray, val: np.ndarray,
+    params: SegmentationParams,
+) -> _Drawn:  # fmt: skip
+    """Volumes in the place of rows. One of which some slices have masks is labelled; the others are ignored there."""
+    of_volumes = VolumeBatches(data, volumes, np.concatenate([labelled, val]), params, params.slice_step)
+    with_masks, val_volumes = volumes.of(labelled), volumes.of(val)
+    rest = np.setdiff1d(volumes.of(unlabelled), with_masks)
+    pixels, ids = of_volumes.pixels(with_masks), np.arange(len(volumes.names))
+    return _Drawn(of_volumes, with_masks, rest, pixels, in_order(val_volumes, 1), ids, VOLUME_CHANCES)
+
+
 @exact_float32()
 def train_segmentation(
     frames: SegmentationFrames,
@@ -271,20 +291,27 @@ def train_segmentation(
     val = val[frames.has_mask[val]]
     if not len(val):
         raise UserError(f"{frames.name}: no frame of part val has a mask; the best epoch is chosen by them")
-    if params.crop and (params.crop[0] > frames.image_size[0] or params.crop[1] > frames.image_size[1]):
+    volumes = Volumes(frames) if params.dims == 3 else None
+    if volumes and params.crop:
+        check_crop(frames, volumes, params.crop, params.slice_step)
+    elif params.crop and (params.crop[0] > frames.image_size[0] or params.crop[1] > frames.image_size[1]):
         raise UserError(
             f"segmentation.crop is {list(params.crop)}, larger than the images, which are brought to "
             f"{list(frames.image_size)}; lower it, or set it to null"
         )
     # Read them once, and count the pixels of each class: some may be in no mask.
     frames = frames.with_classes_of(np.concatenate([labelled, val]))
-    data = FrameBatches.read(frames, labelled, unlabelled, val)
+    also = np.union1d(unlabelled, volumes.all_rows(val)) if volumes else unlabelled
+    data = FrameBatches.read(frames, labelled, also, val)
     pixels_NC = data.pixels(len(frames.classes))
     of_labelled, of_val = (pixels_NC[np.searchsorted(data.masked, rows)] for rows in (labelled, val))
     empty = of_labelled.sum(axis=1) == 0  # "ignore" alone: nothing is labelled
     check_labelled(frames, labelled, empty)
     labelled, unlabelled, of_labelled = labelled[~empty], np.union1d(unlabelled, labelled[empty]), of_labelled[~empty]
     check_classes(frames, labelled, of_labelled, of_val, len(unlabelled), params)
+    drawn = _of_volumes(data, volumes, labelled, unlabelled, val, params) if volumes else _Drawn(
+        data, labelled, unlabelled, of_labelled, in_order(val, 32), frames.frame_id, WEAK_CHANCES + CROP_CHANCES
+    )  # fmt: skip
     # The network: the seed decides its first weights, all training images the scale of its input.
     lightning.seed_everything(seed, verbose=False)
     train = np.union1d(labelled, unlabelled)
@@ -292,6 +319,7 @@ def train_segmentation(
         camera=params.camera, image_size=frames.image_size, classes=frames.classes, void=params.void,
         has_background=params.has_background, mask_values=params.mask_values, mask_suffix=params.mask_suffix,
         image_channels=frames.channels, channels=params.channels, norm=params.norm,
+        spatial_dims=params.dims, network=params.network, slice_step=params.slice_step,
         feature_stride=params.contrastive.stride, extras=frames.extra_shapes(), window=params.crop,
         makers={name: feature.maker for name, feature in frames.features.items()},
         intake=frames.intake, method=params.method,
@@ -300,15 +328,15 @@ def train_segmentation(
     model = SegmentationModel(config)
     model.fit_normalisation(data.images, torch.from_numpy(np.searchsorted(data.rows, train)).to(data.images.device))
     # Batches: every process validates on all frames, as Dice is pooled over their pixels.
-    drawn = WEAK_CHANCES + CROP_CHANCES
     order = StepBatches(
-        labelled, unlabelled if len(unlabelled) and params.method != "supervised" else None,
+        drawn.labelled, drawn.unlabelled if len(drawn.unlabelled) and params.method != "supervised" else None,
         steps=params.steps_per_epoch, sizes=(params.batch_size, params.unlabelled_batch_size),
-        chances=(drawn + len(config.extras), drawn + UNLABELLED_CHANCES),
-        seed=seed, weights=rarity(of_labelled) if params.sampling == "balanced" else None,
+        chances=(drawn.chances + len(config.extras), drawn.chances + unlabelled_chances(params.dims)),
+        seed=seed, weights=rarity(drawn.pixels) if params.sampling == "balanced" else None,
         rank=rank(), world_size=world_size(),
     )  # fmt: skip
-    batches = Batches(data, order, data, in_order(val, 32), frames.frame_id, data.images.device.type == "cuda")
+    is_resident = data.images.device.type == "cuda"
+    batches = Batches(drawn.data, order, drawn.data, drawn.val_order, drawn.ids, is_resident)
     # Train. The identity is all that decides the result: only an interrupted run of the same one is continued.
     in_val = torch.from_numpy(of_val.sum(axis=0) > 0)
     weights_C = None if params.class_weights == "none" else class_weights(of_labelled)
@@ -330,41 +358,7 @@ def train_segmentation(
         "parameters": sum(p.numel() for p in model.parameters()),
         "labelled": {"groups": len(config.labeled_groups), "frames": len(labelled)},
         "unlabelled": {"frames": len(unlabelled)},
+        **({"volumes": {"labelled": len(drawn.labelled), "unlabelled": len(drawn.unlabelled)}} if volumes else {}),
         "val": rounded({name.removeprefix("val_"): best[name] for name in best if name.startswith("val_")}),
     }
     result.report(metrics_dir, {"val_dice": figures["val"]["dice"]}, figures | recorded)
-
-
-def _bank(model: SegmentationModel, params: SegmentationParams) -> ContrastivePrototypeManager | None:
-    if not params.bank_weight:
-        return None
-    options = params.contrastive
-    preset = options.preset or ("semiseg" if params.method == "semiseg" else "ss_net")
-    width, classes = model.network.feature_dim, len(model.config.classes)
-    rows: dict[str, Any] = {}
-    if most := options.elements_per_class:
-        rows = {"elements_per_class": most}
-        if (new := PRESETS[preset].get("elements_per_update")) is not None:
-            rows["elements_per_update"] = min(new, most)
-    if not params.has_background:
-        rows["store_background"] = True
-    if preset == "document":  # raw features, after a ReLU: rows may be all zeros
-        return ContrastivePrototypeManager.from_preset(preset, classes, width, eps=1e-3, **rows)
-    return ContrastivePrototypeManager.from_preset(preset, classes, options.feature_dim, input_dim=width, **rows)
-
-
-def _viewed(frames: Inputs, params: SegmentationParams) -> tuple[Inputs, Tensor, Tensor, Inputs, Window | None]:
-    """Weakly changed inputs, masks, the random numbers that are left, whole inputs, and what was cut of them."""
-    of_view, of_crop, rest = frames["chances"].tensor_split((WEAK_CHANCES, WEAK_CHANCES + CROP_CHANCES), dim=1)
-    inputs = {name: values for name, values in frames.items() if name not in ("mask", "chances")}
-    whole, masks = weak_view(inputs, frames.get("mask"), of_view, params)
-    if params.crop is None:
-        return whole, masks, rest, whole, None
-    window = Window.random(of_crop, (masks.shape[1], masks.shape[2]), params.crop)
-    return window.of_inputs(whole), window.of(masks), rest, whole, window
-
-
-def _rows(output: Output, labels: Tensor | None, stride: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features, and logits and labels of every ``stride``-th pixel, as the memory bank takes them."""
-    every = (..., slice(None, None, stride), slice(None, None, stride))
-    return output.features.float(), output.logits[every].float(), None if labels is None else labels[every]
