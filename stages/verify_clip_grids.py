@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from sightline.core.cli import run_stage  # isort: skip
 from sightline.clip.params import RENAMED, GridParams, VerifyParams
 from sightline.clip.verification import verify_grids
-from sightline.core.cli import run_stage
 from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.recording.names import add_naming, naming

@@ -328,7 +328,7 @@ def main(args: Namespace, _: Params) -> None:
     print(f"{args.output}: {act(args.model, args.data, args.output, args.feature)} chunks of actions")
 
 
-parser = ArgumentParser(prog="python -m sightline.predict", description="Apply a trained model to data of your own.")
+parser = ArgumentParser(prog="sightline predict", description="Apply a trained model to data of your own.")
 commands = parser.add_subparsers(dest="command", required=True)
 for name, what, script, data, output in (
     ("embed", "embeddings of depth images", "extract_encoder", "folder of uint16 PNG or TIFF images, or of a recording",

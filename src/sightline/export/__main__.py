@@ -22,7 +22,7 @@ def main(args: Namespace, _: Params) -> None:
     print(f"{args.output}: results differ by {difference:.1e} of the largest")
 
 
-parser = ArgumentParser(prog="python -m sightline.export", description="Export a model with its preprocessing inside.")
+parser = ArgumentParser(prog="sightline export", description="Export a model with its preprocessing inside.")
 parser.add_argument("model", type=Path, help="weights file of an encoder, a policy or a segmentation model")
 parser.add_argument("output", type=Path, help="file to write, .onnx or .pt2")
 parser.add_argument("--whole", action="store_true", help="segmentation: from the whole image alone, without windows")

@@ -182,9 +182,7 @@ def main(args: Namespace, _: Section) -> None:
     report(figures, {name: figures[name] for name in ("frechet", "far_share")}, args.metrics_dir)
 
 
-parser = ArgumentParser(
-    prog="python -m sightline.validation.drift", description="Compare the embeddings of two recordings."
-)
+parser = ArgumentParser(prog="sightline drift", description="Compare the embeddings of two recordings.")
 parser.add_argument("reference", type=Path, help="embeddings or grids of the recording that models know")
 parser.add_argument("new", type=Path, help="the same of another recording")
 parser.add_argument("--index", type=Path, required=True, help="frame index of the reference, data/index/frames.parquet")
