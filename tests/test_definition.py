@@ -225,7 +225,10 @@ def test_an_installed_library_has_every_folder_and_the_stages():
     assert "Extract the encoder" in done.stdout
 
 
-@pytest.mark.parametrize(("pins", "ranges"), [("requirements.txt", "dependencies"), ("requirements-dev.txt", "dev")])
+@pytest.mark.parametrize(
+    ("pins", "ranges"),
+    [("requirements.txt", "dependencies"), ("requirements-dev.txt", "dev"), ("requirements-docs.txt", "docs")],
+)
 def test_every_package_that_the_project_names_is_pinned(pins, ranges):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = project.get(ranges) or project["optional-dependencies"][ranges]

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs (`make docs`): README.md and CONTRIBUTING.md become pages, and links into the repository lead there."""
+"""Hooks of mkdocs (`make docs`): README.md and CONTRIBUTING.md become pages; links into the repository lead there."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Write the table "Results at a glance" into README.md from the metrics of the pipeline: ``python tools/glance.py``.
 
 It reads ``metrics/`` as `dvc pull` or `dvc repro` left it, and refuses files that are not those of dvc.lock: the README
-tells what the commit measures. The digest beside the table says of which outputs it is, so that a test notices an old one.
+tells what the commit measures. A digest beside the table says of which outputs it is, so a test notices an old one.
 """
 
 import hashlib
