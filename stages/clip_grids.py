@@ -1,4 +1,4 @@
-"""Extract grid features of folders of photographs, CLIP's or timm's, into HDF5; again, only what is new or changed."""
+"""Extract grid features (CLIP or timm) from photographs into HDF5; run again, compute only what is new or changed."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

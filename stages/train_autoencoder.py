@@ -29,8 +29,10 @@ parser = ArgumentParser(description=__doc__)
 parser.add_argument("data", type=Path, nargs="?", help="HDF5 file of normalised depth")
 parser.add_argument("weights", type=Path, nargs="?", help="safetensors file to write")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json and curves.csv")
-parser.add_argument("--frames", type=Path, help="frames.parquet, whose joints inverse dynamics learns from")
-parser.add_argument("--perceptual-weights", dest="vgg", type=Path, help="state dict of torchvision's VGG-16")
+parser.add_argument("--frames", type=Path, help="frames.parquet; inverse dynamics learns from its joints")
+parser.add_argument(
+    "--perceptual-weights", dest="vgg", type=Path, help="torchvision's VGG-16, for train.perceptual_weight"
+)
 add_training_folder(parser)
 ByHand.add_options(parser)
 add_shorthands(parser, SHORTHANDS)

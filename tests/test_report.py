@@ -96,7 +96,9 @@ def test_without_an_interval_that_is_said_and_little_counts_as_nothing():
     retrieval, objects = (judge("It", measure, measured[measure]) for measure in ("retrieval", "object_position"))
     assert retrieval.text.startswith("It is no better than a cosine transform: 1 points better (finding another frame")
     assert objects.result == "no better"
-    assert objects.text.startswith("It is of no use, and nor are simple ones (telling where the object is (R²) -0.1")
+    assert objects.text.startswith(
+        "It is of no use, and neither are simple ones (telling where the object is (R²) -0.1"
+    )
     single = FUSION | {"nmse_interval": [0.5, 0.5]}  # of a single episode
     assert judge("It", *compared(single).popitem()).text.endswith("No interval is stored.")
 

@@ -1,4 +1,4 @@
-"""Export a trained model for other programs: ``python -m sightline.export MODEL OUT.onnx|OUT.pt2``.
+"""Export a trained model for other programs: ``sightline export MODEL OUT.onnx|OUT.pt2``.
 
 MODEL is an encoder, a policy or a segmentation model. The file takes raw images of any size and number: decoding,
 resizing, filling of holes and normalisation are inside. ONNX Runtime or OpenVINO run .onnx, PyTorch runs .pt2.

@@ -1,4 +1,4 @@
-"""Tell on one page what the pipeline has measured: ``python -m sightline.report``.
+"""Tell on one page what the pipeline has measured: ``sightline report``.
 
 It reads ``metrics/`` as it is on disk: a verdict on each part first, then charts, pictures and curves, tables last.
 """
