@@ -139,7 +139,7 @@ def test_a_stage_is_added_by_following_the_page(tmp_path):
     (root / "src/sightline/depth/measure.py").write_text(block("add-library"))
     (root / "stages/measure_depth.py").write_text(block("add-script"))
     definition = root / "dvc.yaml"
-    definition.write_text(f"{definition.read_text().rstrip()}\n\n{block('add-pipeline')}")
+    definition.write_text(f"{definition.read_text().rstrip()}\n\n" + block("add-pipeline"))
     edit(root / "src/sightline/__main__.py", r'"embed"\)', '"embed", "measure_depth")')
     edit(root / "tests/test_definition.py", r"sum\(lines\) <= (\d+)", r"sum(lines) - 20 <= \1")
     said = run(clone, block("add-generated"), **MAKE)
