@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, depth_folder, only_error_line, photo_folder
-from encoders import encoder_files
+from encoders import save_autoencoder
 from pages import block, run
 from PIL import Image
 from torch import nn
@@ -28,8 +28,9 @@ def place(tmp_path):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """The working directory of the snippets: an encoder, an autoencoder and nothing else."""
-    (tmp_path / "files").mkdir()
-    files = encoder_files(tmp_path / "files")
+    files = tmp_path / "files"
+    files.mkdir()
+    save_autoencoder(files / "autoencoder.safetensors", latent_dim=768)
     extract_encoder(files / "autoencoder.safetensors", files / "encoder_weights.pth")
     monkeypatch.chdir(files)
     return files
@@ -82,20 +83,20 @@ def test_000_the_encoder(files):
     from sightline.depth import SemanticEncoder, create_semantic_encoder
 
     encoder = SemanticEncoder(
-        input_channels=1, latent_dim=128, pretrained_path="encoder_weights.pth", freeze_weights=False
+        input_channels=1, latent_dim=768, pretrained_path="encoder_weights.pth", freeze_weights=False
     )
     encoder = create_semantic_encoder(pretrained_path="encoder_weights.pth", freeze_weights=True)
     x = torch.randn(4, 1, 128, 128).clamp(-1, 1)
     embeddings = encoder.encode(x)
-    assert embeddings.shape == (4, 128)
+    assert embeddings.shape == (4, 768)
     encoder.load_pretrained_weights("encoder_weights.pth")
     encoder.freeze_parameters(True)
     encoder.freeze_parameters(False)
     encoder.freeze_layers(["stem", "layer1", "layer2"])
     encoder.save_encoder_weights("output_weights.pth")
     numpy_input = np.random.default_rng(0).integers(500, 1500, (3, 40, 50), np.uint16)
-    assert encoder.encode_numpy(numpy_input, normalize=True).shape == (3, 128)
-    assert encoder.encode_batch(x, batch_size=16).shape == (4, 128)
+    assert encoder.encode_numpy(numpy_input, normalize=True).shape == (3, 768)
+    assert encoder.encode_batch(x, batch_size=16).shape == (4, 768)
     assert encoder.count_parameters() > encoder.count_parameters(only_trainable=True) > 0
     info = encoder.get_model_info()
     assert f"{info['total_parameters']:,}"
@@ -103,7 +104,7 @@ def test_000_the_encoder(files):
     assert str(encoder)
     assert any(not param.requires_grad for name, param in encoder.named_parameters())
     if (input_tensor := x[:, 0]).ndim == 3:
-        assert encoder.encode(input_tensor.unsqueeze(1)).shape == (4, 128)
+        assert encoder.encode(input_tensor.unsqueeze(1)).shape == (4, 768)
     assert SemanticEncoder(device="cpu").encode(x[:1]).shape == (1, 768)
 
 
@@ -115,7 +116,7 @@ def test_000_a_model_on_top_and_similarity(files):
             super().__init__()
             self.backbone = SemanticEncoder(pretrained_path="encoder_weights.pth", freeze_weights=False)
             self.backbone.freeze_layers(["stem", "layer1"])
-            self.classifier = torch.nn.Linear(128, num_classes)
+            self.classifier = torch.nn.Linear(768, num_classes)
 
         def forward(self, x):
             features = self.backbone.encode(x)
@@ -136,7 +137,7 @@ def test_001_images_to_latents_and_back(files):
     evaluator = ModelEvaluator("autoencoder.safetensors")
     image = torch.randn(1, 1, 128, 128).clamp(-1, 1)
     latent_vector = evaluator.encode_image(image)
-    assert latent_vector.shape == (1, 128)
+    assert latent_vector.shape == (1, 768)
     assert evaluator.decode_latent(latent_vector).shape == (1, 1, 128, 128)
 
 
@@ -197,7 +198,7 @@ def test_003_the_prototype_manager_in_a_training(use_learned_selector):
         ("train_autoencoder.py --data_dir data --height_range 9 2", r"height_range: .*near < far"),
         ("evaluate.py weights --data_dir data", "name WEIGHTS, DATA and OUTPUT; or --model-path"),
         ("evaluate.py --model_path nothing.pth --data_dir data --output_dir out", "nothing.pth: no such file"),
-        ("clip_grids.py images", "name folders of photographs, then the file to write"),
+        ("clip_grids.py images", "folders of photographs, then the file to write"),
         ("clip_grids.py images out.hdf5 --image-root images", "images: leave it out, or --image-root"),
         ("clip_grids.py --image-root images --split train", "--image-root and --output-path go together"),
         ("clip_grids.py --image-root images --split train --output-path a.hdf5", "images/train: no such folder"),
