@@ -170,4 +170,5 @@ def test_every_script_and_page_that_is_named_is_there():
         missing |= {(page.name, name) for name in named.findall(text) if not (ROOT / name).exists()}
         if page.suffix == ".md":
             missing |= {(page.name, name) for name in links.findall(text) if not (page.parent / name).exists()}
-    assert missing == {("CONTRIBUTING.md", "stages/measure_depth.py")}, "the stage that its reader makes"
+    missing.discard(("CONTRIBUTING.md", "stages/measure_depth.py"))  # the stage that its reader makes
+    assert missing == set()
