@@ -20,10 +20,10 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, config: MkDocsConfig, **_: Any) -> str:
-    """Lead links to files outside docs/ to the repository, and put docstrings where a page names an object."""
+    """Lead links to files outside docs/ to the repository, and put whole docstrings where a page has their first line."""
     for source, page in PAGES.items():
         markdown = re.sub(rf"\]\(\.\./{source}(?=[)#])", f"]({page}", markdown)
-    markdown = re.sub(r"<!-- api: ([\w.]+) -->", r"::: \1", markdown)
+    markdown = re.sub(r"[^\n]*\n\n<!-- api: ([\w.]+) -->", r"::: \1", markdown)  # in place of the first line
     if config.repo_url:
         return re.sub(r"\]\(\.\./", f"]({config.repo_url.rstrip('/')}/blob/main/", markdown)
     return re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", markdown)  # not published: the words without the link
