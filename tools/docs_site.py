@@ -20,7 +20,7 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, config: MkDocsConfig, **_: Any) -> str:
-    """Lead links to files outside docs/ to the repository, and put whole docstrings where a page has their first line."""
+    """Lead links to files outside docs/ to the repository, and put in whole docstrings for their first lines."""
     for source, page in PAGES.items():
         markdown = re.sub(rf"\]\(\.\./{source}(?=[)#])", f"]({page}", markdown)
     markdown = re.sub(r"[^\n]*\n\n<!-- api: ([\w.]+) -->", r"::: \1", markdown)  # in place of the first line
