@@ -1,6 +1,7 @@
 """The report: what the figures mean, in words first, on a page that needs nothing else."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 from sightline.core.errors import UserError
 from sightline.recording.frames import write_index
 from sightline.report.__main__ import write_report
-from sightline.report.project import read_pipeline
+from sightline.report.project import read_pipeline, read_trainings
 from sightline.report.verdicts import Score, compared, judge, words
 
 HOSTILE = "</td></main><script>alert(1)</script>'\""
@@ -296,3 +297,12 @@ def test_curves_of_experiments_lie_over_those_that_are_here(tmp_path):
     command = [sys.executable, "-m", "sightline.report", "--root", str(tmp_path), "--exp", "slower"]
     line = only_error_line(subprocess.run(command, capture_output=True, text=True, check=False))
     assert "experiment slower: cannot be read" in line
+
+
+def test_of_several_logs_of_a_training_the_latest_counts(tmp_path):
+    for i, seconds in enumerate((30, 10, 20)):
+        path = tmp_path / f"runs/train_fusion/{'cab'[i]}/run.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"metrics": "metrics/train_fusion", "seconds": seconds}))
+        os.utime(path, (i, i))
+    assert read_trainings(tmp_path) == {"metrics/train_fusion": {"seconds": 20}}
