@@ -51,7 +51,8 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
             parser.formatter_class = _Help
             parser.epilog = f"Parameters, with their defaults. Change one with --set:\n{help_text(params)}"
     parser.set_defaults(params=None, set=[], name=None)
-    args = parser.parse_args()
+    # options may stand between the paths; argparse can do that without subcommands
+    args = parser.parse_args() if parser._subparsers else parser.parse_intermixed_args()
     stopped = _stop_on_signals()
     values: Section | None = None
     try:
