@@ -13,9 +13,7 @@ def main(args: Namespace, _: Section) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument(
-    "recording", type=Path, help="folder here, such as data/mine; run it again after adding episodes"
-)
+parser.add_argument("recording", type=Path, help="folder here, such as data/mine; run it again after adding episodes")
 parser.add_argument("--mask-camera", metavar="NAME", help="camera whose images the masks belong to, if there are more")
 parser.add_argument(
     "--views", nargs="*", metavar="NAME",

@@ -77,7 +77,8 @@ def test_004_grids_of_a_split_of_coco(place):
     assert precomp_data.shape == (49, 768)
     assert "3_grids" not in f, "of another split"
     f.close()
-    run("sightline clip_grids datasets/coco/images/train2014 --model ViT-B/32 b.hdf5 --pretrained random --grid 1", place)
+    folder = "datasets/coco/images/train2014"
+    run(f"sightline clip_grids {folder} --model ViT-B/32 b.hdf5 --pretrained random --grid 1", place)
     assert (place / "b.hdf5").is_file(), "options may stand between the paths"
 
 
