@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import recording_folder
+from dvc.utils.hydra import apply_overrides
 from pages import block, environment, replaced
-from test_pipeline import Clone
+from test_pipeline import SMALL, Clone
 from test_sharing import Owner
 from volume_files import write_hearts
 
@@ -142,7 +143,10 @@ def test_a_stage_is_added_by_following_the_page(tmp_path):
     definition.write_text(f"{definition.read_text().rstrip()}\n\n" + block("add-pipeline"))
     edit(root / "src/sightline/__main__.py", r'"embed"\)', '"embed", "measure_depth")')
     edit(root / "tests/test_definition.py", r"sum\(lines\) <= (\d+)", r"sum(lines) - 20 <= \1")
-    said = run(clone, block("add-generated"), **MAKE)
+    generate, repro = block("add-generated").splitlines()
+    run(clone, generate, **MAKE)
+    apply_overrides(root / "params.yaml", [f"{key}={value}" for key, value in SMALL.items()])
+    said = run(clone, repro)
     assert "Running stage 'measure_depth@depth'" in said
     assert '"good_share"' in (root / "metrics/measure_depth/depth/metrics.json").read_text()
     assert "least share of measured pixels" in clone.run("python", "stages/measure_depth.py", "--help").stdout
