@@ -1,17 +1,18 @@
 PYTHON ?= python3
-VENV := .venv
-RUN := . $(VENV)/bin/activate &&
+# where `make setup` installs; `make VENV= TARGET` takes the environment that is active, and installs nothing
+VENV ?= .venv
+RUN := $(if $(VENV),. $(VENV)/bin/activate &&)
 
 RUNS ?= runs/results
 
-.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults bench gpu scale check clean-scratch
+.PHONY: help setup dev repro report results share leaderboard verify-cache test test-slow test-faults bench gpu scale check docs generated clean-scratch
 
-help:  ## list the targets
+help:  ## list the targets; VENV= before one takes the active environment
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.installed  ## create .venv and install the pinned requirements
+setup: $(if $(VENV),$(VENV)/.installed)  ## create .venv and install the pinned requirements
 
-dev: $(VENV)/.installed-dev  ## setup, and what tests and checks need
+dev: $(if $(VENV),$(VENV)/.installed-dev)  ## setup, and what tests and checks need
 
 repro: setup  ## run the pipeline (dvc repro), its check first; what has not changed is not run again
 	$(RUN) dvc repro check && dvc repro
@@ -52,6 +53,12 @@ scale: setup  ## measure growth with the data, and write docs/scale.md; after ma
 check: dev  ## run the linter, the formatter and the type checker
 	$(RUN) ruff check . && ruff format --check . && mypy
 
+docs: dev  ## build the site of the documentation into site/; strict: every link must lead somewhere
+	$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+generated: dev  ## write the pages, help texts and tables that commands generate
+	$(RUN) python tools/parameters.py && python tools/pipeline.py && python tools/commands.py && python tools/api.py
+
 clean-scratch:  ## delete interrupted work and cached per-image results; always safe
 	rm -rf .scratch
 
@@ -61,6 +68,6 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-docs.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@

@@ -25,7 +25,7 @@ class SightlinePolicy:
     """One robot's policy, one observation at a time.
 
     Args:
-        path: file of weights, or ONNX file of `python -m sightline.export`.
+        path: file of weights, or ONNX file of `sightline export`.
         renamed: camera of the policy -> camera of the batch, where names differ.
         options: those of `Policy.load`, such as ``temporal_ensembling``.
 

@@ -3,7 +3,7 @@
     python examples/live_camera.py policy.onnx --video episode          # of record_video.py
     python examples/live_camera.py policy.onnx --camera front=0 --camera wrist=2 --frames 300
 
-A policy is a file of weights, or of `python -m sightline.export`. Cameras need OpenCV (`pip install
+A policy is a file of weights, or of `sightline export`. Cameras need OpenCV (`pip install
 opencv-python-headless`), videos do not. Replace `read_joints` and `send` by your robot's.
 """
 

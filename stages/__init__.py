@@ -1,1 +1,1 @@
-"""The pipeline's stages as commands; installed, ``python -m sightline.stages.normalize --help``."""
+"""The stages of the pipeline as commands: ``sightline normalize --help``, or ``python stages/normalize.py --help``."""

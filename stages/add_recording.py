@@ -1,4 +1,4 @@
-"""Take a recording into the pipeline: check it whole, track it with DVC, and change params.yaml to it."""
+"""Add a recording to the pipeline: check all of it, track it with DVC, and change params.yaml to it."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -13,11 +13,11 @@ def main(args: Namespace, _: Section) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("recording", type=Path, help="folder in this project, e.g. data/mine; again when it has grown")
+parser.add_argument("recording", type=Path, help="folder here, such as data/mine; run it again after adding episodes")
 parser.add_argument("--mask-camera", metavar="NAME", help="camera whose images the masks belong to, if there are more")
 parser.add_argument(
     "--views", nargs="*", metavar="NAME",
-    help="cameras of the fusion model, in order; none: joints alone (default: as before, or all there are)",
+    help="cameras of the policy, in order; no name: joints alone (default: as before, or all cameras)",
 )  # fmt: skip
 parser.add_argument("--processes", type=int, help="processes that read images (default: one per core)")
 

@@ -1,4 +1,4 @@
-"""Check that the parameters fit the recording, and name all that do not, before anything else runs."""
+"""Check that the parameters fit the recording, and list those that do not, before anything else runs."""
 
 import json
 from argparse import ArgumentParser, Namespace

@@ -1,9 +1,10 @@
-"""Extract grid features of folders of photographs, CLIP's or timm's, into HDF5; again, only what is new or changed."""
+"""Extract grid features (CLIP or timm) from photographs into HDF5; run again, compute only what is new or changed."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sightline.core.cli import add_shorthands, run_stage  # isort: skip
+from sightline.clip.arguments import add_photographs, take_photographs
 from sightline.clip.extraction import extract_grids
 from sightline.clip.params import RENAMED, SHORTHANDS, GridParams
 from sightline.core.figures import report
@@ -21,15 +22,14 @@ class Params(Section):
 
 def main(args: Namespace, params: Params) -> None:
     join_srun()
-    on_error = params.data.on_error
-    figures = extract_grids(args.images, args.output, params.grids, on_error, args.index, args.previous, naming(args))
+    (images, output), on_error = take_photographs(args), params.data.on_error
+    figures = extract_grids(images, output, params.grids, on_error, args.index, args.previous, naming(args))
     if figures:  # of several processes, the first one reports
         report(figures, {name: figures[name] for name in ("images", "random_weights")}, args.metrics_dir)
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("images", type=Path, nargs="+", help="folders of photographs")
-parser.add_argument("output", type=Path, help="file to write (*.hdf5), or folder of shards of grids.shard_frames")
+add_photographs(parser)
 parser.add_argument("--index", type=Path, help="frame index; only its frames are encoded")
 parser.add_argument("--previous", type=Path, help="older one of the same settings; unchanged images are taken from it")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")

@@ -1,4 +1,4 @@
-"""Evaluate the fusion model on held-out episodes, beside simple predictors, and tell which inputs it uses."""
+"""Evaluate a policy on held-out episodes, compare it with simple predictors, and tell which inputs it uses."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Evaluate a segmentation model on held-out frames, beside what needs no learning."""
+"""Evaluate a segmentation model on held-out frames, and compare it with methods that need no learning."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Import demonstrations in HDF5, ALOHA/ACT episode files or a robomimic file, as a recording: table and pictures."""
+"""Import demonstrations (ALOHA/ACT episode files, or a robomimic file) as a recording."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -17,7 +17,7 @@ parser = ArgumentParser(description=__doc__)
 parser.add_argument("source", type=Path, help="folder of episode_<i>.hdf5 files, or a robomimic file")
 parser.add_argument("recording", type=Path, help="folder to write: new or empty")
 parser.add_argument("--fps", type=float, help="frames per second (default: 50, or robomimic's control_freq)")
-parser.add_argument("--bgr", action="store_true", help="exchange red and blue: look at a picture if in doubt")
+parser.add_argument("--bgr", action="store_true", help="exchange red and blue; look at an imported picture if in doubt")
 add_options(parser)
 
 if __name__ == "__main__":

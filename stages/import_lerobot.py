@@ -1,4 +1,4 @@
-"""Import a LeRobot data set (format v2.0, v2.1 or v3.0) as a recording: its table, and the pictures of its cameras."""
+"""Import a LeRobot data set (format v2.0, v2.1 or v3.0) as a recording."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Decode the views of every frame once, to one HDF5 file with joints, actions and split."""
+"""Decode the views of every frame once, into one HDF5 file with joints, actions and split."""
 
 import os
 from argparse import ArgumentParser, Namespace

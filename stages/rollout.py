@@ -1,4 +1,4 @@
-"""Let a trained fusion model drive the simulated robot in scenes that it has not seen, beside simple drivers."""
+"""Let a trained policy drive the simulated robot in scenes that it has not seen, and compare it with simple drivers."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

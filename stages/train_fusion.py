@@ -1,4 +1,4 @@
-"""Train the fusion model on demonstrations; keep the epoch that is best on the validation episodes."""
+"""Train a policy (the fusion model) on demonstrations; keep the epoch that is best on the validation episodes."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

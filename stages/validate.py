@@ -1,4 +1,4 @@
-"""Check a recording, split it by episode, and write which frames are sound: for the table and for each image folder."""
+"""Check a recording, split it by episode, and write which frames are sound, for the table and for each image folder."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -25,7 +25,11 @@ parser = ArgumentParser(description=__doc__)
 parser.add_argument("recording", type=Path, help="folder with recording.json, frames.parquet and folders of images")
 parser.add_argument("out_dir", type=Path, help="folder for frames.parquet, depth.parquet, rgb/<camera>.parquet ...")
 parser.add_argument("--metrics-dir", type=Path, help="for metrics, summary and drift .json (default: print metrics)")
-parser.add_argument("--reference", type=Path, help="summary.json of what models know, or a folder with copies of some")
+parser.add_argument(
+    "--reference",
+    type=Path,
+    help="summary.json of the recording that models know, or a folder of them",
+)
 parser.add_argument("--only", metavar="frames|depth[/CAMERA]|masks|rgb/CAMERA", help="check one piece")
 parser.add_argument("--processes", type=int, help="worker processes (default: one per core)")
 

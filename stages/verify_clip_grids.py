@@ -1,11 +1,11 @@
-"""Check grid features against the photographs, and against the way of open_clip or timm to them."""
+"""Check stored grid features against the photographs, and against the forward pass of open_clip or timm."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from sightline.core.cli import run_stage  # isort: skip
 from sightline.clip.params import RENAMED, GridParams, VerifyParams
 from sightline.clip.verification import verify_grids
-from sightline.core.cli import run_stage
 from sightline.core.figures import report
 from sightline.core.params import Section
 from sightline.recording.names import add_naming, naming
@@ -26,7 +26,7 @@ def main(args: Namespace, params: Params) -> None:
 
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("store", type=Path, help="file or folder written by stages/clip_grids.py")
-parser.add_argument("images", type=Path, nargs="+", help="the folders of photographs it was made from")
+parser.add_argument("images", type=Path, nargs="+", help="the folders of photographs that it was made from")
 parser.add_argument("--index", type=Path, help="frame index that it must cover")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
 add_naming(parser)

@@ -93,7 +93,7 @@ def test_imports_go_down(folder):
 
 
 def test_loose_modules_are_the_top_commands_alone():
-    assert {path.name for path in (ROOT / "src/sightline").glob("*.py")} == {"__init__.py", "predict.py"}
+    assert {path.name for path in (ROOT / "src/sightline").glob("*.py")} == {"__init__.py", "__main__.py", "predict.py"}
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -225,7 +225,10 @@ def test_an_installed_library_has_every_folder_and_the_stages():
     assert "Extract the encoder" in done.stdout
 
 
-@pytest.mark.parametrize(("pins", "ranges"), [("requirements.txt", "dependencies"), ("requirements-dev.txt", "dev")])
+@pytest.mark.parametrize(
+    ("pins", "ranges"),
+    [("requirements.txt", "dependencies"), ("requirements-dev.txt", "dev"), ("requirements-docs.txt", "docs")],
+)
 def test_every_package_that_the_project_names_is_pinned(pins, ranges):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = project.get(ranges) or project["optional-dependencies"][ranges]

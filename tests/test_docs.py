@@ -1,6 +1,8 @@
 """The generated documents are those that their commands write, and what documents name is there."""
 
+import hashlib
 import importlib.util
+import json
 import re
 from types import ModuleType
 
@@ -8,6 +10,7 @@ import pytest
 from closure import ROOT
 
 from sightline.clip.params import GridParams
+from sightline.core.errors import UserError
 from sightline.core.params import parse_yaml
 
 
@@ -18,7 +21,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-parameters, pipeline = script("parameters"), script("pipeline")
+api, glance, parameters, pipeline = map(script, ("api", "glance", "parameters", "pipeline"))
 
 
 def layout(text: str) -> list[str]:
@@ -86,16 +89,86 @@ def test_every_parameter_has_words_and_a_range():
     assert "&lt;image_id>" in rows["grids.<name>.keyed"]
 
 
+def test_the_page_of_the_library_is_up_to_date():
+    """Else run python tools/api.py."""
+    assert (ROOT / "docs/api.md").read_text() == api.write_page()
+
+
+def test_the_results_in_the_readme_are_of_the_outputs_that_the_commit_names():
+    """Else run python tools/glance.py where the outputs are (`dvc pull`). Where they are, the figures are theirs."""
+    readme = (ROOT / "README.md").read_text()
+    assert glance.BEGIN.format(glance.digest()) in readme
+    if all((ROOT / path).is_file() for path in glance.locked()):
+        assert glance.with_table(readme, glance.table(ROOT / "metrics")) == readme
+
+
+def test_results_are_read_from_the_outputs_of_the_commit_alone(tmp_path, monkeypatch):
+    """A table of made-up figures: which baseline is the best, which way is better, and what is refused."""
+    probe = {"autoencoder": {"r2": 0.5}, "dct": {"r2": 0.6}}
+    columns = ("gripper_position", "object_position", "goal_position", "contact")
+    depth = {"codes": {"autoencoder": {"rmse_mm": 20.0}, "dct": {"rmse_mm": 25.0}, "pca": {"rmse_mm": 30.0}},
+             "embedding": {"probe": dict.fromkeys(columns, probe)}}  # fmt: skip
+    baselines = {"expert": {"success_rate": 1.0}, "hold": {"success_rate": 0.0}, "replay": {"success_rate": 0.25}}
+    scenes = {name: dict.fromkeys("abcd") for name in baselines}
+    figures = {
+        "evaluate/depth": depth,
+        "evaluate_fusion": {"nmse": 0.3, "baselines": {"linear": {"nmse": 0.4}, "mean": {"nmse": 1.0}}},
+        "rollout": {"success_rate": 0.5, "baselines": baselines, "by_scene": scenes},
+        "segmentation": {"dice_mean": 0.4, "baselines": {"mean_mask": {"dice_mean": 0.3}}},
+    }
+    outs = []
+    for row in glance.ROWS:
+        (content,) = (of for name, of in figures.items() if name in row.file)
+        path = tmp_path / "metrics" / row.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+        outs.append({"path": f"metrics/{row.file}", "md5": hashlib.md5(path.read_bytes()).hexdigest()})
+    monkeypatch.setattr(glance, "ROOT", tmp_path)
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"all": {"outs": outs}}}))
+    lines = glance.table(tmp_path / "metrics").splitlines()[2:]
+    assert lines[0].endswith("| 20 mm | a cosine transform: 25 mm | better |")
+    assert lines[1].endswith("| 0.5 | a cosine transform: 0.6 | worse |")
+    assert lines[6].endswith(
+        "| 2 of 4 scenes | replaying a demonstration: 1 of 4; the scripted expert: 4 of 4 | better |"
+    )
+    path.write_text("{}")
+    with pytest.raises(UserError, match="is not the output that"):
+        glance.table(tmp_path / "metrics")
+    path.unlink()
+    with pytest.raises(UserError, match="is not here; `dvc pull` fetches it"):
+        glance.table(tmp_path / "metrics")
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {"all": {"outs": outs[:-1]}}}))
+    with pytest.raises(UserError, match=r"dvc.lock: has no output metrics/evaluate_segmentation_with"):
+        glance.digest()
+
+
+def test_the_graph_in_the_readme_has_the_stages_of_the_pipeline():
+    graph = re.search(r"```mermaid\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    stages = set(parse_yaml((ROOT / "dvc.yaml").read_text(), "dvc.yaml")["stages"])
+    named = set(re.findall(r"[a-z]+(?:_[a-z]+)*", graph.replace("-- features -->", ""))) - {
+        "flowchart", "recording"}  # fmt: skip
+    packs = {name for name in stages if name.startswith("pack_")}
+    by_volumes = {"train_volumes", "evaluate_volumes"}
+    assert named - {"pack_views"} == stages - packs - by_volumes
+
+
 def test_every_script_and_page_that_is_named_is_there():
     named, links = (
-        re.compile(r"\b((?:benchmarks|docs|examples|stages|tests)/[\w/]+\.(?:py|sh|md))\b"),
+        re.compile(r"\b((?:benchmarks|docs|examples|stages|tests|tools)/[\w/]+\.(?:py|sh|md))\b"),
         re.compile(r"\]\(([^)#:]+)[)#]"),
     )
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.*"), ROOT / "Makefile"]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("benchmarks/*.*"),
+        ROOT / "Makefile",
+    ]
     missing = set()
     for page in pages:
         text = page.read_text()
         missing |= {(page.name, name) for name in named.findall(text) if not (ROOT / name).exists()}
         if page.suffix == ".md":
             missing |= {(page.name, name) for name in links.findall(text) if not (page.parent / name).exists()}
+    missing.discard(("CONTRIBUTING.md", "stages/measure_depth.py"))  # the stage that its reader makes
     assert missing == set()

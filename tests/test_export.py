@@ -206,7 +206,7 @@ def test_a_file_that_is_no_exported_policy_is_one_line(models, tmp_path):
         with pytest.raises(UserError, match=r"encoder.onnx: a model of kind encoder, not a policy"):
             Policy.load(models / "encoder.onnx", runtime=runtime)
         (tmp_path / "text.onnx").write_text("none")
-        with pytest.raises(UserError, match=r"text.onnx: not a policy of `python -m sightline.export`"):
+        with pytest.raises(UserError, match=r"text.onnx: not a policy of `sightline export`"):
             Policy.load(tmp_path / "text.onnx", runtime=runtime)
     with pytest.raises(UserError, match=r"none.onnx: no such file"):
         Policy.load(tmp_path / "none.onnx")

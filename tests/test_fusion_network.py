@@ -111,7 +111,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
         "other.pt": "not the state dict of torchvision's ResNet18: lacks 100 of its weights, such as bn1.bias and "
         "holds 1 that it has not, such as a; rename them",
         "pickle.pt": "holds more than tensors",
-        "text.safetensors": "weights cannot be had",
+        "text.safetensors": "could not load the weights",
     }.items():
         with pytest.raises(UserError, match=f"{name}: {message}") as error:
             ResNet18Encoder(pretrained=tmp_path / name)

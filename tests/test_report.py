@@ -1,6 +1,7 @@
 """The report: what the figures mean, in words first, on a page that needs nothing else."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 from sightline.core.errors import UserError
 from sightline.recording.frames import write_index
 from sightline.report.__main__ import write_report
-from sightline.report.project import read_pipeline
+from sightline.report.project import read_pipeline, read_trainings
 from sightline.report.verdicts import Score, compared, judge, words
 
 HOSTILE = "</td></main><script>alert(1)</script>'\""
@@ -96,7 +97,9 @@ def test_without_an_interval_that_is_said_and_little_counts_as_nothing():
     retrieval, objects = (judge("It", measure, measured[measure]) for measure in ("retrieval", "object_position"))
     assert retrieval.text.startswith("It is no better than a cosine transform: 1 points better (finding another frame")
     assert objects.result == "no better"
-    assert objects.text.startswith("It is of no use, and nor are simple ones (telling where the object is (R²) -0.1")
+    assert objects.text.startswith(
+        "It is of no use, and neither are simple ones (telling where the object is (R²) -0.1"
+    )
     single = FUSION | {"nmse_interval": [0.5, 0.5]}  # of a single episode
     assert judge("It", *compared(single).popitem()).text.endswith("No interval is stored.")
 
@@ -294,3 +297,12 @@ def test_curves_of_experiments_lie_over_those_that_are_here(tmp_path):
     command = [sys.executable, "-m", "sightline.report", "--root", str(tmp_path), "--exp", "slower"]
     line = only_error_line(subprocess.run(command, capture_output=True, text=True, check=False))
     assert "experiment slower: cannot be read" in line
+
+
+def test_of_several_logs_of_a_training_the_latest_counts(tmp_path):
+    for i, seconds in enumerate((30, 10, 20)):
+        path = tmp_path / f"runs/train_fusion/{'cab'[i]}/run.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"metrics": "metrics/train_fusion", "seconds": seconds}))
+        os.utime(path, (i, i))
+    assert read_trainings(tmp_path) == {"metrics/train_fusion": {"seconds": 20}}

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from closure import ROOT
 from conftest import default_params
+from pages import block
 
 SCRIPT = ROOT / "tools/search.py"
 PIPELINE = """
@@ -49,7 +50,9 @@ def test_trials_are_experiments_and_a_second_call_goes_on(tmp_path):
     for command in ("git init -q .", f"{sys.executable} -m dvc init -q", "git add -A",
                     "git -c user.name=t -c user.email=t@t commit -qm first"):  # fmt: skip
         subprocess.run(command.split(), cwd=tmp_path, check=True)
-    search = [sys.executable, SCRIPT, "--trials"]
+    python, script, *options, _ = block("search").split()  # as the documentation runs it, with fewer trials
+    assert (python, ROOT / script, options) == ("python", SCRIPT, ["--trials"])
+    search = [sys.executable, SCRIPT, *options]
     for trials in ("2", "1"):
         done = subprocess.run([*search, trials], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "best: search-" in done.stdout

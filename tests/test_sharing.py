@@ -23,6 +23,7 @@ import pytest
 from closure import ROOT
 from conftest import depth_folder
 from dvc.utils.hydra import apply_overrides
+from pages import block
 from test_definition import unread_parameters
 from test_pipeline import Clone
 
@@ -285,8 +286,7 @@ def _wait(until: Callable[[], bool], seconds: float = 120) -> None:
 
 def _follow_the_docs(clone: Member, language: str, values: dict[str, str]) -> None:
     """Run the lines of docs/sharing.md that set up a kind of remote, but for the installation."""
-    block = re.search(rf"```sh {language}\n(.*?)```", (ROOT / "docs/sharing.md").read_text(), re.DOTALL)[1]
-    installation, *lines = block.splitlines()
+    installation, *lines = {"s3": block("s3"), "ssh": block("ssh")}[language].splitlines()
     package, version = installation.removeprefix("pip install ").split("==")
     assert importlib.metadata.version(package) == version
     assert len(lines) == 2

@@ -1,25 +1,20 @@
 """Write params.yaml and docs/parameters.md from the typed classes of the stages: ``python tools/parameters.py``."""
 
 import copy
-import json
 import re
 import runpy
 import sys
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sightline.core.params import Entry
+from sightline.core.params_help import leaves, model_of, range_of, shown, values_first
 from sightline.recording.layout import StageLists
 
 ROOT = Path(__file__).resolve().parents[1]
-TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
 COLUMN = 28  # of the comments in params.yaml
 PARAMS_HEAD = """\
 # Hyperparameters. Change one for an experiment with `dvc exp run -S train.lr=3e-4`. What is in this file comes from
@@ -41,7 +36,7 @@ def sections() -> dict[str, FieldInfo]:
         if name == "check":  # reads some keys of the others' sections
             continue
         fields |= runpy.run_path(str(ROOT / f"stages/{name}.py"))["Params"].model_fields
-    return _values_first(fields) | {"stages": FieldInfo(annotation=StageLists, default=StageLists())}
+    return values_first(fields) | {"stages": FieldInfo(annotation=StageLists, default=StageLists())}
 
 
 def write_params() -> str:
@@ -59,7 +54,7 @@ def write_params() -> str:
 def _entries(fields: dict[str, FieldInfo], depth: int) -> Iterator[str]:
     indent, names = "  " * depth, list(fields)
     for i, (name, field) in enumerate(fields.items()):
-        model = _model(field)
+        model = model_of(field)
         if model:
             words = (model.__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "`")
             yield f"{indent}{name}:".ljust(COLUMN - 2) + f"  # {words[0].lower()}{words[1:]}"
@@ -68,16 +63,16 @@ def _entries(fields: dict[str, FieldInfo], depth: int) -> Iterator[str]:
                     yield f"{indent}  {entry}:"
                     yield from _entries(_entry_fields(model, entry), depth + 2)
                 continue
-            yield from _entries(_values_first(model.model_fields), depth + 1)
+            yield from _entries(values_first(model.model_fields), depth + 1)
             continue
         if _is_list(field):
             if not i or not _is_list(fields[names[i - 1]]):
                 for other in takewhile(lambda other: _is_list(fields[other]), names[i:]):
                     yield f"{indent}# {other}: {fields[other].description}"
             yield f"{indent}{name}:"
-            yield from (f"{indent}- {_shown(item)}" for item in field.default)
+            yield from (f"{indent}- {shown(item)}" for item in field.default)
         else:
-            value = "" if field.default is None else _shown(field.default)
+            value = "" if field.default is None else shown(field.default)
             line = f"{indent}{name}: {value}".rstrip()
             if len(line) > 2 * COLUMN - 8:
                 yield from (f"{indent}# {field.description}", line)
@@ -97,80 +92,28 @@ def write_page() -> str:
     """The text of docs/parameters.md."""
     lines = [PAGE_HEAD]
     for name, field in sections().items():
-        model = _model(field)
+        model = model_of(field)
         lines.append(f"\n## {name}\n")
         if model and issubclass(model, Entry):
             lines += [f"One for each name. In `params.yaml`, other than by default: {_own_values(model)}.\n"]
         lines += ["| name | default | meaning | range |", "|---|---|---|---|"]
         for parameter, inner in leaves({name: field}):
             words = (inner.description or "").replace("<", "&lt;")
-            cells = [f"`{parameter}`", f"`{_shown(inner.default)}`", words, _range(inner)]
+            cells = [f"`{parameter}`", f"`{shown(inner.default)}`", words, range_of(inner)]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def leaves(fields: dict[str, FieldInfo], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted names of all parameters, and their fields."""
-    for name, field in fields.items():
-        model = _model(field)
-        if model:
-            inner = f"{prefix}{name}.<name>." if issubclass(model, Entry) else f"{prefix}{name}."
-            yield from leaves(_values_first(model.model_fields), inner)
-        else:
-            yield prefix + name, field
-
-
 def _own_values(model: type[Entry]) -> str:
     entries = (
-        f"`{entry}` (" + ", ".join(f"{key} `{_shown(value)}`" for key, value in values.items()) + ")"
+        f"`{entry}` (" + ", ".join(f"{key} `{shown(value)}`" for key, value in values.items()) + ")"
         for entry, values in model.entries.items()
     )
     return "; ".join(entries)
 
 
-def _model(field: FieldInfo) -> type[BaseModel] | None:
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def _values_first(fields: dict[str, FieldInfo]) -> dict[str, FieldInfo]:
-    return dict(sorted(fields.items(), key=lambda item: _model(item[1]) is not None))
-
-
 def _is_list(field: FieldInfo) -> bool:
     return isinstance(field.default, tuple) and bool(field.default)
-
-
-def _range(field: FieldInfo) -> str:
-    return ", ".join(filter(None, [_kind(field.annotation), *map(_limit, field.metadata)]))
-
-
-def _kind(annotation: Any) -> str:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in inner)
-    if origin is Annotated:
-        return ", ".join(filter(None, [_kind(inner[0]), *map(_limit, inner[1:])]))
-    if origin in (Union, UnionType):
-        return " or ".join("null" if part is type(None) else _kind(part) for part in inner)
-    if origin is tuple:
-        return "list of " + _kind(inner[0]) if inner[-1] is Ellipsis else f"[{'; '.join(map(_kind, inner))}]"
-    if origin is dict:
-        return f"{{{_kind(inner[0])}: {_kind(inner[1])}}}"
-    return TYPES[annotation]
-
-
-def _limit(item: Any) -> str:
-    if isinstance(item, FieldInfo):
-        return ", ".join(filter(None, map(_limit, item.metadata)))
-    signs = {Ge: "≥ {0.ge}", Gt: "> {0.gt}", Le: "≤ {0.le}", Lt: "< {0.lt}", MultipleOf: "multiple of {0.multiple_of}"}
-    return signs[type(item)].format(item) if type(item) in signs else ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Apply a trained model to one's own data, without DVC: ``python -m sightline.predict embed|act|segment``.
+"""Apply a trained model to your own data, without DVC: ``sightline predict embed|act|segment``.
 
     embed   ENCODER IMAGES OUTPUT     a folder of depth images, or a recording's -> embeddings, .hdf5 or .parquet
     act     POLICY RECORDING OUTPUT   a recording, or a file of views -> chunks of actions, .parquet
     segment MODEL DATA OUTPUT         a folder of images, or a recording's -> a folder of masks, PNG; volumes (NIfTI,
                                       HDF5, .npz, a file or a folder of them) -> a folder of masks, NIfTI
 
-What the model was trained with travels in its file; data of another kind are refused.
+The model's file says what it was trained with; data of another kind are refused.
 """
 
 import json
@@ -333,7 +333,7 @@ def main(args: Namespace, _: Params) -> None:
     print(f"{args.output}: {act(args.model, args.data, args.output, args.feature)} chunks of actions")
 
 
-parser = ArgumentParser(prog="python -m sightline.predict", description="Apply a trained model to data of your own.")
+parser = ArgumentParser(prog="sightline predict", description="Apply a trained model to your own data.")
 commands = parser.add_subparsers(dest="command", required=True)
 for name, what, script, data, output in (
     ("embed", "embeddings of depth images", "extract_encoder", "folder of uint16 PNG or TIFF images, or of a recording",

@@ -316,7 +316,7 @@ def test_links_to_images_are_followed_wherever_they_lead(place, tmp_path):
     for command in ("validate", "normalize"):
         said = run_command(place, command)
         assert said.code == 1
-        assert "000008.png: a link that leads nowhere" in said.error
+        assert "000008.png: a broken link" in said.error
 
 
 def test_a_pipe_among_the_images_does_not_hang(place):

@@ -38,14 +38,13 @@ class GridParams(Entry):
     }
     _place: str = PrivateAttr("grids")
 
-    model: str = Field(
-        "ViT-B-16", description="an open_clip model, a vision transformer with a class token; or timm:NAME, of timm"
-    )
+    model: str = Field("ViT-B-16", description="a vision transformer of open_clip, or timm:NAME for a network of timm")
     pretrained: str = Field(
-        RANDOM, description="a file of weights, package:NAME that has one, an open_clip tag, or random: untrained"
+        RANDOM,
+        description="a file of weights, package:NAME with such a file, a tag of open_clip, or random (untrained)",
     )
     sha256: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="of the file of weights, which must have it; null: any"
+        None, pattern="^[0-9a-f]{64}$", description="SHA-256 that the file of weights must have; null: any"
     )
     quick_gelu: bool | None = Field(
         None, description="CLIP: activation QuickGELU in place of GELU; null: as the weights say"
@@ -53,31 +52,35 @@ class GridParams(Entry):
     mean: tuple[Share, Share, Share] | None = Field(None, description="of RGB in [0, 1]; null: as the weights say")
     std: tuple[Share, Share, Share] | None = Field(None, description="of RGB in [0, 1]; null: as the weights say")
     image_size: int | None = Field(
-        None, ge=1, description="side of the input, pixels, to which positions are interpolated; null: the weights'"
+        None, ge=1, description="side of the input, pixels; positions are interpolated to it; null: as the weights say"
     )
     resize: Resize = Field(
-        "weights", description="weights: as they say; shortest: a central square; squash: all of the image"
+        "weights", description="weights: as the weights say; shortest: a central square; squash: the whole image"
     )
     interpolation: Literal["bicubic", "bilinear"] | None = Field(
         None, description="of images that are resized; null: as the weights say"
     )
     tokens: Tokens | None = Field(
-        None, description="CLIP: raw: last block's; ln_post, or null: normalised; projected: to text space"
+        None,
+        description="CLIP: raw (of the last block), ln_post (normalised), or projected (to text space); null: ln_post",
     )
     pool: Pool | None = Field(
-        None, description="CLIP: average patches after_norm, the last one, or null; or before_norm"
+        None, description="CLIP: average patches after_norm or before_norm (the last norm); null: after_norm"
     )
     grid: int = Field(7, ge=1, description="rows and columns stored; the network's own (7, 14) are averaged down to it")
     frames: int | None = Field(
-        None, ge=1, description="images encoded at most, at equal distances, to try a model; null: all"
+        None, ge=1, description="most images to encode, evenly spaced, to try a model; null: all"
     )
     dtype: Literal["float16", "float32"] = Field("float16", description="float16 rounds by 0.02 %, in half the space")
     precision: Precision = "auto"
     batch_size: int = Field(64, ge=1, description="images encoded at a time on a GPU, and read at a time")
     keyed: tuple[Key, ...] = Field(
-        ("grids",), description="keys per image, <image_id>_grids or _features, for captioning codes; 0.6 % more each"
+        ("grids",),
+        description="keys for each image, <image_id>_grids or _features, for captioning codes; each adds 0.6 %",
     )
-    shard_frames: int = Field(10_000, ge=1, description="images in a shard at most; new episodes push only the last")
+    shard_frames: int = Field(
+        10_000, ge=1, description="most images in a shard; new episodes change only the last shard"
+    )
     compression: Compression = Field(
         "none", description="none; gzip saves 13 % and is read 20 times slower; blosc2 15 %, 10 times slower"
     )

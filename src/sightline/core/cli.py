@@ -12,16 +12,17 @@ from typing import TypeVar
 
 from sightline.core.errors import UserError, lacks_memory, refusal
 from sightline.core.params import Entry, Section, entries_of, load_params
+from sightline.core.params_help import help_text
 from sightline.core.threads import set_threads
 
 P = TypeVar("P", bound=Section)
 
 
 def add_shorthands(parser: argparse.ArgumentParser, keys: dict[str, str]) -> None:
-    """Let ``--name`` (with underscores or hyphens) stand for ``--set key=...``, for each name -> key or assignment."""
+    """Let ``--name`` (with hyphens or underscores) stand for ``--set key=...``, for each name -> key or assignment."""
     group = parser.add_argument_group("shorthands for --set")
     for name, key in keys.items():
-        options = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        options = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
         if "=" in key:
             group.add_argument(*options, dest="set", action="append_const", const=key, help=key)
         else:
@@ -32,9 +33,9 @@ def add_shorthands(parser: argparse.ArgumentParser, keys: dict[str, str]) -> Non
 def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[argparse.Namespace, P], None]) -> None:
     """Run ``main(args, params)`` as a command.
 
-    Adds ``--params FILE`` and ``--set section.key=value`` to ``parser``. A `UserError`, and what the machine refuses
-    (disk full, no permission, no memory), becomes one line on standard error and exit status 1; Ctrl-C becomes exit
-    status 130, SIGTERM 143.
+    Adds ``--params FILE`` and ``--set section.key=value`` to ``parser``, and lists the parameters in its help. A
+    `UserError`, and what the machine refuses (disk full, no permission, no memory), becomes one line on standard error
+    and exit status 1; Ctrl-C becomes exit status 130, SIGTERM 143.
     """
     if params.model_fields:
         group = parser.add_argument_group("parameters (outside DVC)")
@@ -42,13 +43,16 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
         group.add_argument(
             "--params", type=Path, metavar="FILE", help="YAML file (default: ./params.yaml, if it exists)"
         )
-        group.add_argument(
-            "--set", action="append", metavar="SECTION.KEY=VALUE", help=f"wins over the file; sections: {sections}"
-        )
+        wins = f"change one parameter, whatever the file says; sections: {sections}"
+        group.add_argument("--set", action="append", metavar="SECTION.KEY=VALUE", help=wins)
         for key in entries_of(params):
-            group.add_argument("--name", help=f"which of the {key} in the file (default: none, so {key} as they are)")
+            group.add_argument("--name", help=f"start from the section {key}.NAME of the file (default: from none)")
+        if asks_for_help():
+            parser.formatter_class = _Help
+            parser.epilog = f"Parameters, with their defaults. Change one with --set:\n{help_text(params)}"
     parser.set_defaults(params=None, set=[], name=None)
-    args = parser.parse_args()
+    # options may stand between the paths; argparse can do that without subcommands
+    args = parser.parse_args() if parser._subparsers else parser.parse_intermixed_args()
     stopped = _stop_on_signals()
     values: Section | None = None
     try:
@@ -72,6 +76,18 @@ def run_stage(parser: argparse.ArgumentParser, params: type[P], main: Callable[[
             raise
         print(f"{parser.prog}: error: {said}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves text of several lines as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+def asks_for_help() -> bool:
+    """Whether the command line asks for help, and for nothing else."""
+    return bool({"-h", "--help"}.intersection(sys.argv[1:]))
 
 
 def _stop_on_signals() -> list[int]:
@@ -132,6 +148,16 @@ def _is_command() -> bool:
     return script.parent.name == "stages" or script.is_relative_to(Path(__file__).resolve().parents[1])
 
 
+def _show_stored_help() -> None:
+    """Print the help of a stage as ``tools/commands.py`` stored it: making it loads torch, which takes seconds."""
+    name = Path(sys.argv[0]).stem.removeprefix("sightline ")
+    stored = Path(__file__).resolve().parents[1] / f"help/{name}.txt"
+    if asks_for_help() and stored.is_file():
+        print(stored.read_text(encoding="utf-8"), end="")
+        raise SystemExit
+
+
 if _is_command():  # it imports this module before those that take seconds to load, and that read the number of threads
     sys.excepthook = end_loading
     set_threads()
+    _show_stored_help()

@@ -51,9 +51,11 @@ class RenderParams(Section):
     rgb_noise: float = Field(1.0, ge=0, le=64, description="sigma of the colour noise, grey levels of 255")
     depth_height: int = Field(128, ge=8, le=2048, description="height of the depth images, pixels")
     depth_width: int = Field(128, ge=8, le=2048, description="width of the depth images, pixels")
-    depth_near_mm: int = Field(250, ge=1, le=65534, description="nearer is no reading, millimetres")
-    depth_far_mm: int = Field(1500, ge=2, le=65535, description="farther is no reading, millimetres")
-    depth_noise_mm: float = Field(1.0, ge=0, le=100, description="sigma at 1 m, millimetres; grows with the square")
+    depth_near_mm: int = Field(250, ge=1, le=65534, description="nearer pixels have no reading, millimetres")
+    depth_far_mm: int = Field(1500, ge=2, le=65535, description="farther pixels have no reading, millimetres")
+    depth_noise_mm: float = Field(
+        1.0, ge=0, le=100, description="sigma at 1 m, millimetres; grows with the square of the distance"
+    )
     depth_dropout: float = Field(0.002, ge=0, le=1, description="share of pixels without a reading, anywhere")
 
     @model_validator(mode="after")

@@ -49,7 +49,9 @@ class SimulateParams(Section):
     seed: int = Field(0, ge=0, description="scenes, tasks and joint noise")
     episodes: int = Field(96, ge=1, le=100_000, description="number of episodes")
     steps: int = Field(50, ge=1, le=10_000, description="frames per episode, at 10 Hz; the task needs about 50")
-    miss_rate: float = Field(0.1, ge=0, le=1, description="share of episodes whose aim is off, so that some fail")
+    miss_rate: float = Field(
+        0.1, ge=0, le=1, description="share of episodes with an aim that is off, so that some fail"
+    )
     aim_error_m: float = Field(0.045, ge=0, le=0.5, description="sigma of that error on each axis, metres")
     action_noise_rad: float = Field(
         0.015, ge=0, le=0.5, description="sigma of noise on what the arms execute, not on the recorded actions, rad"

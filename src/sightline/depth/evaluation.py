@@ -51,16 +51,16 @@ class EvaluateParams(Section):
     part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
     baselines: tuple[BaselineName, ...] = Field(
         ("mean_image", "nearest_train_frame", "pca", "grid", "dct"),
-        description="codes of as many numbers to compare with; nearest_train_frame tells whether the split leaks",
+        description="simple codes of the same size to compare with; nearest_train_frame shows whether the split leaks",
     )
     near_frames: int = Field(
         4000, ge=2, description="training frames at most among which the nearest one is looked for; 64 KiB each"
     )
     rotate_pca: bool = Field(True, description="fit PCA on the training frames in all four orientations")
-    pca_frames: int = Field(1000, ge=2, le=8000, description="training frames at most that PCA is fitted on")
-    probe_frames: int = Field(1000, ge=2, description="training frames at most that the linear probes are fitted on")
+    pca_frames: int = Field(1000, ge=2, le=8000, description="most training frames to fit PCA on")
+    probe_frames: int = Field(1000, ge=2, description="most training frames to fit the linear probes on")
     probe: tuple[Column, ...] = Field(
-        get_args(Column), description="columns of the frames table that codes are to tell, as far as it has them"
+        get_args(Column), description="columns of frames.parquet to predict from the codes, as far as they are there"
     )
     edge_mm: float = Field(50.0, gt=0, description="step between neighbouring pixels that is a depth edge, millimetres")
     batch_size: int = Field(16, ge=1, description="images encoded at a time")

@@ -22,9 +22,13 @@ class Objective(Section):
     """What the network is trained for: weights of the terms of the loss."""
 
     reconstruction: float = Field(1.0, gt=0, description="weight of the error of the reconstructed image")
-    summary: float = Field(1.0, ge=0, description="weight of a 32x32 image from the scene numbers alone")
+    summary: float = Field(
+        1.0, ge=0, description="weight of the error of a 32x32 image made from the scene numbers alone"
+    )
     inverse_dynamics: float = Field(
-        1.0, ge=0, description="weight of the joints' change over 1 to 4 frames, from scene numbers; needs joints"
+        1.0,
+        ge=0,
+        description="weight of predicting the joints' change over 1 to 4 frames from scene numbers; needs joints",
     )
 
 

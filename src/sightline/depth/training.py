@@ -36,19 +36,25 @@ from sightline.training.processes import log_weight, process_device, rank, world
 class TrainParams(TrainerParams):
     """The depth autoencoder."""
 
-    epochs: int = Field(4, ge=1, description="passes over the training frames at most")
+    epochs: int = Field(4, ge=1, description="most passes over the training frames")
     batch_size: int = Field(8, ge=2, description="frames in a step")
     latent_dim: int = Field(768, ge=1, description="numbers in the embedding of an image")
-    scene_dim: int = Field(64, ge=0, description="of them, from the network; the others are a linear code of patches")
+    scene_dim: int = Field(
+        64, ge=0, description="how many of these come from the network; the others are a linear code of patches"
+    )
     width: int = Field(16, ge=16, multiple_of=16, description="channels of layer1; 64 is the full network, for a GPU")
-    head: Head = Field("gap", description="of the scene numbers: gap: mean over positions; flat: some for each of 8x8")
-    patch_path: PatchPath = Field("refined", description="decoding of the patches: linear, or refined by convolutions")
+    head: Head = Field(
+        "gap", description="scene numbers: gap: a mean over positions; flat: some for each of 8x8 positions"
+    )
+    patch_path: PatchPath = Field("refined", description="how patches are decoded: linear, or refined by convolutions")
     objective: Objective = Objective()
     augment: Augment = Field(
         "shift", description="none, shift (a little), rotate (by 90 degrees), full: also mirror, crop, scale, move"
     )
     l1_weight: float = Field(0.1, ge=0, description="weight of the absolute error beside the squared error")
-    gradient_weight: float = Field(0.0, ge=0, description="weight of the error of neighbours' differences; 0: off")
+    gradient_weight: float = Field(
+        0.0, ge=0, description="weight of the error of the differences between neighbouring pixels; 0: off"
+    )
     perceptual_weight: float = Field(0.0, ge=0, description="weight of the perceptual loss; needs --perceptual-weights")
 
     @model_validator(mode="before")

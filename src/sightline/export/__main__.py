@@ -1,4 +1,4 @@
-"""Export a trained model for other programs: ``python -m sightline.export MODEL OUT.onnx|OUT.pt2``.
+"""Export a trained model for other programs: ``sightline export MODEL OUT.onnx|OUT.pt2``.
 
 MODEL is an encoder, a policy or a segmentation model. The file takes raw images of any size and number: decoding,
 resizing, filling of holes and normalisation are inside. Of a model of volumes, it takes windows of the size that was
@@ -23,7 +23,7 @@ def main(args: Namespace, _: Params) -> None:
     print(f"{args.output}: results differ by {difference:.1e} of the largest")
 
 
-parser = ArgumentParser(prog="python -m sightline.export", description="Export a model with its preprocessing inside.")
+parser = ArgumentParser(prog="sightline export", description="Export a model with its preprocessing inside.")
 parser.add_argument("model", type=Path, help="weights file of an encoder, a policy or a segmentation model")
 parser.add_argument("output", type=Path, help="file to write, .onnx or .pt2")
 parser.add_argument("--whole", action="store_true", help="segmentation: from the whole image alone, without windows")

@@ -133,7 +133,7 @@ class Policy:
         """Read a model that ``stages/train_fusion.py`` wrote, to a GPU where there is one; or an exported one, .onnx.
 
         Args:
-            path: safetensors file, or ONNX file of ``python -m sightline.export``.
+            path: safetensors file, or ONNX file of ``sightline export``.
             temporal_ensembling, replan_every: see `ActionQueue`.
             runtime: what runs an ONNX file, see `ExportedPolicy`.
 

@@ -55,7 +55,7 @@ class EvaluateFusionParams(Section):
     part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
     batch_size: int = Field(32, ge=1, description="frames at a time")
     probe_frames: int = Field(500, ge=2, description="training frames at most for the linear probes")
-    seed: int = Field(0, ge=0, description="which other frame lends its inputs; the bootstrap")
+    seed: int = Field(0, ge=0, description="draws the frames whose inputs are swapped, and the bootstrap")
 
 
 @exact_float32()

@@ -24,7 +24,7 @@ class ExportedPolicy:
         runtime: what runs it.
 
     Args:
-        path: written by ``python -m sightline.export``.
+        path: written by ``sightline export``.
         runtime: None takes OpenVINO where it is installed, else ONNX Runtime.
 
     Raises:
@@ -50,7 +50,7 @@ class ExportedPolicy:
             raise
         except Exception as error:  # the packages have no common one
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: not a policy of `python -m sightline.export` ({reason})") from None
+            raise UserError(f"{path}: not a policy of `sightline export` ({reason})") from None
         self.runtime = chosen
 
     def chunk(

@@ -34,7 +34,7 @@ def load_resnet18(resnet: nn.Module, source: str | Path) -> None:
         raise UserError(f"{source}: neither a file nor a tag of torchvision's ResNet18 ({tags})") from None
     except (OSError, RuntimeError, EOFError, SafetensorError, ModuleNotFoundError) as error:
         reason = " ".join(str(error).split())[:150]
-        raise UserError(f"{source}: weights cannot be had ({reason}); name a file, or leave pretrained out") from None
+        raise UserError(f"{source}: could not load the weights ({reason}); name a file, or omit pretrained") from None
     except Exception as error:  # what unpickling refuses to run
         raise UserError(f"{source}: holds more than tensors ({type(error).__name__}), and is not loaded") from None
     weights = _weights_in(source, state)

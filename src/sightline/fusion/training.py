@@ -53,16 +53,20 @@ class FusionParams(TrainerParams):
 
     weight_decay: float = Field(1e-4, ge=0, description="decay (AdamW) or L2 penalty, not of biases and norms")
     gradient_clip: float = Field(10.0, ge=0, description="largest norm of the gradient; 0 switches clipping off")
-    chunk: int = Field(16, ge=1, description="steps predicted at once; with few, copying the joints wins")
-    stride: int = Field(1, ge=1, description="frames between the steps of a chunk: 3 makes 10 Hz of 30 Hz")
+    chunk: int = Field(
+        16, ge=1, description="steps predicted at once; with few steps, copying the joints is hard to beat"
+    )
+    stride: int = Field(1, ge=1, description="frames between the steps of a chunk; 3 turns 30 Hz into 10 Hz")
     objective: Objective = Field("bc", description="bc: regression; cvae: LAPO's behaviour model")
     loss: Loss = Field("l1", description="error of bc: l1, huber or mse")
-    target: Target = Field("residual", description="residual: what a linear map of the joints leaves; or absolute")
-    beta: float = Field(0.01, ge=0, description="weight of the KL divergence of cvae, after a rise; 1 is too much")
+    target: Target = Field(
+        "residual", description="residual: the error of a linear map of the joints, fitted first; absolute: the actions"
+    )
+    beta: float = Field(0.01, ge=0, description="cvae: weight of the KL divergence, after the warm-up; 1 is too much")
     detach_posterior: bool = Field(True, description="cvae: the posterior passes no gradient to the feature")
     prior_weight: float = Field(1.0, ge=0, description="cvae: weight of the error at z = 0")
     weights: Literal["none", "mc", "td"] = Field(
-        "none", description="of samples: none, or by advantage: mc, of their returns; td, of LAPO's critics (cvae only)"
+        "none", description="of samples: none, or by advantage: mc (of returns) or td (of LAPO's critics, cvae only)"
     )
     discount: float = Field(0.99, gt=0, le=1, description="mc and td: discount of later rewards, per frame")
     expectile: float = Field(0.7, gt=0, lt=1, description="mc: expectile of the returns, which the value estimates")
@@ -73,7 +77,12 @@ class FusionParams(TrainerParams):
     norm: Norm = Field("bn", description="bn, frozen_bn (for pretrained weights and small batches), gn")
     shift: int = Field(4, ge=0, description="largest random shift of a view, pixels")
     jitter: float = Field(0.2, ge=0, lt=1, description="largest random change of colours, as a share")
-    joint_dropout: float = Field(0.2, ge=0, lt=1, description="probability of hiding the joints; 0: cameras go unused")
+    joint_dropout: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="probability of hiding the joints in training; with 0, the model ignores the cameras",
+    )
     view_dropout: float = Field(0.0, ge=0, lt=1, description="probability of hiding the views, never with the joints")
     extra_dropout: float = Field(0.75, ge=0, lt=1, description="probability that a further input is hidden")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights and statistics; 0 switches it off")

@@ -125,7 +125,7 @@ class StageLists(Section):
         ("stacked", "joints_only"), description="fusion models: stacked, separate, shared, images_only, joints_only"
     )
     rollouts: Names = Field(
-        ("actions",), description="those of the demonstrations whose models drive the simulated robot; []: none"
+        ("actions",), description="which demonstrations' models drive the simulated robot; []: none"
     )
     segmentation_with: Names = Field(
         ("grids/efficientnet/global",),

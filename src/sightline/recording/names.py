@@ -131,7 +131,7 @@ def image_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: a link that leads nowhere; mend or remove it")
+            raise UserError(f"{path}: a broken link; mend or remove it")
         if not (path.is_file() or path.is_dir()):  # the latter is a broken image
             raise UserError(f"{path}: is not a file; remove it")
     return paths

@@ -24,23 +24,25 @@ class SplitParams(Section):
     """Shares of validation and test, by whole episodes; a column split of frames.parquet wins."""
 
     seed: int = Field(
-        0, ge=0, description="which episodes go where, unless a column split says so; a bare folder is split in order"
+        0, ge=0, description="draws the split, unless there is a column split; a bare folder is split in order"
     )
     val: float = Field(
         0.2,
         ge=0,
         lt=1,
-        description="share of episodes (or a bare folder) for validation, unless a column split has some",
+        description="share of episodes (or of a bare folder) for validation; a column split wins",
     )
     test: float = Field(
         0.25,
         ge=0,
         lt=1,
-        description="share of episodes (or a bare folder) for testing, unless a column split has some; 0: none",
+        description="share of episodes (or of a bare folder) for testing; a column split wins; 0: none",
     )
     guard: int = Field(10, ge=0, description="frames left out on each side of a border between blocks of a folder")
-    folds: int = Field(0, ge=0, description="blocks that a bare folder is cut into, one for testing; 0: by shares")
-    fold: int = Field(0, ge=0, description="which of the folds is for testing, from 0")
+    folds: int = Field(
+        0, ge=0, description="blocks to cut a bare folder into, one of them for testing; 0: split by shares"
+    )
+    fold: int = Field(0, ge=0, description="the fold for testing, from 0")
 
     @model_validator(mode="after")
     def _leaves_train(self) -> "SplitParams":

@@ -1,4 +1,4 @@
-"""Tell on one page what the pipeline has measured: ``python -m sightline.report``.
+"""Tell on one page what the pipeline has measured: ``sightline report``.
 
 It reads ``metrics/`` as it is on disk: a verdict on each part first, then charts, pictures and curves, tables last.
 """
@@ -72,7 +72,7 @@ def main(args: Namespace, _: Params) -> None:
     print(f"{output}: {count} parts")
 
 
-parser = ArgumentParser(prog="python -m sightline.report", description="Tell on one page what the pipeline measured.")
+parser = ArgumentParser(prog="sightline report", description="Tell on one page what the pipeline measured.")
 parser.add_argument("--root", type=Path, default=Path(), help="root of the project (the working directory)")
 parser.add_argument("--output", type=Path, help="HTML file to write (ROOT/metrics/report.html)")
 parser.add_argument("--exp", nargs="*", default=[], metavar="NAME", help="experiments whose curves to show, too")

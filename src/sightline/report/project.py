@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from io import StringIO
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,9 @@ def commit_of(root: Path) -> str:
 
 
 def read_trainings(root: Path) -> dict[str, dict[str, Any]]:
-    """What the logs of this machine say of its trainings: folder of metrics -> epochs, seconds, machine."""
+    """What the logs of this machine say of its latest trainings: folder of metrics -> epochs, seconds, machine."""
     runs = map(read, sorted((root / "runs").glob("*/*/run.json"), key=lambda path: path.stat().st_mtime))
-    return dict(sorted((run.pop("metrics"), run) for run in runs))
+    return dict(sorted(((run.pop("metrics"), run) for run in runs), key=itemgetter(0)))
 
 
 def read_recording(root: Path, params: dict[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def judge(subject: str, measure: str, given: list[Score]) -> Verdict:
     way, more = "better" if gain > 0 else "worse", f"{show(abs(gain))}"
     tail = f"{note} ({has} against {best.value:.3g}{unit}{of_own}).{'' if ends else ' No interval is stored.'}"
     if max(own.value, best.value) < 0:  # of R², which is 0 for a constant
-        return Verdict("no better", f"{subject} is of no use, and nor are simple ones{tail}")
+        return Verdict("no better", f"{subject} is of no use, and neither are simple ones{tail}")
     if ends and gain and ends[0] <= 0 <= ends[1]:
         return Verdict("undecided", f"{subject} may be no better than {words(best.name)}: {more} {way}{tail}")
     if not gain or (not ends and abs(gain) < LITTLE):

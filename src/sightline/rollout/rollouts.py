@@ -39,13 +39,17 @@ FILM_PIXELS = 160
 class RolloutParams(Section):
     """Trained policies drive the simulated robot in scenes that are not in the recording."""
 
-    scenes: int = Field(10, ge=1, le=MOST_SCENES, description="scenes; the interval of the success rate narrows slowly")
+    scenes: int = Field(
+        10, ge=1, le=MOST_SCENES, description="scenes to try; the interval of the success rate narrows slowly"
+    )
     seed: int = Field(0, ge=0, le=10_000, description="which scenes: those of two seeds are all different")
     replan_every: int | None = Field(
         None, ge=1, description="frames between predictions; null: half a chunk, or 1 with temporal_ensembling"
     )
     temporal_ensembling: float | None = Field(
-        None, ge=0, description="decay of the weights of older predictions, in ACT 0.01; null: the latest one alone"
+        None,
+        ge=0,
+        description="decay of the weights of older predictions, 0.01 in ACT; null: only the latest prediction",
     )
     length: float = Field(1.5, ge=1, le=10, description="most frames of a rollout, as a multiple of simulate.steps")
 

@@ -58,9 +58,10 @@ class EvaluateSegmentationParams(Section):
     part: Literal["val", "test"] = Field("test", description="part of the split to evaluate on: val or test")
     batch_size: int = Field(16, ge=1, description="frames at a time")
     windows: bool = Field(
-        True, description="of a model of parts, mean of whole image and windows (volumes: windows); false: whole image"
+        True,
+        description="of a model of crops: mean of whole image and windows (volumes: windows); false: whole image",
     )
-    seed: int = Field(0, ge=0, description="draws of the bootstrap; which other frame lends a further input")
+    seed: int = Field(0, ge=0, description="draws the bootstrap, and the frames whose further inputs are swapped")
 
 
 @exact_float32()

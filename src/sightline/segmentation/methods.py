@@ -58,7 +58,7 @@ class SsNetParams(Section):
     """Smoothness in the direction that changes the prediction most, and a memory bank."""
 
     weight: float = Field(0.1, ge=0, description="weight of the smoothness, after the rise")
-    xi: float = Field(10.0, gt=0, description="length of the change in which the direction is looked for")
+    xi: float = Field(10.0, gt=0, description="length of the change used to find the direction")
     eps: float = Field(6.0, gt=0, description="length of the change that is measured")
 
 
@@ -66,7 +66,7 @@ class SemisegParams(Section):
     """Pseudo-labels of a teacher, the average, for images mixed by class, and a memory bank."""
 
     weight: float = Field(1.0, ge=0, description="weight of the pseudo-labels, after the rise")
-    sharpness: float = Field(6.0, ge=0, description="power of the confidence that a pseudo-label is weighed by")
+    sharpness: float = Field(6.0, ge=0, description="power of the confidence that weighs a pseudo-label")
     entropy_weight: float = Field(0.01, ge=0, description="weight of the entropy of the predictions")
 
 
@@ -83,7 +83,7 @@ class BcpParams(Section):
     """Labelled rectangles in unlabelled images and the reverse, labels of a teacher."""
 
     weight: float = Field(0.5, ge=0, description="weight of unlabelled pixels beside labelled ones")
-    pretrain: float = Field(0.3, ge=0, lt=1, description="share of the steps, the first, on labelled images alone")
+    pretrain: float = Field(0.3, ge=0, lt=1, description="share of the first steps, on labelled images alone")
     largest_part: bool = Field(False, description="label only each class's largest part: true for organs, one of each")
 
 
@@ -91,7 +91,9 @@ class MethodParams(AugmentationParams):
     """Of the section ``segmentation``: the method, and what each has of its own."""
 
     method: Method = Field("bcp", description="supervised, ss_net, semiseg, unimatch or bcp")
-    ramp: float = Field(0.4, gt=0, le=1, description="share of the steps in which unlabelled and bank weights rise")
+    ramp: float = Field(
+        0.4, gt=0, le=1, description="share of the steps over which the weights of unlabelled images and bank rise"
+    )
     ss_net: SsNetParams = SsNetParams()
     semiseg: SemisegParams = SemisegParams()
     unimatch: UnimatchParams = UnimatchParams()

@@ -15,7 +15,7 @@ class PostprocessParams(Section):
     """What is done to predictions of volumes; figures tell what it changes."""
 
     largest_component: LargestComponent = Field(
-        "none", description="of each class keep the largest part: none, 2d (of a slice) or 3d (of a volume)"
+        "none", description="keep the largest part of each class: none, 2d (in a slice) or 3d (in a volume)"
     )
 
 
@@ -27,19 +27,20 @@ class FrameParams(Section):
 
     camera: str = Field("global", description="folder under rgb/ of the images that the masks belong to")
     image_size: tuple[int, int] | None = Field(
-        (128, 128), description="rows and columns that images and masks are brought to; null: as the first image"
+        (128, 128), description="rows and columns to resize images and masks to; null: those of the first image"
     )
     classes: tuple[str, ...] = Field(
-        (), description="names by class id; []: recording.json's, or numbers where ids have no gap"
+        (), description="names by class id; []: those of recording.json, else numbers if ids have no gap"
     )
-    has_background: bool = Field(True, description="class 0 is of no interest: left out of means and ss_net's bank")
-    void: int | None = Field(None, ge=0, le=255, description="class id without meaning, ignored like 255; null: none")
+    has_background: bool = Field(True, description="class 0 is background: left out of means and of ss_net's bank")
+    void: int | None = Field(None, ge=0, le=255, description="class id to ignore like 255; null: none")
     mask_values: dict[int, int] | None = Field(
         None,
         description="{value: class id, or 255: ignored}; others are class ids; in JPEG the nearest of these and 0",
     )
     mask_suffix: str | None = Field(
-        None, description="end of a mask's name behind the image's, as _mask; \"\": none; null: find it, or numbers"
+        None,
+        description="what a mask's name has after the image's, such as _mask; \"\": none; null: find it, or numbers",
     )
 
     @property

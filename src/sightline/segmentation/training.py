@@ -61,16 +61,22 @@ class SegmentationParams(MethodParams, TrainerParams, FrameParams):
     dims: Literal[2, 3] = Field(2, description="2: images, or slices of volumes one by one; 3: patches of volumes")
     network: NetworkName = Field("unet", description="unet, or for dims 3 vnet (45 million weights, for a GPU)")
     slice_step: int = Field(1, ge=1, le=16, description="for dims 3: how many slices become one, their mean")
-    epochs: int = Field(12, ge=1, description="looks at the validation part at most, each after steps_per_epoch")
+    epochs: int = Field(
+        12, ge=1, description="most epochs, each of steps_per_epoch steps and a look at the validation part"
+    )
     batch_size: int = Field(8, ge=2, description="labelled frames, or patches of volumes, in a step")
     lr: float = Field(2e-3, gt=0, description="highest learning rate; a tenth of it for the selectors of a memory bank")
     weight_decay: float = Field(1e-3, ge=0, description="decay (AdamW) or L2 penalty, not of biases and norms")
-    patience: int = Field(100, ge=1, description="epochs without a better Dice; with fewer, methods differ in steps")
+    patience: int = Field(
+        100,
+        ge=1,
+        description="epochs without a better Dice before stopping; with fewer, methods get different numbers of steps",
+    )
     labeled_groups: LabeledGroups = Field(
         1,
         description="groups whose masks are used: a number, names, labelled (all with masks); null: labeled_fraction",
     )
-    labeled_seed: int | None = Field(None, ge=0, description="which groups these are, of a number or share; null: seed")
+    labeled_seed: int | None = Field(None, ge=0, description="draws these groups, for a number or share; null: seed")
     labeled_fraction: float | None = Field(None, gt=0, le=1, description="the same as a share; null for both: all")
     steps_per_epoch: int = Field(50, ge=1, description="steps in an epoch, the same for every method")
     unlabelled_batch_size: int = Field(8, ge=2, description="unlabelled frames, or patches, in a step")
@@ -81,13 +87,15 @@ class SegmentationParams(MethodParams, TrainerParams, FrameParams):
         "none", description="in the cross-entropy: none, or inverse_sqrt of the share of the labelled pixels"
     )
     channels: tuple[int, ...] = Field(
-        (16, 16, 32, 64, 128, 16), description="of the U-Net's five levels, finest first, and of its last map"
+        (16, 16, 32, 64, 128, 16), description="channels of the U-Net's five levels, finest first, and of its last map"
     )
     norm: Norm = Field(
         "instance", description="of the U-Net: instance, group (a quarter of the channels), or batch (mixes views)"
     )
     extra_dropout: float = Field(0.1, ge=0, lt=1, description="probability that a further input is hidden")
-    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights, which are measured; 0: no average")
+    ema: float = Field(
+        0.99, ge=0, lt=1, description="decay of the averaged weights, which are the result; 0: no average"
+    )
     contrastive: ContrastiveParams = ContrastiveParams()
 
     @field_validator("channels")

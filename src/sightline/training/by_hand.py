@@ -22,7 +22,7 @@ class ByHand:
         """Add the command-line options that `of` reads."""
         option = parser.add_argument
         option("--output-dir", "--output_dir", type=Path, help="folder for checkpoints and TensorBoard logs")
-        option("--resume", type=Path, help="checkpoint of another run with an output folder to start from")
+        option("--resume", type=Path, help="checkpoint to start from, of another run with --output-dir")
         option("--checkpoint-every", type=int, default=10, help="epochs between numbered checkpoints (10)")
 
     @classmethod

@@ -15,7 +15,7 @@ class CompileParams(Section):
 
     compile: bool = Field(False, description="compile the network: fewer, larger kernels on a GPU; slower on a CPU")
     cuda_graphs: bool = Field(
-        False, description="with compile, on a GPU: start its kernels together, where starting them takes the time"
+        False, description="with compile, on a GPU: start all kernels at once; helps where starting them takes the time"
     )
 
 

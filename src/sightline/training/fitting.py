@@ -47,9 +47,9 @@ SECOND = 0.3  # highest learning rate of the second part of a training in two, i
 class TrainerParams(CompileParams):
     """Parameters that every training has."""
 
-    epochs: int = Field(8, ge=1, description="passes over the training frames at most")
+    epochs: int = Field(8, ge=1, description="most passes over the training frames")
     batch_size: int = Field(32, ge=2, description="frames in a step")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are summed up for one step")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
     optimizer: Literal["AdamW", "Adam", "SGD"] = Field("AdamW", description="AdamW, Adam, or SGD (momentum 0.9)")
     scheduler: Literal["CosineAnnealingLR", "constant"] = Field(
         "CosineAnnealingLR", description="CosineAnnealingLR (to 0) or constant, after a warm-up over 5 % of the steps"
@@ -60,7 +60,8 @@ class TrainerParams(CompileParams):
     patience: int = Field(20, ge=1, description="epochs without a better validation loss before stopping")
     precision: Precision = "auto"
     deterministic: bool = Field(
-        False, description="GPU: the same bits again, more slowly; torch warns of what it cannot repeat; CPU: always"
+        False,
+        description="GPU: the same bits in each run, more slowly; torch warns where it cannot; a CPU always gives them",
     )
 
 
@@ -71,7 +72,7 @@ def configure_optimizer(
 
     Args:
         steps: optimizer steps of the whole training (``trainer.estimated_stepping_batches``).
-        restart: share of the steps after which the course begins anew, up to a lower rate: for a training in two
+        restart: share of the steps after which the course starts again, up to a lower rate: for a training in two
             parts, the second of which also goes on with what the first has learnt.
     """
     optimizer: torch.optim.Optimizer
@@ -334,7 +335,7 @@ def _continues(last: Path, key: str) -> bool:
     if lack:
         raise UserError(
             f"{last}: process {lack[0]} lacks this state of the interrupted run, or has another; let machines that "
-            "train together share the folder .scratch, or copy it; with none on any, the training begins anew"
+            "train together share the folder .scratch, or copy it; if none has one, the training starts anew"
         )
     return bool(first)
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16"], Field(description="bf16, fp32, or auto: bf16 where the hardware has it")
+    Literal["auto", "fp32", "bf16"], Field(description="bf16, fp32, or auto: bf16 if the hardware has it")
 ]
 Arithmetic = Literal["fp32", "tf32", "bf32", "bf16"]
 _AMPERE = (8, 0)  # the first NVIDIA GPUs with TF32

@@ -1,4 +1,4 @@
-"""How far the embeddings of two recordings are apart: ``python -m sightline.validation.drift A B --index INDEX_OF_A``.
+"""How far the embeddings of two recordings are apart: ``sightline drift A B --index INDEX_OF_A``.
 
 Both hold depth embeddings (``stages/embed.py``, ``sightline.predict embed``), or both grids, a file or a folder
 (``stages/clip_grids.py``; the mean over the patches counts), made by the same model. Two measures, each printed beside
@@ -182,10 +182,8 @@ def main(args: Namespace, _: Section) -> None:
     report(figures, {name: figures[name] for name in ("frechet", "far_share")}, args.metrics_dir)
 
 
-parser = ArgumentParser(
-    prog="python -m sightline.validation.drift", description="Compare the embeddings of two recordings."
-)
-parser.add_argument("reference", type=Path, help="embeddings or grids of the recording that models know")
+parser = ArgumentParser(prog="sightline drift", description="Compare the embeddings of two recordings.")
+parser.add_argument("reference", type=Path, help="embeddings or grids of the recording that models learned from")
 parser.add_argument("new", type=Path, help="the same of another recording")
 parser.add_argument("--index", type=Path, required=True, help="frame index of the reference, data/index/frames.parquet")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")

@@ -54,7 +54,10 @@ _RAW_COUNTS = 65536
 class ValidationParams(Section):
     """How frames are compared with those that models know."""
 
-    reference: str = Field("reference", description="summaries of what models know; train stands in for what it lacks")
+    reference: str = Field(
+        "reference",
+        description="folder with summaries of the recording that models learned from; else the training frames",
+    )
     drift_tolerance: float = Field(0.1, ge=0, description="how far frames may leave the training range, as a share")
 
 
