@@ -8,10 +8,11 @@
 VIEWS is written by stages/pack_views.py. ``run`` trains and evaluates by the stages' own scripts, with params.yaml and
 what is set beside it; NAME (the design, if none is given) tells runs of one design apart. ``--truth`` gives the model
 columns of the frames table as a further input, never hidden: what could be gained by views that are understood.
-``--scenes N`` lets the model drive the simulated robot in N scenes. A run that is interrupted continues when it is
-started again, a run that is done is left as it is. ``table`` prints Markdown, or replaces what stands between the marks
-"fusion NAME" in the file that it is given. Intervals are of 95 %: of NMSE over episodes, by bootstrap of the mean of
-the seeds; of success over scenes, of the mean of the seeds (Wilson's).
+``--feature FILE`` is a further input that stages have made. ``--episodes N`` trains on the first N training episodes
+alone. ``--scenes N`` lets the model drive the simulated robot in N scenes. A run that is interrupted continues when it
+is started again, a run that is done is left as it is. ``table`` prints Markdown, or replaces what stands between the
+marks "fusion NAME" in the file that it is given. Intervals are of 95 %: of NMSE over episodes, by bootstrap of the mean
+of the seeds; of success over scenes, of the mean of the seeds (Wilson's).
 """
 
 import json
@@ -28,7 +29,7 @@ import pandas as pd
 from running import ROOT, put, stage
 from tqdm import tqdm
 
-from sightline.core.files import write_json
+from sightline.core.files import atomic_output, write_json
 from sightline.core.params import Section, load_params
 from sightline.demo.render import RenderParams
 from sightline.demo.simulate import SimulateParams
@@ -36,6 +37,7 @@ from sightline.fusion.acting import Policy
 from sightline.rollout.driving import Scene, drive
 from sightline.rollout.rollouts import FIRST_SCENE, RolloutParams, wilson_interval
 
+BLOCK = 512  # frames copied at a time
 USES = ("shuffled_views", "swapped_first_two", "shuffled_joints")
 
 
@@ -66,6 +68,24 @@ def run(
             "rollout", weights.resolve(), views.resolve(), place / "rollout",
             settings={"rollout.scenes": scenes}, params=params,
         )  # fmt: skip
+
+
+def of_fewer_episodes(views: Path, runs: Path, count: int) -> Path:
+    """A file of views with the first ``count`` training episodes, and all others."""
+    path = runs / f"views_of_{count}.hdf5"
+    if path.exists():
+        return path
+    runs.mkdir(parents=True, exist_ok=True)
+    with h5py.File(views) as file, atomic_output(path) as temporary, h5py.File(temporary, "w") as fewer:
+        is_train, episode = file["split"][:] == b"train", file["episode"][:]
+        kept = ~is_train | np.isin(episode, np.unique(episode[is_train])[:count])
+        fewer.attrs.update(file.attrs)
+        for name, values in file.items():
+            rows = fewer.create_dataset(name, (kept.sum(), *values.shape[1:]), values.dtype)
+            for start in range(0, len(rows), BLOCK):
+                some = np.flatnonzero(kept)[start : start + BLOCK]
+                rows[start : start + BLOCK] = values[some]
+    return path
 
 
 def write_columns(table: Path, columns: Sequence[str], path: Path) -> Path:
@@ -192,6 +212,7 @@ def main() -> None:
     one.add_argument("--label")
     one.add_argument("--truth", nargs="+", default=[], metavar="FRAMES", help="frames.parquet, and columns of it")
     one.add_argument("--feature", action="append", default=[], type=Path, dest="features", help="a further input")
+    one.add_argument("--episodes", type=int, metavar="N", help="train on the first N training episodes (default: all)")
     one.add_argument("--scenes", type=int, default=0, help="scenes in which the model drives the simulated robot")
     one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     all_ = commands.add_parser("table", help="the figures of all runs, as Markdown")
@@ -202,7 +223,8 @@ def main() -> None:
     if args.command == "run":
         settings = dict(setting.split("=", 1) for setting in args.settings) | {"seed": args.seed}
         label = args.label or args.design
-        run(args.views, args.runs, args.design, label, settings, args.truth, args.scenes, args.features)
+        views = of_fewer_episodes(args.views, args.runs, args.episodes) if args.episodes else args.views
+        run(views, args.runs, args.design, label, settings, args.truth, args.scenes, args.features)
     else:
         put(table(args.runs), f"fusion {args.name}", args.write)
 
