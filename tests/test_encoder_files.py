@@ -190,6 +190,6 @@ def test_a_verification_that_fails_leaves_no_file(files, tmp_path, monkeypatch):
         return {name: tensor + (name == "head.bias") * 1e-6 for name, tensor in network.state_dict().items()}
 
     monkeypatch.setattr("sightline.core.weights_file.weights_of", spoil)
-    with pytest.raises(UserError, match="verification failed: the latents differ by up to 0.000"):
+    with pytest.raises(UserError, match=r"verification failed: the latents differ by up to 0\.000"):
         extract_encoder(files / "autoencoder.safetensors", tmp_path / "e.safetensors", verify=True)
     assert list(tmp_path.iterdir()) == []
