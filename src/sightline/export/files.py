@@ -27,7 +27,9 @@ from sightline.segmentation.model import load_model
 from sightline.training.card import SUFFIX, read_card
 
 KEY = "sightline"
-TOLERANCE = 1e-5  # largest difference of a result, as a share of the largest result
+# Largest difference of a result, as a share of the largest result. Rounding alone is some 1e-6, and up to 2e-5 where
+# norms of few numbers amplify it: then it is PyTorch's float32 that is off, measured against float64.
+TOLERANCE = 1e-4
 OPSET = 18
 SIZES = ((40, 56), (150, 200))  # rows and columns of the images that it is traced with, and checked with
 
