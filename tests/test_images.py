@@ -14,7 +14,7 @@ from PIL import Image
 
 from sightline.clip.photographs import Preparation, inspect, prepare
 from sightline.core.errors import UserError
-from sightline.recording.images import read_depth, read_grey, read_mask, read_rgb
+from sightline.recording.images import read_depth, read_grey, read_mask, read_rgb, read_size
 
 READERS = {
     "depth": (read_depth, np.uint16, ()),
@@ -46,6 +46,7 @@ def test_a_tiff_is_read_as_by_tifffile_and_turned(tmp_path_factory, kind, layout
     read = READERS[kind][0](path)
     assert read.dtype == stored.dtype
     assert read.tolist() == turned(stored, orientation).tolist()
+    assert read_size(path) == read.shape[:2]
 
 
 @settings(max_examples=100, deadline=None)
@@ -58,7 +59,9 @@ def test_a_png_is_turned_wherever_it_keeps_its_orientation(
 ):
     path, stored = tmp_path_factory.mktemp("t") / "1.png", picture(kind, size, seed)
     write_png(path, stored, PNG_CHUNKS[place](orientation), behind=behind)
-    assert READERS[kind][0](path).tolist() == turned(stored, orientation).tolist()
+    read = READERS[kind][0](path)
+    assert read.tolist() == turned(stored, orientation).tolist()
+    assert read_size(path) == read.shape[:2]
     if kind in ("grey", "rgb"):
         changes = {1: None if kind == "rgb" else "L"}
         assert inspect(path, path.read_bytes()) == changes.get(orientation, "EXIF orientation")

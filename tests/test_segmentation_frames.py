@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -327,6 +328,16 @@ def test_ids_beyond_the_classes_are_named(tmp_path):
     negative = arrays_of(write_arrays(tmp_path / "b.npz", label=label.astype(np.int64) - 1))
     with pytest.raises(UserError, match=r"b.npz: label 0: class ids -1 \(\d+ pixels\)"):
         negative.masks(np.array([0]))
+
+
+def test_masks_are_read_without_decoding_their_images(tmp_path):
+    frames = from_recording(write_recording(tmp_path / "r"))
+
+    def refuse(row: int) -> np.ndarray:
+        raise AssertionError(row)
+
+    rows = np.flatnonzero(frames.has_mask)
+    assert (replace(frames, read_image=refuse).masks(rows) == frames.masks(rows)).all()
 
 
 def test_a_wrong_source_is_one_line(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from sightline.core.errors import UserError
-from sightline.recording.orientation import orientation, upright
+from sightline.recording.orientation import lies_on_its_side, orientation, upright
 
 TURNED = "EXIF orientation"  # what we call a picture that is to be turned
 MAX_PIXELS = 100_000_000  # more is taken for an attack on memory
@@ -122,6 +122,13 @@ def is_grey(path: Path) -> bool:
     """Whether an image file holds shades of grey alone, by its header. Raises `UserError` as `opened` does."""
     with opened(path, read_file(path)) as image:
         return image.mode in _GREY_MODES
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of an image as it should be seen, by its header. Raises `UserError` as `opened` does."""
+    data = read_file(path)
+    with opened(path, data) as image:
+        return image.size if lies_on_its_side(image, data) else image.size[::-1]
 
 
 def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:

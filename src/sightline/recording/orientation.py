@@ -46,6 +46,11 @@ def upright(image: Image.Image, data: bytes) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def lies_on_its_side(image: Image.Image, data: bytes) -> bool:
+    """Whether `upright` swaps rows and columns of an opened image that was not decoded yet."""
+    return image.format != "TIFF" and orientation(image, data) >= 5  # the size that Pillow tells of a TIFF is upright
+
+
 def _of_png(data: bytes) -> int:
     """EXIF before XMP, as Pillow ranks them."""
     xmp: list[bytes] = []

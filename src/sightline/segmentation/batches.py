@@ -1,7 +1,7 @@
 """Which frames carry labels, and the batches of labelled and unlabelled frames."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
 
 from sightline.core.errors import UserError
 from sightline.recording.frames import first_few
@@ -16,9 +17,10 @@ from sightline.segmentation.checks import without_masks
 from sightline.segmentation.frames import IGNORE, SegmentationFrames
 from sightline.training.loading import sent
 from sightline.training.order import Draw
-from sightline.training.processes import process_device
+from sightline.training.processes import process_device, rank
 
 Batch = dict[str, dict[str, Tensor]]
+_BLOCK = 256  # images read before the progress bar moves
 
 
 def _as_groups(value: Any) -> Any:
@@ -186,7 +188,8 @@ class FrameBatches(Dataset[Batch]):
     ) -> "FrameBatches":
         """All that a training looks at, read once; on a GPU where it takes less than half of its free memory."""
         rows, masked = np.unique(np.concatenate([labelled, unlabelled, val])), np.union1d(labelled, val)
-        images, masks, extras, device = frames.images(rows), frames.masks(masked), frames.extras(rows), process_device()
+        images, masks = _read(frames.images, rows, "images"), _read(frames.masks, masked, "masks")
+        extras, device = frames.extras(rows), process_device()
         size = sum(array.nbytes for array in (images, masks, *extras.values()))
         if device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]:
             device = torch.device("cpu")
@@ -217,6 +220,20 @@ class FrameBatches(Dataset[Batch]):
             places = sent(torch.from_numpy(np.searchsorted(self.masked, draw.rows)), self.masks.device)
             batch["mask"] = self.masks[places]
         return batch
+
+
+def _read(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, title: str) -> np.ndarray:
+    """``read(rows)``, with a progress bar where there is a terminal."""
+    none = read(rows[:0])
+    values = np.empty((len(rows), *none.shape[1:]), none.dtype)
+    with tqdm(
+        desc=f"read {title}", total=len(rows), unit="img", mininterval=0.5, disable=True if rank() else None
+    ) as bar:
+        for start in range(0, len(rows), _BLOCK):
+            some = rows[start : start + _BLOCK]
+            values[start : start + _BLOCK] = read(some)
+            bar.update(len(some))
+    return values
 
 
 def _sha256(array: Tensor) -> str:

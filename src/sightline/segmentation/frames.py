@@ -8,6 +8,7 @@ asks for are never opened.
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -17,10 +18,11 @@ from PIL import Image
 
 from sightline.core.cache import digest
 from sightline.core.errors import UserError
+from sightline.core.threads import threads
 from sightline.grids.features import Feature, FramesOf, open_features
 from sightline.recording.depth import decode, is_valid, normalize
 from sightline.recording.frames import read_index, read_recording_key
-from sightline.recording.images import is_grey, read_depth, read_file, read_grey, read_mask, read_rgb
+from sightline.recording.images import is_grey, read_depth, read_file, read_grey, read_mask, read_rgb, read_size
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
 from sightline.recording.names import image_files, list_frames
 from sightline.recording.split import SplitParams, split_blocks
@@ -49,6 +51,7 @@ class SegmentationFrames:
         channels: 3, or 1 for grey images.
         has_mask: bool [N].
         spacing: distance of rows and columns at ``image_size``, in the source's unit.
+        size_of: row -> rows and columns of its image at its own size.
         read_mask: values as the file holds them, of which `masks` makes class ids.
         of_masks: for messages: the folder or file of the masks.
         void: class id that is ignored like 255.
@@ -69,6 +72,7 @@ class SegmentationFrames:
     channels: int
     has_mask: np.ndarray
     read_image: Read = field(repr=False)
+    size_of: Callable[[int], tuple[int, int]] = field(repr=False)
     read_mask: Read = field(repr=False)
     called: Callable[[int], str] = field(repr=False)  # row -> what messages call its mask
     of_masks: str
@@ -120,7 +124,7 @@ class SegmentationFrames:
         size = params.image_size or read_rgb(of_image(0)).shape[:2]
         return cls(
             str(root), ids, frames["episode"].to_numpy(np.int64), frames["split"].to_numpy(str), classes, size, 3,
-            has_mask, lambda row: read_rgb(of_image(row)),
+            has_mask, lambda row: read_rgb(of_image(row)), lambda row: read_size(of_image(row)),
             lambda row: read_mask(of_mask(row)), lambda row: str(of_mask(row)), str(root / "masks"), void=params.void,
             mask_values=params.mask_values, is_jpeg=lambda row: _is_jpeg(of_mask(row)),
             read_depth=_depth_reader(depth, info.depth, ids) if depth and info.depth else None,
@@ -163,7 +167,7 @@ class SegmentationFrames:
 
         return cls(
             str(images), ids, np.arange(len(paths)), parts, params.classes, size,
-            1 if grey else 3, has_mask, lambda row: read(paths[row]),
+            1 if grey else 3, has_mask, lambda row: read(paths[row]), lambda row: read_size(paths[row]),
             lambda row: read_mask(mask_of(row)), lambda row: str(mask_of(row)), str(masks), void=params.void,
             mask_values=params.mask_values, is_jpeg=lambda row: _is_jpeg(mask_of(row)),
         )  # fmt: skip
@@ -179,7 +183,7 @@ class SegmentationFrames:
             spacing, voxel = tuple((voxel * own / size).tolist()), None
         return cls(
             str(path), np.arange(count), slices.group, slices.split, params.classes, size, 3 if image.ndim == 4 else 1,
-            np.ones(count, bool), lambda row: image[row], lambda row: slices.label[row],
+            np.ones(count, bool), lambda row: image[row], lambda _: own, lambda row: slices.label[row],
             lambda row: f"{path}: label {row}", str(path), void=params.void, mask_values=params.mask_values,
             spacing=spacing, volume=slices.volume, voxel=voxel, own_size=own,
         ).without_ignored()  # fmt: skip
@@ -208,11 +212,12 @@ class SegmentationFrames:
         Raises:
             UserError: an image that cannot be read, or of another kind than the first.
         """
-        images = np.empty((len(rows), self.channels, *self.image_size), np.uint8)
-        for i, row in enumerate(rows):
-            small = resized(Image.fromarray(self.read_image(int(row))), self.image_size)
-            images[i] = small.transpose(2, 0, 1) if self.channels == 3 else small
-        return images
+
+        def read(row: int) -> np.ndarray:
+            small = resized(Image.fromarray(self.read_image(row)), self.image_size)
+            return small.transpose(2, 0, 1) if self.channels == 3 else small[None]
+
+        return _by_row(read, rows, (self.channels, *self.image_size), np.uint8)
 
     def masks(self, rows: np.ndarray) -> np.ndarray:
         """Masks of these rows, class ids or 255 = ignore, uint8 [n, H, W]: of the nearest pixel.
@@ -221,24 +226,23 @@ class SegmentationFrames:
             UserError: a mask that is not one channel of whole numbers, of another size than its image, or with ids
                 beyond the classes; one that is JPEG, without ``mask_values``.
         """
-        masks = np.empty((len(rows), *self.image_size), np.uint8)
-        for i, row in enumerate(rows):
-            ids = self._class_ids(int(row))
-            shape = self.read_image(int(row)).shape[:2]
-            if ids.shape != shape:
-                sizes = " but its image ".join(f"{height} x {width}" for height, width in (ids.shape[:2], shape))
-                raise UserError(f"{self.called(int(row))}: is {sizes}; a mask needs the size of its image")
-            if not self.mask_values and self.is_jpeg(int(row)):
-                raise UserError(f"{self.called(int(row))}: {jpeg_advice(count_values(ids))}")
-            wrong = ids[(ids != IGNORE) & ((ids >= (len(self.classes) or IGNORE)) | (ids < 0))]
-            if len(wrong):
-                raise UserError(
-                    f"{self.called(int(row))}: class ids {listed(count_values(wrong))}, but there are "
-                    f"{len(self.classes)} classes ({', '.join(self.classes)}); mend the mask, or set "
-                    "segmentation.mask_values or segmentation.classes"
-                )
-            masks[i] = _nearest(ids.astype(np.uint8), self.image_size)
-        return masks
+        return _by_row(self._mask, rows, self.image_size, np.uint8)
+
+    def _mask(self, row: int) -> np.ndarray:
+        ids, shape = self._class_ids(row), self.size_of(row)
+        if ids.shape != shape:
+            sizes = " but its image ".join(f"{height} x {width}" for height, width in (ids.shape[:2], shape))
+            raise UserError(f"{self.called(row)}: is {sizes}; a mask needs the size of its image")
+        if not self.mask_values and self.is_jpeg(row):
+            raise UserError(f"{self.called(row)}: {jpeg_advice(count_values(ids))}")
+        wrong = ids[(ids != IGNORE) & ((ids >= (len(self.classes) or IGNORE)) | (ids < 0))]
+        if len(wrong):
+            raise UserError(
+                f"{self.called(row)}: class ids {listed(count_values(wrong))}, but there are "
+                f"{len(self.classes)} classes ({', '.join(self.classes)}); mend the mask, or set "
+                "segmentation.mask_values or segmentation.classes"
+            )
+        return _nearest(ids.astype(np.uint8), self.image_size)
 
     def count_classes(self, rows: np.ndarray) -> Counter[int]:
         """Pixels of each class id, or 255 = ignore, in the masks of these rows at their own size.
@@ -261,11 +265,13 @@ class SegmentationFrames:
         Raises:
             UserError: a depth image that cannot be read.
         """
-        assert self.read_depth is not None
-        depth = np.empty((len(rows), 2, *self.image_size), np.float32)
-        for i, row in enumerate(rows):
-            depth[i] = [_nearest(values, self.image_size) for values in self.read_depth(int(row))]
-        return depth
+        read_depth = self.read_depth
+        assert read_depth is not None
+
+        def read(row: int) -> np.ndarray:
+            return np.stack([_nearest(values, self.image_size) for values in read_depth(row)])
+
+        return _by_row(read, rows, (2, *self.image_size), np.float32)
 
     def extras(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Further inputs of these rows, float32, by name: ``depth`` [n, 2, H, W], ``embedding`` [n, D], ``grid``
@@ -314,6 +320,15 @@ def list_by_name(folder: Path) -> dict[str, Path]:
         if other is not path:
             raise UserError(f"{path}: same name as {other.name}; remove one")
     return paths
+
+
+def _by_row(read: Read, rows: np.ndarray, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """``read(row)`` of each row, [n, *shape], in threads: Pillow decodes without Python's lock."""
+    values: np.ndarray = np.empty((len(rows), *shape), dtype)
+    with ThreadPoolExecutor(threads()) as pool:
+        for i, one in enumerate(pool.map(read, rows.tolist())):
+            values[i] = one
+    return values
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

@@ -40,7 +40,7 @@ def frames_of_volumes(path: Path, params: FrameParams, split: SplitParams) -> Se
         )
     return SegmentationFrames(
         str(path), np.arange(count), file.group, _parts(path, file, split), params.classes, size, 1, file.labelled,
-        lambda row: file.image[row], lambda row: np.asarray(file.label[row]),
+        lambda row: file.image[row], lambda _: own, lambda row: np.asarray(file.label[row]),
         lambda row: f"{path}: label {row} ({file.volume[row]})", str(path), void=params.void,
         mask_values=params.mask_values, volume=file.volume, voxel=file.spacing, own_size=own, intake=file.intake,
     ).without_ignored()  # fmt: skip
