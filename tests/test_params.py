@@ -183,6 +183,7 @@ def test_one_of_several_entries_is_read_by_its_name(tmp_path, monkeypatch, capsy
     small = load_params(Named, path, ["nets.kind=b"], "small").nets
     assert (small.size, small.kind, small.key("size")) == (1, "b", "nets.small.size")
     assert "--name" not in capsys.readouterr().err
+    assert load_params(Named, path, ["nets.small.kind=b"], "small").nets.kind == "b"
     assert load_params(Named, path).nets.size == 3
     assert "x: nets at their defaults; --name takes those of one of small, wrong, bare" in capsys.readouterr().err
     for entry, assignments, message in (

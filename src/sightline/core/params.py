@@ -77,6 +77,9 @@ def load_params(
         tree, source = _file_params(params_file, model)
     places = {name: _take_entry(tree, name, entry, source) for name in entries_of(model)}
     for assignment in assignments:
+        for name, place in places.items():  # an entry's key may be written as in the file, too
+            if assignment.startswith(f"{place}."):
+                assignment = name + assignment.removeprefix(place)
         _assign(tree, assignment, model)
     try:
         values = model.model_validate_json(json.dumps(tree, default=str))  # JSON: strict, but lists fill tuples
