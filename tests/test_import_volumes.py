@@ -178,6 +178,18 @@ def test_npz_and_labels_of_any_whole_numbers(tmp_path):
     assert not file.labelled[file.volume == "b"].any()
 
 
+def test_an_npz_without_a_group_is_asked_for_it(tmp_path):
+    image = np.zeros((40, 24, 24), np.uint8)
+    np.savez(tmp_path / "slices.npz", image=image, label=image)
+    (line,) = refused(tmp_path / "slices.npz")
+    assert "slices.npz: nothing tells along which axis slices lie" in line
+    assert "add an array group that names the patient of each slice" in line
+    np.savez(tmp_path / "slices.npz", image=image[:20], label=image[:20])
+    (line,) = refused(tmp_path / "slices.npz")
+    assert "slices.npz: without spacing" in line
+    assert "add an array group that names the patient of each slice" in line
+
+
 def test_all_faulty_files_are_listed_at_once(tmp_path, stage):
     folder = write_hearts(tmp_path / "h") / "volumes"
     (folder / "p0_frame01.nii.gz").write_bytes(b"garbage")

@@ -340,7 +340,9 @@ def test_how_a_folder_is_mapped_and_split_is_said_each_time(tmp_path, capsys):
         assert said in capsys.readouterr().err.splitlines()
     (folder / "000058.png").write_bytes((folder / "000001.png").read_bytes())
     run(folder, tmp_path / "out")
-    assert "left out between them 1 (data.split.guard); 1 of these repeated from another part" in capsys.readouterr().err
+    assert (
+        "left out between them 1 (data.split.guard); 1 of these repeated from another part" in capsys.readouterr().err
+    )
 
 
 def test_values_outside_the_range_are_warned_about(tmp_path):

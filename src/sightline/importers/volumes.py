@@ -17,7 +17,7 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output
 from sightline.core.hdf5 import create_contiguous, open_for_writing, open_rows
 from sightline.core.params import Section
-from sightline.importers.volume_files import Entry, Grid, grid_of, read_entry
+from sightline.importers.volume_files import NUMPY, Entry, Grid, grid_of, read_entry
 from sightline.importers.volume_folders import Folder, find_volumes
 from sightline.recording.layout import IGNORE
 from sightline.recording.split import PARTS
@@ -118,7 +118,7 @@ def import_volumes(source: Path, target: Path, params: ImportVolumesParams) -> s
 
 
 def _check_all(folder: Folder, params: ImportVolumesParams) -> tuple[list[_Checked], list[str]]:
-    checked, faults, lacking = [], [], {"spacing": list[str](), "axis": list[str]()}
+    checked, faults, lacking = list[_Checked](), list[str](), {"spacing": list[Entry](), "axis": list[Entry]()}
     for entry in tqdm(folder.entries, desc="check", unit="volume", mininterval=0.5):
         try:
             content = read_entry(entry)
@@ -127,7 +127,7 @@ def _check_all(folder: Folder, params: ImportVolumesParams) -> tuple[list[_Check
             continue
         grid = grid_of(content, params.slice_axis, params.spacing)
         if isinstance(grid, str):
-            lacking[grid].append(str(entry.path))
+            lacking[grid].append(entry)
             continue
         label = None if content.label is None else grid.slices(content.label)
         values = frozenset() if label is None else frozenset(np.unique(label).tolist())
@@ -135,16 +135,23 @@ def _check_all(folder: Folder, params: ImportVolumesParams) -> tuple[list[_Check
         checked.append(_Checked(
             entry, grid, content.digest(), values, reach, content.spacing is not None, label is not None
         ))  # fmt: skip
-    if lacking["spacing"]:
-        faults.append(
-            f"{', '.join(lacking['spacing'])}: without spacing; set import_volumes.spacing=[slices,rows,columns], in "
-            "millimetres, or [1,1,1] to measure in voxels"
-        )
-    if lacking["axis"]:
-        faults.append(
-            f"{', '.join(lacking['axis'])}: nothing tells along which axis slices lie; set import_volumes.slice_axis"
-        )
+    words = {
+        "spacing": "without spacing; set import_volumes.spacing=[slices,rows,columns], in millimetres, or [1,1,1] to "
+        "measure in voxels",
+        "axis": "nothing tells along which axis slices lie; set import_volumes.slice_axis",
+    }
+    for what, entries in lacking.items():
+        if entries:
+            names = ", ".join(str(entry.path) for entry in entries)
+            faults.append(f"{names}: {words[what]}{_without_group(entries)}")
     return checked, faults
+
+
+def _without_group(entries: list[Entry]) -> str:
+    """What to do where an ``.npz`` may hold more than the one volume that it is taken for."""
+    if not any(entry.path.name.endswith(NUMPY) and not entry.key for entry in entries):
+        return ""
+    return "; if an .npz holds slices of several patients, add an array group that names the patient of each slice"
 
 
 def _check_together(checked: list[_Checked], folder: Folder) -> list[str]:
