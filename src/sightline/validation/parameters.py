@@ -17,7 +17,7 @@ from pydantic import Field
 
 from sightline.core.errors import UserError
 from sightline.core.params import Excerpt
-from sightline.recording.layout import MOST_VIEWS, PACKS, RecordingInfo, StageLists, packs_for, read_recording_info
+from sightline.recording.layout import MOST_VIEWS, PACKS, RecordingInfo, StageLists, packs_for, read_info
 from sightline.recording.names import SUFFIXES
 from sightline.validation.tracking import place, tracked
 
@@ -52,7 +52,7 @@ class Contents:
     @classmethod
     def read(cls, root: Path) -> "Contents":
         """Read recording.json and the columns of frames.parquet. Raises `UserError` where one cannot be read."""
-        info, table = read_recording_info(root / "recording.json"), root / "frames.parquet"
+        info, table = read_info(root), root / "frames.parquet"
         if not table.is_file():
             raise UserError(f"{table}: no such file")
         try:

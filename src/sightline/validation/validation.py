@@ -32,7 +32,7 @@ from sightline.recording.frames import (
     write_index,
 )
 from sightline.recording.images import read_depth, read_mask, read_rgb, warn_of_changes
-from sightline.recording.layout import IGNORE, RecordingInfo, read_recording_info
+from sightline.recording.layout import IGNORE, RecordingInfo, read_info, read_recording_info
 from sightline.recording.names import SUFFIXES, list_frames
 from sightline.recording.split import PARTS, DataParams, SplitParams, complete_split, split_episodes
 from sightline.validation.summary import (
@@ -98,7 +98,7 @@ def validate_recording(
         raise UserError(
             f"{out_dir}: is the recording itself, whose frames.parquet would be overwritten; choose another"
         )
-    info = read_recording_info(recording / "recording.json")
+    info = read_info(recording) if only in (None, "frames") else read_recording_info(recording / "recording.json")
     references = read_reference(guard.reference) if guard and guard.reference else {}
     # the table, or the index that an earlier call made of it
     indices, metrics, complaints = {}, {}, []
