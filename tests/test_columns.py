@@ -129,6 +129,34 @@ def test_a_time_that_does_not_rise_is_told_beside_wrong_steps(recording):
     )
 
 
+@pytest.mark.parametrize(
+    ("height_range", "share", "is_refused"),
+    [((400, 2000), None, False), ((5, 45), "0.0%", True), ((500, 510), "33.3%", False), ((0, 1508), "99.0%", False)],
+)
+def test_a_height_range_far_off_the_depth_is_refused_or_warned_about(
+    recording, tmp_path, height_range, share, is_refused
+):
+    depth = DepthInfo(unit_mm=1.0, invalid=(0,), height_range=height_range)
+    write_recording_info(recording / "recording.json", RecordingInfo(fps=10.0, cameras=(), joints=(), depth=depth))
+    (recording / "depth").mkdir()
+    pixels = np.repeat(np.array([500, 1000, 1500], np.uint16), 4).reshape(3, 4)
+    for i in range(N):
+        Image.fromarray(pixels).save(recording / f"depth/{i:06d}.png")
+    words = (
+        f"{recording}/depth: {share} of the valid pixels lie inside depth.height_range {list(height_range)} of "
+        "recording.json; the 5th to 95th percentile is 500 to 1500 counts; set the range "
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if is_refused:
+            with pytest.raises(UserError, match=re.escape(words)):
+                validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
+        else:
+            validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
+    told = [str(warning.message) for warning in caught if "height_range" in str(warning.message)]
+    assert [text[: len(words)] for text in told] == [words] * (share == "33.3%")
+
+
 def test_each_depth_camera_has_a_folder_of_its_own(recording, tmp_path):
     depth = DepthInfo(unit_mm=1.0, invalid=(0,), height_range=(400, 2000))
     info = RecordingInfo(fps=10.0, cameras=(), joints=(), depth=depth)

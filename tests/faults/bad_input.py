@@ -416,6 +416,9 @@ CASES = [
     Case("add_recording", "rec.dvc", "tracks the whole folder", in_project(
         lambda w: (w / "rec.dvc").write_text("outs:\n- md5: d751713988987e9331980363e24189ce.dir\n  path: rec\n"))),
     Case("add_recording", EIGHT, "cut short", in_project(cut(EIGHT)), "rec --mask-camera global"),
+    Case("add_recording", MASKS, "black and white", in_project(
+        lambda w: [image(f"rec/masks/{i:06d}.png", np.resize(np.array([0, 255], np.uint8), (24, 32)))(w)
+                   for i in range(16)]), "rec --mask-camera global"),
     # --- a recording
     Case("validate", INFO, "missing", missing(INFO)),
     Case("validate", INFO, "not JSON", replaced(INFO, '{"fps": 10,')),
@@ -425,6 +428,10 @@ CASES = [
     Case("validate", INFO, "fps is 0", edited_json(INFO, fps=0)),
     Case("validate", INFO, "near beyond far", edited_json(INFO, depth={"unit_mm": 1, "invalid": [0],
                                                                        "height_range": [1500, 500]})),
+    Case("validate", INFO, "two faults, and one of the table", both(
+        edited_json(INFO, fps=0, camera=["global"]), edited_frames(lambda t: t.drop(columns="time_s")))),
+    Case("validate", INFO, "a height range in other units",
+         edited_json(INFO, depth={"unit_mm": 1, "invalid": [0], "height_range": [5, 45]})),
     Case("validate", INFO, "a camera that leaves the folder", edited_json(INFO, cameras=["../../secret"])),
     Case("validate", TABLE, "missing", missing(TABLE)),
     Case("validate", TABLE, "not parquet", replaced(TABLE, "frame_id,episode\n1,0\n")),
