@@ -17,8 +17,8 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output
 from sightline.core.hdf5 import create_contiguous, open_for_writing, open_rows
 from sightline.core.params import Section
-from sightline.importers.volume_files import NUMPY, Entry, Grid, grid_of, read_entry
-from sightline.importers.volume_folders import Folder, find_volumes
+from sightline.importers.volume_files import NIFTI, NUMPY, Entry, Grid, grid_of, read_entry
+from sightline.importers.volume_folders import LABELS, Folder, find_volumes
 from sightline.recording.layout import IGNORE
 from sightline.recording.split import PARTS
 from sightline.recording.volumes import Intake, as_text, attributes
@@ -108,7 +108,7 @@ def import_volumes(source: Path, target: Path, params: ImportVolumesParams) -> s
     checked, faults = _check_all(folder, params)
     faults = folder.faults + faults
     if not faults:
-        faults = _check_together(checked, folder)
+        faults = _check_together(checked, folder, source)
     if faults:
         raise UserError("\n".join(faults))
     intake = _intake(checked, params)
@@ -154,7 +154,7 @@ def _without_group(entries: list[Entry]) -> str:
     return "; if an .npz holds slices of several patients, add an array group that names the patient of each slice"
 
 
-def _check_together(checked: list[_Checked], folder: Folder) -> list[str]:
+def _check_together(checked: list[_Checked], folder: Folder, source: Path) -> list[str]:
     """What is wrong with volumes beside each other."""
     faults = []
     axes = {one.grid.slice_axis for one in checked}
@@ -175,7 +175,9 @@ def _check_together(checked: list[_Checked], folder: Folder) -> list[str]:
             faults.append(f"{one.entry.path}: the same image as {other.entry.path}{where}; leave one out")
     labelled = [one for one in checked if one.has_label and one.values - {IGNORE}]
     if not labelled:
-        faults.append(f"{checked[0].entry.place or '.'}: no volume has a label; expected files as NAME_gt.nii.gz")
+        is_nifti = checked[0].entry.path.name.endswith(NIFTI)
+        beside = f"NAME.nii.gz and its label with {LABELS} behind NAME" if is_nifti else "an array label beside image"
+        faults.append(f"{source}: no volume has a label; expected {beside}")
     known = _values(one for one in labelled if part.get(one.entry.name, "train") == "train")
     for name in PARTS[1:]:
         absent = sorted(_values(one for one in labelled if part.get(one.entry.name) == name) - known - {IGNORE})
