@@ -357,5 +357,5 @@ def test_a_wrong_source_is_one_line(tmp_path):
         open_frames(PARAMS, SPLIT, recording=root, index=index)
     assert open_frames(FrameParams(classes=("a", "b")), SPLIT, recording=root, index=index).classes == ("a", "b")
     (index / "masks.parquet").unlink()
-    with pytest.raises(UserError, match=r"masks.parquet: no such frame index; make one with stages/validate.py"):
+    with pytest.raises(UserError, match=r"masks.parquet: no such frame index; make one with sightline validate"):
         open_frames(FrameParams(classes=("a", "b")), SPLIT, recording=root, index=index)

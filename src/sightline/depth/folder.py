@@ -60,7 +60,7 @@ def take_training_folder(args: Namespace) -> Namespace:
     if any(named[:2]):
         raise UserError(f"--data-dir {args.data_dir}: leave out DATA and WEIGHTS, or --data-dir")
     if world_size() > 1:
-        raise UserError("--data-dir is for one process; make a file with stages/normalize.py first, and name it")
+        raise UserError("--data-dir is for one process; make a file with sightline normalize first, and name it")
     output = args.output_dir or OUTPUTS
     sets = [f"normalize.height_range={args.height_range}"] if args.height_range else []
     params = load_params(Params, args.params, sets)

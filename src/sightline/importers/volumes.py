@@ -27,7 +27,7 @@ _SPREAD = 0.02  # spacings that differ by less, as a share, are the same
 
 
 class ImportVolumesParams(Section):
-    """How volumes become slices of one size; options of ``stages/import_volumes.py``."""
+    """How volumes become slices of one size; options of ``sightline import_volumes``."""
 
     window: tuple[float, float] | None = Field(
         None, description="grey values (HU) that become 0 and 255; null: percentiles"

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sightline.core.errors import UserError
-from sightline.core.files import atomic_output
+from sightline.core.files import atomic_output, require_file
 from sightline.recording.layout import RecordingInfo
 from sightline.recording.split import PARTS
 
@@ -115,11 +115,11 @@ def read_index(path: Path) -> pd.DataFrame:
         UserError: no such file, or not a frame index.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such frame index; make one with stages/validate.py")
+        raise UserError(f"{path}: no such frame index; make one with sightline validate")
     table = _read_table(path)
     if not table.schema.equals(_INDEX):
         columns = ", ".join(table.column_names)
-        raise UserError(f"{path}: not a frame index (its columns are {columns}); make one with stages/validate.py")
+        raise UserError(f"{path}: not a frame index (its columns are {columns}); make one with sightline validate")
     frames = table.to_pandas()
     if not frames["split"].isin(PARTS).all():
         raise UserError(f"{path}: split: expected only {', '.join(PARTS)}")
@@ -142,8 +142,7 @@ def first_few(values: Sequence[object] | np.ndarray | pd.Series, limit: int = 5)
 
 
 def _read_table(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    require_file(path, "a parquet file")
     try:
         with pq.ParquetFile(path) as file:
             table = file.read().replace_schema_metadata()  # else pandas' own notes may turn a column into row labels

@@ -96,7 +96,7 @@ class SegmentationFrames:
 
         Args:
             root: folder of the recording.
-            index_dir: what stages/validate.py wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
+            index_dir: what sightline validate wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
             depth: folder of depth images of the same view, as a further input.
             features: files of grids or depth embeddings of the same frames, as further inputs.
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from sightline.core.errors import UserError
+from sightline.core.files import require_file
 from sightline.core.params import Excerpt
 from sightline.recording.layout import MOST_VIEWS, PACKS, RecordingInfo, StageLists, packs_for, read_info
 from sightline.recording.names import SUFFIXES
@@ -53,8 +54,7 @@ class Contents:
     def read(cls, root: Path) -> "Contents":
         """Read recording.json and the columns of frames.parquet. Raises `UserError` where one cannot be read."""
         info, table = read_info(root), root / "frames.parquet"
-        if not table.is_file():
-            raise UserError(f"{table}: no such file")
+        require_file(table, "a parquet file")
         try:
             schema = pq.read_schema(table)
             return cls(root, info, dict(zip(schema.names, schema.types, strict=True)))
