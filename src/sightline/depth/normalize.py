@@ -182,7 +182,8 @@ def _frames_of_index(folder: Path, index: Path) -> Frames:
     absent = [str(i) for i in table["frame_id"] if i not in images]
     if absent:
         raise UserError(
-            f"{index}: names frames that {folder} does not hold ({len(absent)}, first {absent[0]}); run validate again"
+            f"{index}: names frames that {folder} does not hold ({len(absent)}, first {absent[0]}); "
+            "run sightline validate again"
         )
     ids = table["frame_id"].to_numpy(np.int64)
     columns = table["episode"].to_numpy(np.int64), table["split"].to_numpy(str)

@@ -1,6 +1,6 @@
 """How far the embeddings of two recordings are apart: ``sightline drift A B --index INDEX_OF_A``.
 
-Both hold depth embeddings (``sightline embed``, ``sightline.predict embed``), or both grids, a file or a folder
+Both hold depth embeddings (``sightline embed``, ``sightline predict embed``), or both grids, a file or a folder
 (``sightline clip_grids``; the mean over the patches counts), made by the same model. Two measures, each printed beside
 its value between the reference's own episodes, which shows what is usual:
 
@@ -78,7 +78,9 @@ def _read_table(path: Path) -> Embeddings:
         ids, values = table["frame_id"].to_numpy(), np.stack(table["embedding"].to_numpy())
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a table of embeddings ({reason}); write one with sightline.predict") from None
+        raise UserError(
+            f"{path}: not a table of embeddings ({reason}); write one with sightline predict embed"
+        ) from None
     rows = _spaced(len(ids))
     require(path, {"embedding": (values, "f", 2), "frame_id": (ids, "i", 1)})
     attributes = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
