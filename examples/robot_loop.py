@@ -52,7 +52,7 @@ def main(weights: Path, frames: int, fps: float) -> None:
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("weights", type=Path, help="safetensors file written by stages/train_fusion.py")
+    parser.add_argument("weights", type=Path, help="safetensors file written by sightline train_fusion")
     parser.add_argument("--frames", type=int, default=75, help="length of the episode")
     parser.add_argument("--fps", type=float, default=FPS, help="frames per second, those of the recording")
     args = parser.parse_args()

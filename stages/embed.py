@@ -24,7 +24,7 @@ def main(args: Namespace, params: Params) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("encoder", type=Path, help="weights file written by stages/extract_encoder.py")
+parser.add_argument("encoder", type=Path, help="weights file written by sightline extract_encoder")
 parser.add_argument("data", type=Path, help="HDF5 file of normalised depth")
 parser.add_argument("output", type=Path, help="HDF5 file to write")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")

@@ -28,7 +28,7 @@ def main(args: Namespace, params: Params) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("weights", type=Path, nargs="?", help="weights file written by stages/train_autoencoder.py")
+parser.add_argument("weights", type=Path, nargs="?", help="weights file written by sightline train_autoencoder")
 parser.add_argument("data", type=Path, nargs="?", help="HDF5 file of normalised depth")
 parser.add_argument("output", type=Path, nargs="?", help="folder for figures and pictures")
 parser.add_argument("--frames", type=Path, help="frames.parquet, to test what the codes tell about joints and objects")

@@ -25,8 +25,8 @@ def main(args: Namespace, params: Params) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("weights", type=Path, help="safetensors file written by stages/train_fusion.py")
-parser.add_argument("views", type=Path, help="HDF5 file written by stages/pack_views.py")
+parser.add_argument("weights", type=Path, help="safetensors file written by sightline train_fusion")
+parser.add_argument("views", type=Path, help="HDF5 file written by sightline pack_views")
 parser.add_argument("output", type=Path, help="folder for figures, error_by_step.csv and actions.png")
 add_features(parser)
 parser.add_argument("--card", type=Path, help="Markdown file to write: the card of the model with these figures")

@@ -30,7 +30,7 @@ def main(args: Namespace, params: Params) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("weights", type=Path, help="safetensors file written by stages/train_segmentation.py")
+parser.add_argument("weights", type=Path, help="safetensors file written by sightline train_segmentation")
 parser.add_argument("output", type=Path, help="folder for figures, per_class.csv, confidence.csv and overlays.png")
 add_inputs(parser)
 parser.add_argument("--card", type=Path, help="Markdown file to write: the card of the model with these figures")

@@ -24,7 +24,7 @@ def main(args: Namespace, params: Params) -> None:
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("recording", type=Path, help="folder of the recording")
 parser.add_argument("output", type=Path, help="HDF5 file to write")
-parser.add_argument("--index", type=Path, required=True, help="folder of indices written by stages/validate.py")
+parser.add_argument("--index", type=Path, required=True, help="folder of indices written by sightline validate")
 parser.add_argument("--target", default="actions", help="column of frames.parquet with the actions (actions)")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")
 parser.add_argument("--processes", type=int, help="worker processes (default: one per core)")

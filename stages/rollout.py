@@ -26,8 +26,8 @@ def main(args: Namespace, params: Params) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("weights", type=Path, help="safetensors file written by stages/train_fusion.py")
-parser.add_argument("views", type=Path, help="HDF5 file written by stages/pack_views.py, which the model learnt from")
+parser.add_argument("weights", type=Path, help="safetensors file written by sightline train_fusion")
+parser.add_argument("views", type=Path, help="HDF5 file written by sightline pack_views, which the model learnt from")
 parser.add_argument("output", type=Path, help="folder for figures and episodes.gif")
 parser.add_argument("--processes", type=int, metavar="N", help="rollouts at a time (default: one per CPU)")
 

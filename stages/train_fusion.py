@@ -25,7 +25,7 @@ def main(args: Namespace, params: Params) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("views", type=Path, help="HDF5 file written by stages/pack_views.py")
+parser.add_argument("views", type=Path, help="HDF5 file written by sightline pack_views")
 parser.add_argument("weights", type=Path, help="safetensors file to write")
 parser.add_argument("--design", default="stacked", help="stacked, separate, shared, images_only, joints_only (stacked)")
 parser.add_argument("--metrics-dir", type=Path, required=True, help="folder for metrics.json and curves.csv")

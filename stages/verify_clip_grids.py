@@ -25,7 +25,7 @@ def main(args: Namespace, params: Params) -> None:
 
 
 parser = ArgumentParser(description=__doc__)
-parser.add_argument("store", type=Path, help="file or folder written by stages/clip_grids.py")
+parser.add_argument("store", type=Path, help="file or folder written by sightline clip_grids")
 parser.add_argument("images", type=Path, nargs="+", help="the folders of photographs that it was made from")
 parser.add_argument("--index", type=Path, help="frame index that it must cover")
 parser.add_argument("--metrics-dir", type=Path, help="folder for metrics.json (default: print the figures)")

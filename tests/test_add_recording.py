@@ -320,3 +320,18 @@ def test_of_several_depth_cameras_one_is_trained_on_until_more_are_asked_for(pro
     absent = lists.model_copy(update={"depth": ("depth/left",)})
     with pytest.raises(UserError, match=r"stages.depth: \[depth/left\], but there is no folder .*; set it to \[\]"):
         check_parameters(MINE, absent, "top", VIEWS)
+
+
+def test_black_and_white_masks_are_asked_for_their_class(project):
+    recording_folder(MINE, ["front"])
+    masks = sorted((MINE / "masks").iterdir())
+    for path in masks:
+        Image.fromarray(np.resize(np.array([0, 255], np.uint8), (8, 8))).save(path)
+    words = f'data/mine/masks: the {len(masks)} masks hold 0 and 255 alone, and 255 means "ignore": nothing to learn; '
+    assert refused() == f"{words}if 255 is a class, set segmentation.mask_values={{255: 1}} in params.yaml"
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("mask_values: ", "mask_values: {255: 1} "))
+    add_recording(MINE, processes=1)
+    Path("params.yaml").write_text(text)
+    Image.fromarray(np.resize(np.array([0, 1, 255], np.uint8), (8, 8))).save(masks[0])
+    add_recording(MINE, processes=1)  # 255 is "ignore" beside another class

@@ -13,6 +13,7 @@ from sightline.core.errors import UserError
 from sightline.recording.frames import read_frames, read_index
 from sightline.recording.layout import DepthInfo, RecordingInfo, write_recording_info
 from sightline.recording.split import DataParams
+from sightline.validation.parameters import Contents
 from sightline.validation.validation import validate_recording
 
 EPISODES, STEPS = 4, 3
@@ -90,6 +91,70 @@ def test_columns_that_mean_something_else_are_refused(name, recording, tmp_path)
     assert re.search(message, str(error.value)), error.value
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_all_faults_of_the_description_and_of_the_table_are_listed_at_once(recording, tmp_path):
+    (recording / "recording.json").write_text(
+        '{"fps": 0, "cameras": ["a/b"], "colour": 1, "depth": {"unit_mm": "one", "invalid": [0]}}'
+    )
+    spoiled = table(joints=[[1.0]] * (N - 1) + [[1.0, 2.0]], goal_position=[[0.1, 0.2]] * N, success="yes", split="all")
+    spoiled = spoiled.drop(columns="time_s")
+    spoiled.loc[5, ["frame_id", "step"]] = [4, 7]
+    spoiled.to_parquet(recording / "frames.parquet")
+    of_json = ["fps: ", "cameras.0: ", "joints: ", "depth.unit_mm: ", "depth.height_range: ", "colour: "]
+    of_table = ["no column time_s; ", "success: ", "joints: 1 of 12 ", "goal_position: 12 of 12 "]
+    of_table += ["frame_id: 1 ids are there more than once (4)", "step: not 0, 1, 2 ... in 1 of 4", "split: 12 of 12 "]
+    expected = [f"{recording}/recording.json: {start}" for start in of_json]
+    expected += [f"{recording}/frames.parquet: {start}" for start in of_table]
+    with pytest.raises(UserError) as error:
+        validate_recording(recording, tmp_path / "out", DataParams())
+    lines = str(error.value).splitlines()
+    assert [line for line in lines if not line.startswith(tuple(expected))] == []
+    assert len(lines) == len(expected)
+    with pytest.raises(UserError) as error:
+        Contents.read(recording)
+    assert str(error.value).splitlines() == lines
+
+
+def test_a_time_that_does_not_rise_is_told_beside_wrong_steps(recording):
+    spoiled = table().astype({"time_s": float})
+    spoiled.loc[5, "step"], spoiled.loc[10, "time_s"] = 7, 0.0
+    spoiled.to_parquet(recording / "frames.parquet")
+    with pytest.raises(UserError) as error:
+        read_frames(recording / "frames.parquet")
+    steps, times = str(error.value).splitlines()
+    assert "step: not 0, 1, 2 ... in 1 of 4 episodes" in steps
+    assert (
+        "time_s: does not rise with frame_id within an episode at 1 of 12 frames (frames 10 with time_s 0.0)" in times
+    )
+
+
+@pytest.mark.parametrize(
+    ("height_range", "share", "is_refused"),
+    [((400, 2000), None, False), ((5, 45), "0.0%", True), ((500, 510), "33.3%", False), ((0, 1508), "99.0%", False)],
+)
+def test_a_height_range_far_off_the_depth_is_refused_or_warned_about(
+    recording, tmp_path, height_range, share, is_refused
+):
+    depth = DepthInfo(unit_mm=1.0, invalid=(0,), height_range=height_range)
+    write_recording_info(recording / "recording.json", RecordingInfo(fps=10.0, cameras=(), joints=(), depth=depth))
+    (recording / "depth").mkdir()
+    pixels = np.repeat(np.array([500, 1000, 1500], np.uint16), 4).reshape(3, 4)
+    for i in range(N):
+        Image.fromarray(pixels).save(recording / f"depth/{i:06d}.png")
+    words = (
+        f"{recording}/depth: {share} of the valid pixels lie inside depth.height_range {list(height_range)} of "
+        "recording.json; the 5th to 95th percentile is 500 to 1500 counts; set the range "
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if is_refused:
+            with pytest.raises(UserError, match=re.escape(words)):
+                validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
+        else:
+            validate_recording(recording, tmp_path / "out", DataParams(), processes=1)
+    told = [str(warning.message) for warning in caught if "height_range" in str(warning.message)]
+    assert [text[: len(words)] for text in told] == [words] * (share == "33.3%")
 
 
 def test_each_depth_camera_has_a_folder_of_its_own(recording, tmp_path):

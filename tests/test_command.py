@@ -1,5 +1,7 @@
 """The command `sightline`: it lists the commands at once, runs them as the scripts run, and explains all parameters."""
 
+import ast
+import re
 import runpy
 import subprocess
 import sys
@@ -113,3 +115,12 @@ def test_commands_come_from_the_checkout_or_from_the_installed_stages(tmp_path, 
     (tmp_path / "stages").mkdir()
     monkeypatch.setattr(command, "INSTALLED", tmp_path / "stages")
     assert command.script_of("normalize") == tmp_path / "stages/normalize.py"
+
+
+def test_messages_name_commands_as_users_type_them():
+    for path in sorted((ROOT / "src/sightline").rglob("*.py")) + sorted((ROOT / "stages").glob("[a-z]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs]
+        scripts = [text for text in texts if isinstance(text, str) and re.search(r"stages/\w+\.py", text)]
+        assert scripts == [] or path.name == "card.py", f"{path}: write sightline NAME: {scripts}"  # cards are outputs

@@ -199,6 +199,7 @@ def test_003_the_prototype_manager_in_a_training(use_learned_selector):
         ("train_autoencoder.py a b --metrics-dir c --height_range 1 2", "--height-range goes with --data-dir"),
         ("train_autoencoder.py --data_dir nothing", "nothing: no such folder"),
         ("train_autoencoder.py --data_dir data --height_range 9 2", r"height_range: .*near < far"),
+        ("train_autoencoder.py --data_dir data", r"1 training and 0 validation frames; .*data\.split\.guard"),
         ("evaluate.py weights --data_dir data", "name WEIGHTS, DATA and OUTPUT; or --model-path"),
         ("evaluate.py --model_path nothing.pth --data_dir data --output_dir out", "nothing.pth: no such file"),
         ("clip_grids.py images", "folders of photographs, then the file to write"),

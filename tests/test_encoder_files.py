@@ -151,7 +151,7 @@ def test_files_that_are_no_encoder_are_refused_in_one_line(files, tmp_path):
         "empty.pth": "not a depth encoder, safetensors or torch",
         "missing.pth": "do not fit the network: .*layer1.0.conv1.weight",
         "range.pth": "preprocessing.height_range|near < far",
-        str(files / "autoencoder.safetensors"): "holds an autoencoder, not an encoder.*extract_encoder.py",
+        str(files / "autoencoder.safetensors"): "holds an autoencoder, not an encoder.*sightline extract_encoder",
     }.items():
         with pytest.raises(UserError, match=message) as error:
             create_semantic_encoder(tmp_path / name)
@@ -176,7 +176,7 @@ def test_a_file_without_a_decoder_and_the_checkpoint_itself_are_refused(files, t
     torch.save(checkpoint(files, "", only="encoder."), tmp_path / "half.pth")
     for path in (tmp_path / "half.pth", files / "encoder.pth", files / "encoder.safetensors"):
         with (
-            pytest.raises(UserError, match=r"holds an encoder, not an autoencoder.*train_autoencoder.py"),
+            pytest.raises(UserError, match=r"holds an encoder, not an autoencoder.*sightline train_autoencoder"),
             warnings.catch_warnings(action="ignore"),
         ):
             extract_encoder(path, tmp_path / "o.pth")

@@ -94,7 +94,7 @@ def test_a_model_takes_the_kinds_that_it_names(tmp_path):
 
 
 def test_what_is_no_feature_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none.hdf5: no such file; make it with stages/embed.py, stages/clip_grids"):
+    with pytest.raises(UserError, match=r"none.hdf5: no such file; make it with sightline embed, sightline clip_grids"):
         opened(tmp_path / "none.hdf5")
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file["depth"] = np.zeros(3)

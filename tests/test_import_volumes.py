@@ -178,6 +178,18 @@ def test_npz_and_labels_of_any_whole_numbers(tmp_path):
     assert not file.labelled[file.volume == "b"].any()
 
 
+def test_an_npz_without_a_group_is_asked_for_it(tmp_path):
+    image = np.zeros((40, 24, 24), np.uint8)
+    np.savez(tmp_path / "slices.npz", image=image, label=image)
+    (line,) = refused(tmp_path / "slices.npz")
+    assert "slices.npz: nothing tells along which axis slices lie" in line
+    assert "add an array group that names the patient of each slice" in line
+    np.savez(tmp_path / "slices.npz", image=image[:20], label=image[:20])
+    (line,) = refused(tmp_path / "slices.npz")
+    assert "slices.npz: without spacing" in line
+    assert "add an array group that names the patient of each slice" in line
+
+
 def test_all_faulty_files_are_listed_at_once(tmp_path, stage):
     folder = write_hearts(tmp_path / "h") / "volumes"
     (folder / "p0_frame01.nii.gz").write_bytes(b"garbage")
@@ -237,6 +249,30 @@ def test_volumes_that_do_not_go_together_are_refused(tmp_path):
 def test_parameters_out_of_range(params, words):
     with pytest.raises(ValueError, match=words):
         ImportVolumesParams(**params)
+
+
+def test_a_volume_that_may_be_a_label_of_another_is_asked_about(tmp_path):
+    for i in range(2):
+        write_nifti(tmp_path / "v", f"p{i}", i)
+        write_nifti(tmp_path / "v", f"p{i}_ground_truth", 10 + i, masked=False)
+        write_nifti(tmp_path / "v", f"p{i}_ED", 20 + i)  # a phase
+        write_nifti(tmp_path / "v", f"p{i}_late", 30 + i)  # has a label
+    (line,) = refused(tmp_path / "v")
+    assert line == (
+        f"{tmp_path}/v/p0_ground_truth.nii.gz and 1 more: a label, or another image? Names of labels end in _gt, "
+        '_label, _seg or _mask: rename it, or leave it out with import_volumes.exclude=["*_ground_truth.nii*"]'
+    )
+    assert len(np.unique(imported(tmp_path / "v", exclude=("*_ground_truth.nii*",)).volume)) == 6
+
+
+def test_volumes_without_any_label_are_refused(tmp_path):
+    write_nifti(tmp_path / "v", "p1", 1, masked=False)
+    (line,) = refused(tmp_path / "v")
+    assert line.startswith(f"{tmp_path}/v: no volume has a label; ")
+    assert "NAME.nii.gz and its label with _gt, _label, _seg or _mask behind NAME" in line
+    write_hdf5(tmp_path / "h/p1.h5", image=scan(1)[0])
+    (line,) = refused(tmp_path / "h", spacing=(1, 1, 1))
+    assert line == f"{tmp_path}/h: no volume has a label; expected an array label beside image"
 
 
 def test_a_crop_that_cuts_labels_is_told(tmp_path):

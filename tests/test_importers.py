@@ -52,6 +52,6 @@ def test_the_scripts_say_what_to_do_next(name, stage, tmp_path):
     result = stage(f"import_{name}", source, "data/mine", "--size", 24, "--processes", 1)
     assert result.returncode == 0, result.stderr
     assert "2 episodes, 12 frames" in result.stdout
-    assert result.stdout.endswith("\nNext, track it and use it:\n  python stages/add_recording.py data/mine\n")
+    assert result.stdout.endswith("\nNext, track it and use it:\n  sightline add_recording data/mine\n")
     again = stage(f"import_{name}", source, "data/mine")
     assert "data/mine: exists and is not an empty folder" in only_error_line(again)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sightline.core.errors import UserError
 from sightline.depth import normalize
+from sightline.depth.folder import Params, normalized
 from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.preprocessing import Preprocessing, fill_holes, normalize_counts, preprocess, resize_depth
 from sightline.depth.store import DepthStore
@@ -327,6 +328,21 @@ def test_the_range_comes_from_params_else_the_recording_else_is_warned_about(tmp
     with pytest.warns(UserWarning, match=r"height_range is not set.*--set normalize.height_range=\[500,4500\]"):
         run(folder, tmp_path / "c", NormalizeParams())
     assert DepthStore.open(tmp_path / "c").preprocessing == Preprocessing()
+
+
+@pytest.mark.filterwarnings("ignore:normalize.height_range is not set")
+def test_how_a_folder_is_mapped_and_split_is_said_each_time(tmp_path, capsys):
+    folder = depth_folder(tmp_path / "in", 60)
+    said = f"{folder}: normalize.height_range [0, 65535]; "
+    said += "train 11, val 4, test 5, left out between them 40 (data.split.guard)"
+    for _ in range(2):  # the second time from the cache
+        normalized(folder, Params())
+        assert said in capsys.readouterr().err.splitlines()
+    (folder / "000058.png").write_bytes((folder / "000001.png").read_bytes())
+    run(folder, tmp_path / "out")
+    assert (
+        "left out between them 1 (data.split.guard); 1 of these repeated from another part" in capsys.readouterr().err
+    )
 
 
 def test_values_outside_the_range_are_warned_about(tmp_path):

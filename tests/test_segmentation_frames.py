@@ -174,7 +174,8 @@ def write_folders(root: Path, masks: dict[int, str], count: int = 10) -> dict[st
 def test_folders_pair_by_name_suffix_or_number_and_split_in_order(tmp_path, capsys, name, said):
     folders = write_folders(tmp_path, {i: name.format(i) for i in range(1, 12, 2)}, 12)
     frames = open_frames(PARAMS, SPLIT, **folders)
-    line = f"masks: 6 masks paired with images by {said}; images without a mask, unlabelled: 6\n"
+    line = f"masks: 6 masks paired with images by {said}; images without a mask, unlabelled: 6; "
+    line += "train 7, val 2, test 3\n"
     assert capsys.readouterr().err.endswith(line)
     assert frames.frame_id.tolist() == list(range(12))  # photo_10 behind photo_9
     assert frames.has_mask.tolist() == [False, True] * 6
@@ -312,8 +313,12 @@ def test_members_of_a_zip_that_are_no_arrays_are_not_taken_for_them(tmp_path):
 
 def test_slices_without_groups_that_are_too_few_name_their_file(tmp_path):
     path = write_arrays(tmp_path / "a.npz", groups=False)
-    with pytest.raises(UserError, match=r"a.npz: 24 frames are too few to split into train, val, test"):
+    lacks = r"a.npz: no array group; add one that names the patient of each slice\. Without it, "
+    with pytest.raises(UserError, match=lacks + "24 frames are too few to split into train, val, test"):
         SegmentationFrames.from_arrays(path, PARAMS, SplitParams(guard=10))
+    told = r"slices are split by their order: train 9, val 3, test 4, left out between them 8 \(data\.split\.guard\)"
+    with pytest.warns(UserWarning, match=lacks + told):
+        SegmentationFrames.from_arrays(path, PARAMS, SplitParams(guard=2))
 
 
 def test_ids_beyond_the_classes_are_named(tmp_path):
@@ -363,5 +368,5 @@ def test_a_wrong_source_is_one_line(tmp_path):
         open_frames(PARAMS, SPLIT, recording=root, index=index)
     assert open_frames(FrameParams(classes=("a", "b")), SPLIT, recording=root, index=index).classes == ("a", "b")
     (index / "masks.parquet").unlink()
-    with pytest.raises(UserError, match=r"masks.parquet: no such frame index; make one with stages/validate.py"):
+    with pytest.raises(UserError, match=r"masks.parquet: no such frame index; make one with sightline validate"):
         open_frames(FrameParams(classes=("a", "b")), SPLIT, recording=root, index=index)

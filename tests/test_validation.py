@@ -268,7 +268,7 @@ def test_what_recording_json_does_not_describe_is_said(recording, tmp_path):
 
 def test_a_folder_alone_needs_the_frame_index(recording):
     [line] = refused(recording, only="depth")
-    assert line.endswith("frames.parquet: no such frame index; make one with stages/validate.py")
+    assert line.endswith("frames.parquet: no such frame index; make one with sightline validate")
 
 
 # The table

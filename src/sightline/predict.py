@@ -100,7 +100,7 @@ def act(policy_file: Path, data: Path, output: Path, features: Sequence[Path] = 
     units; its schema's metadata say how many frames lie between steps. Frames without all their images are left out.
 
     Args:
-        data: folder of a recording (no actions needed), or a file written by ``stages/pack_views.py``.
+        data: folder of a recording (no actions needed), or a file written by ``sightline pack_views``.
         features: files of the further inputs that the model was trained with.
 
     Raises:
@@ -344,7 +344,7 @@ for name, what, script, data, output in (
      "folder to make, a PNG of class ids for each image, a NIfTI file for each volume; of one volume, a .nii.gz"),
 ):  # fmt: skip
     command = commands.add_parser(name, help=what)
-    command.add_argument("model", type=Path, help=f"weights file written by stages/{script}.py")
+    command.add_argument("model", type=Path, help=f"weights file written by sightline {script}")
     command.add_argument("data", type=Path, help=data)
     command.add_argument("output", type=Path, help=output)
 add_naming(commands.choices["embed"])

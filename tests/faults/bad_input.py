@@ -416,6 +416,9 @@ CASES = [
     Case("add_recording", "rec.dvc", "tracks the whole folder", in_project(
         lambda w: (w / "rec.dvc").write_text("outs:\n- md5: d751713988987e9331980363e24189ce.dir\n  path: rec\n"))),
     Case("add_recording", EIGHT, "cut short", in_project(cut(EIGHT)), "rec --mask-camera global"),
+    Case("add_recording", MASKS, "black and white", in_project(
+        lambda w: [image(f"rec/masks/{i:06d}.png", np.resize(np.array([0, 255], np.uint8), (24, 32)))(w)
+                   for i in range(16)]), "rec --mask-camera global"),
     # --- a recording
     Case("validate", INFO, "missing", missing(INFO)),
     Case("validate", INFO, "not JSON", replaced(INFO, '{"fps": 10,')),
@@ -425,6 +428,10 @@ CASES = [
     Case("validate", INFO, "fps is 0", edited_json(INFO, fps=0)),
     Case("validate", INFO, "near beyond far", edited_json(INFO, depth={"unit_mm": 1, "invalid": [0],
                                                                        "height_range": [1500, 500]})),
+    Case("validate", INFO, "two faults, and one of the table", both(
+        edited_json(INFO, fps=0, camera=["global"]), edited_frames(lambda t: t.drop(columns="time_s")))),
+    Case("validate", INFO, "a height range in other units",
+         edited_json(INFO, depth={"unit_mm": 1, "invalid": [0], "height_range": [5, 45]})),
     Case("validate", INFO, "a camera that leaves the folder", edited_json(INFO, cameras=["../../secret"])),
     Case("validate", TABLE, "missing", missing(TABLE)),
     Case("validate", TABLE, "not parquet", replaced(TABLE, "frame_id,episode\n1,0\n")),
@@ -503,6 +510,8 @@ CASES = [
          edited_hdf5("depth.hdf5", lambda f: f["split"].write_direct(np.full(16, b"train", "S5")))),
     Case("train_autoencoder", "depth.hdf5", "NaN in the images", filled("depth.hdf5", "depth", np.nan)),
     Case("train_autoencoder", "--metrics-dir", "missing", nothing, "depth.hdf5 out.safetensors"),
+    Case("train_autoencoder", "data", "a folder of images", nothing,
+         "rec/depth out/autoencoder.safetensors --metrics-dir out/metrics"),
     Case("train_autoencoder", "--data-dir", "beside a file", nothing, "depth.hdf5 --data-dir rec/depth"),
     Case("train_autoencoder", "--data-dir", "no such folder", nothing, "--data-dir nothing"),
     Case("train_autoencoder", "--height-range", "without a folder", nothing,
@@ -712,6 +721,7 @@ CASES = [
     Case("predict act", "--feature", "not what it was trained with", nothing,
          f"{COMMANDS['predict act']} --feature clip.hdf5"),
     Case("predict segment", "output", "is there already", nothing, "segmentation.safetensors rec/rgb/global index"),
+    Case("predict embed", "encoder", "a folder", nothing, "rec rec/depth out/embeddings.hdf5"),
     Case("export", "output", "another suffix", nothing, "encoder.safetensors encoder.txt"),
     Case("export", "autoencoder.safetensors", "an autoencoder", nothing, "autoencoder.safetensors out/encoder.onnx"),
     Case("drift", "embeddings.hdf5", "missing", missing("embeddings.hdf5")),
@@ -776,6 +786,10 @@ CASES = [
     Case("import_volumes", "hearts/volumes", "slices along another axis",
          nifti("p0_frame01", (16, 20, 6), (1, 8, 1), both=True)),
     Case("import_volumes", "hearts/volumes", "labels without images", missing("hearts/volumes/p0_frame01.nii.gz")),
+    Case("import_volumes", "hearts/volumes/p0_truth.nii.gz", "a label of another name", both(
+        lambda w: (w / "hearts/volumes/p0_frame01.nii.gz").rename(w / "hearts/volumes/p0.nii.gz"),
+        lambda w: (w / "hearts/volumes/p0_frame01_gt.nii.gz").rename(w / "hearts/volumes/p0_truth.nii.gz"),
+        replaced("hearts/train.list", "p0"))),
     Case("import_volumes", "hearts/test.list", "a volume that is not there",
          replaced("hearts/test.list", "p2_frame09")),
     Case("import_volumes", "hearts/test.list", "volumes of train, too", replaced("hearts/test.list", "p0_frame01")),
@@ -784,6 +798,7 @@ CASES = [
     Case("import_volumes", "import_volumes.group", "finds no patient", nothing,
          with_set("import_volumes", "import_volumes.group=(case[0-9]+)")),
     Case("train_segmentation", "--volumes", "not a file of volumes", nothing, ON_VOLUMES.format("depth.hdf5")),
+    Case("train_segmentation", "--volumes", "a folder of volumes", nothing, ON_VOLUMES.format("hearts")),
     Case("train_segmentation", "segmentation.labeled_groups", "neither a number nor names", nothing,
          with_set("train_segmentation", "segmentation.labeled_groups=some")),
     Case("train_segmentation", "segmentation.labeled_groups", "an episode that is not there", nothing,

@@ -188,7 +188,7 @@ def test_other_names_of_joints_are_said(place):
 def test_another_unit_of_depth_is_no_drift(place):
     change_images(place / "rec/depth", lambda raw: raw * 2)
     info = read_recording_info(place / "rec/recording.json")
-    depth = info.depth.model_copy(update={"unit_mm": 0.5})
+    depth = info.depth.model_copy(update={"unit_mm": 0.5, "height_range": (1000, 3000)})
     own(place / "rec/recording.json")
     write_recording_info(place / "rec/recording.json", info.model_copy(update={"depth": depth}))
     assert said(place)[0] == []

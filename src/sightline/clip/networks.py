@@ -121,7 +121,8 @@ def _load(network: Any, params: GridParams) -> str:
     key = params.key("pretrained")
     path = weights_path(params.pretrained, key)
     if not path.is_file():
-        raise UserError(f"{key}: {path}: no such file; name a file of weights, package:NAME, or random: untrained")
+        wrong = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{key}: {path}: {wrong}; name a file of weights, package:NAME, or random: untrained")
     sha256 = check_sha256(path, params.sha256, params.key("sha256"))
     state = fitted(path, network, read_tensors(path), params)
     network.load_state_dict(state, strict=False)  # but for the classifier, all are there

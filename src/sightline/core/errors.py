@@ -35,10 +35,17 @@ class UserError(ValueError):
     """
 
 
+def all_faults(error: ValidationError) -> list[str]:
+    """A line for each fault: the key, and what is wrong with it."""
+    return [
+        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
+        for fault in error.errors()
+    ]
+
+
 def first_fault(error: ValidationError) -> str:
     """The first of the faults, in one line: the key, and what is wrong with it."""
-    first = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, "))))
+    return all_faults(error)[0]
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -157,6 +157,19 @@ def rounded(figures: Any) -> Any:
     return figures
 
 
+def require_file(path: Path, needed: str, absent: str = "") -> None:
+    """Raise `UserError` unless ``path`` is a file.
+
+    Args:
+        needed: what to name in place of a folder, such as "an HDF5 file".
+        absent: what to do where there is nothing, behind "no such file".
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name {needed}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file{absent}")
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits. Raises `UserError` where there is no such file."""
     try:

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from sightline.core.errors import UserError
+from sightline.core.files import require_file
 
 _SMALL = 2**26  # bytes that a data set may declare in any file
 _DEFLATE = 1100  # gzip makes data smaller by at most 1032 times
@@ -165,14 +166,13 @@ def _placed(file: DataFile, name: str) -> tuple[int, h5py.Dataset]:
     return offset, dataset
 
 
-def open_hdf5(path: Path) -> DataFile:
-    """Open an HDF5 file for reading, without a lock where the file system has none.
+def open_hdf5(path: Path, needed: str = "an HDF5 file") -> DataFile:
+    """Open an HDF5 file for reading, without a lock where the file system has none; ``needed``: see `require_file`.
 
     Raises:
-        UserError: it is missing, open for writing in another process, or not an HDF5 file.
+        UserError: it is missing, a folder, open for writing in another process, or not an HDF5 file.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    require_file(path, needed)
     try:
         return _opened(DataFile, path, "r")
     except UserError:

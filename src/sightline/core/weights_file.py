@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sightline.core.errors import UserError, first_fault
-from sightline.core.files import atomic_output, file_sha256
+from sightline.core.files import atomic_output, file_sha256, require_file
 from sightline.core.params import Section
 
 Header = TypeVar("Header", bound=Section)
@@ -84,8 +84,7 @@ def read_model_file(
     Raises:
         UserError: no such file, not safetensors, another kind of model, or weights that are not finite.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    require_file(path, f"a file that sightline {script} writes")
     try:
         with safe_open(path, framework="pt") as file:
             header = kind.model_validate_json((file.metadata() or {})[key])
@@ -93,7 +92,7 @@ def read_model_file(
     except (SafetensorError, KeyError, ValidationError) as error:
         is_other = isinstance(error, KeyError)
         reason = first_fault(error) if isinstance(error, ValidationError) else "another model" if is_other else error
-        raise UserError(f"{path}: not {model} ({reason}); write one with stages/{script}") from None
+        raise UserError(f"{path}: not {model} ({reason}); write one with sightline {script}") from None
     check_finite(path, weights)
     return header, weights
 

@@ -61,7 +61,7 @@ class StatesFile:
         self.path = path
         with open_hdf5(path) as file:
             if file.attrs.get("format") != np.bytes_(FORMAT):
-                raise UserError(f"{path}: not a states file of stages/simulate.py (expected format {FORMAT!r})")
+                raise UserError(f"{path}: not a states file of sightline simulate (expected format {FORMAT!r})")
             self.fps, self.steps = float(file.attrs["fps"]), int(file.attrs["steps"])
             self.joints = tuple(name.decode() for name in file.attrs["joints"])
             self.names = sorted(file)
@@ -73,5 +73,5 @@ class StatesFile:
             text = mjcf.tobytes().decode()
         require(self.path, {f"{name}/qpos": (qpos, "f", 2), f"{name}/frame_id": (frame_id, "i", 1)})
         if "file=" in text:  # scenes of the demo read no meshes or textures
-            raise UserError(f"{self.path}: {name}: its scene reads other files; write it again with stages/simulate.py")
+            raise UserError(f"{self.path}: {name}: its scene reads other files; write it again with sightline simulate")
         return EpisodeStates(text, frame_id, qpos)

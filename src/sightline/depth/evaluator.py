@@ -19,7 +19,7 @@ class ModelEvaluator:
     """A trained autoencoder in eval mode: images to latents and back, in float32 and without gradients.
 
     Args:
-        path: weights file written by ``stages/train_autoencoder.py``.
+        path: weights file written by ``sightline train_autoencoder``.
         device: None takes the GPU where there is one. Results come back on the device of the input.
 
     Raises:

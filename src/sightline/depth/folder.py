@@ -8,7 +8,8 @@ from sightline.core.errors import UserError
 from sightline.core.figures import HEADLINE
 from sightline.core.files import fingerprint, scratch_folder
 from sightline.core.params import Section, load_params
-from sightline.depth.normalize import NormalizeParams, normalize_depth, resolve_preprocessing
+from sightline.depth.normalize import NormalizeParams, normalize_depth, resolve_preprocessing, say_folder
+from sightline.depth.store import DepthStore
 from sightline.depth.weights import load_weights
 from sightline.recording.names import image_files
 from sightline.recording.split import DataParams
@@ -59,7 +60,7 @@ def take_training_folder(args: Namespace) -> Namespace:
     if any(named[:2]):
         raise UserError(f"--data-dir {args.data_dir}: leave out DATA and WEIGHTS, or --data-dir")
     if world_size() > 1:
-        raise UserError("--data-dir is for one process; make a file with stages/normalize.py first, and name it")
+        raise UserError("--data-dir is for one process; make a file with sightline normalize first, and name it")
     output = args.output_dir or OUTPUTS
     sets = [f"normalize.height_range={args.height_range}"] if args.height_range else []
     params = load_params(Params, args.params, sets)
@@ -111,7 +112,10 @@ def normalized(folder: Path, params: Params) -> Path:
     of_data = data.split.model_dump(), data.on_error, params.normalize.channels
     key = fingerprint(str(folder.resolve()), settings, of_data, _stamps(image_files(folder)))
     output = scratch_folder("cache", "normalized", key) / "depth.hdf5"
-    if not output.is_file():
+    if output.is_file():
+        store = DepthStore.open(output)
+        say_folder(folder, store.preprocessing, store.split)
+    else:
         normalize_depth(folder, output, params.normalize, split=data.split, on_error=data.on_error)
     return output
 

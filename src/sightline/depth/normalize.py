@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from sightline.depth.store import create_depth_store, open_depth_rows
 from sightline.recording.depth import Count, check_height_range
 from sightline.recording.layout import read_recording_info
 from sightline.recording.names import BY_NAME, Naming, list_frames, list_images
-from sightline.recording.split import GUARD, SplitParams, split_blocks
+from sightline.recording.split import GUARD, SplitParams, counted, split_blocks
 
 BLOCK = 32  # images a worker takes at a time
 
@@ -135,8 +136,17 @@ def normalize_depth(
         else:
             shutil.move(partial, temporary)
     discard(scratch)
+    if index is None:
+        say_folder(folder, preprocessing, frames.split, len(duplicates))
     figures = _figures(frames, reports, preprocessing) | {"duplicates_left_out": len(duplicates)}
     return figures | (preprocessing.range_mm() if params.channels == 1 else {})
+
+
+def say_folder(folder: Path, preprocessing: Preprocessing, split: np.ndarray, repeated: int = 0) -> None:
+    """Say on standard error how a bare folder was mapped and split; ``repeated``: frames left out as duplicates."""
+    also = f"; {repeated} of these repeated from another part" if repeated else ""
+    span = list(preprocessing.height_range)
+    print(f"{folder}: normalize.height_range {span}; {counted(split)}{also}", file=sys.stderr)
 
 
 def resolve_preprocessing(params: NormalizeParams, recording: Path | None) -> Preprocessing:
@@ -172,7 +182,8 @@ def _frames_of_index(folder: Path, index: Path) -> Frames:
     absent = [str(i) for i in table["frame_id"] if i not in images]
     if absent:
         raise UserError(
-            f"{index}: names frames that {folder} does not hold ({len(absent)}, first {absent[0]}); run validate again"
+            f"{index}: names frames that {folder} does not hold ({len(absent)}, first {absent[0]}); "
+            "run sightline validate again"
         )
     ids = table["frame_id"].to_numpy(np.int64)
     columns = table["episode"].to_numpy(np.int64), table["split"].to_numpy(str)

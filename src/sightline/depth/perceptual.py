@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision.models import vgg16
 
 from sightline.core.errors import UserError
+from sightline.core.files import require_file
 
 STAGES = (4, 9, 16)  # ends of the first three blocks of VGG-16's features, behind their last ReLU
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the photographs, in [0, 1]
@@ -30,8 +31,8 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
-        if not weights.is_file():
-            raise UserError(f"{weights}: no such file; the perceptual loss needs the weights of torchvision's VGG-16")
+        vgg = "the weights of torchvision's VGG-16"
+        require_file(weights, vgg, f"; the perceptual loss needs {vgg}")
         features = vgg16(weights=None).features[: STAGES[-1]]
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)

@@ -182,7 +182,7 @@ class SemanticEncoder(HubModel, Encoder):
         optimizer is to be made afterwards.
 
         Args:
-            path: written by ``stages/extract_encoder.py`` or `save_encoder_weights`, safetensors or torch.
+            path: written by ``sightline extract_encoder`` or `save_encoder_weights`, safetensors or torch.
 
         Raises:
             UserError: no such file, not an encoder, or other ``input_channels`` or ``latent_dim`` than this one's.

@@ -42,9 +42,9 @@ class DepthStore:
     @classmethod
     def open(cls, path: Path) -> "DepthStore":
         """Open for reading. Raises `UserError` where ``path`` is not a file that `normalize` wrote."""
-        with open_hdf5(path) as file:
+        with open_hdf5(path, "the file that sightline normalize makes of it") as file:
             if not {"depth", "valid", "frame_id", "episode", "split"} <= set(file) or "preprocessing" not in file.attrs:
-                raise UserError(f"{path}: not a file of normalised depth; write one with stages/normalize.py")
+                raise UserError(f"{path}: not a file of normalised depth; write one with sightline normalize")
             frame_id, episode, split = file["frame_id"][:], file["episode"][:], file["split"][:].astype(str)
             time_ns = file["time_ns"][:] if "time_ns" in file else None
             try:
@@ -60,7 +60,7 @@ class DepthStore:
             **({} if time_ns is None else {"time_ns": (time_ns, "i", 1)}),
         })  # fmt: skip
         if depth.shape[1:] not in (one, three) or valid.shape[1:] != one or depth.dtype != np.float32:
-            raise UserError(f"{path}: images of {list(depth.shape[1:])}; write it again with stages/normalize.py")
+            raise UserError(f"{path}: images of {list(depth.shape[1:])}; write it again with sightline normalize")
         return cls(path, depth, valid, frame_id, episode, split, preprocessing, time_ns, recording)
 
     @property

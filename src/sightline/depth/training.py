@@ -297,6 +297,7 @@ def train_autoencoder(
     if len(train_rows) < 2 or len(val_rows) < 1:
         raise UserError(
             f"{data}: {len(train_rows)} training and {len(val_rows)} validation frames; at least 2 and 1 are needed"
+            + ("" if store.recording else "; take more images, or normalise them with a smaller data.split.guard")
         )
     # The second network of the perceptual loss, where that has a weight.
     perceptual = None

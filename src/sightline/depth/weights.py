@@ -112,7 +112,7 @@ def load_weights(path: Path, kind: Kind) -> Weights:
     Raises:
         UserError: no such file, not such a file, one that holds more than data, or one of the other kind.
     """
-    script = {"autoencoder": "train_autoencoder.py", "encoder": "extract_encoder.py"}[kind]
+    script = {"autoencoder": "train_autoencoder", "encoder": "extract_encoder"}[kind]
     if _is_torch(path):
         weights = _read_torch(path)
         weights_file.check_finite(path, weights.tensors)
@@ -122,7 +122,7 @@ def load_weights(path: Path, kind: Kind) -> Weights:
     if "decoder.refine_patches.scene.weight" in weights.tensors:  # a version gave the scene as it is
         weights.tensors.setdefault("decoder.refine_patches.scene_scale", torch.ones(()))
     if weights.header.kind != kind:
-        raise UserError(f"{path}: holds an {weights.header.kind}, not an {kind}; write one with stages/{script}")
+        raise UserError(f"{path}: holds an {weights.header.kind}, not an {kind}; write one with sightline {script}")
     weights_file.check_fit(path, weights.new_network, weights.tensors)
     return weights
 
@@ -140,7 +140,7 @@ def extract_encoder(
     A stage of its own: what needs the encoder does not depend on the three times larger autoencoder.
 
     Args:
-        checkpoint: weights file written by ``stages/train_autoencoder.py``, or a torch checkpoint of an autoencoder.
+        checkpoint: weights file written by ``sightline train_autoencoder``, or a torch checkpoint of an autoencoder.
         output: .safetensors, or .pth for the documented dictionary.
         input_channels, latent_dim: what the checkpoint is expected to hold; None takes it as it is.
         verify: compare the file with the autoencoder before it appears, see `verify_encoder`.

@@ -130,7 +130,7 @@ class Policy:
         replan_every: int | None = None,
         runtime: Runtime | None = None,
     ) -> "Policy":
-        """Read a model that ``stages/train_fusion.py`` wrote, to a GPU where there is one; or an exported one, .onnx.
+        """Read a model that ``sightline train_fusion`` wrote, to a GPU where there is one; or an exported one, .onnx.
 
         Args:
             path: safetensors file, or ONNX file of ``sightline export``.

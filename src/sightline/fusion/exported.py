@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sightline.core.errors import UserError, first_fault
+from sightline.core.files import require_file
 from sightline.fusion.policy import PolicyConfig
 
 Runtime = Literal["openvino", "onnxruntime"]
@@ -36,8 +37,7 @@ class ExportedPolicy:
         chosen = runtime or (installed[0] if installed else None)
         if chosen not in installed:
             raise UserError(f"{path}: {chosen or 'a program for ONNX'} is not installed; run `pip install onnxruntime`")
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
+        require_file(path, "a file .onnx")
         try:
             text, self._run = (_openvino if chosen == "openvino" else _onnxruntime)(path)
             says = json.loads(text)

@@ -258,7 +258,7 @@ def load_policy(path: Path | str, cameras: tuple[str, ...] | None = None) -> Fus
         UserError: not a file of a fusion model, or one that was trained on other cameras or in another order.
     """
     path = Path(path)
-    config, weights = read_model_file(path, _KEY, PolicyConfig, "a fusion model", "train_fusion.py")
+    config, weights = read_model_file(path, _KEY, PolicyConfig, "a fusion model", "train_fusion")
     if cameras is not None and tuple(cameras) != config.cameras:
         trained, given = (", ".join(names) or "none" for names in (config.cameras, cameras))
         raise UserError(f"{path}: trained on cameras {trained}, in this order, but given {given}")

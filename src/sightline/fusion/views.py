@@ -84,9 +84,9 @@ class Views:
 
         Joints, actions and rewards of another precision become float32; images must be uint8.
         """
-        with open_hdf5(path) as file:
+        with open_hdf5(path, "the file that sightline pack_views makes of it") as file:
             if not set(_NAMES) <= set(file):
-                raise UserError(f"{path}: not a file of views; write one with stages/pack_views.py")
+                raise UserError(f"{path}: not a file of views; write one with sightline pack_views")
             arrays = {name: file[name][:] for name in _NAMES}
             cameras, joints = (tuple(json.loads(file.attrs[name])) for name in ("cameras", "joint_names"))
             fit, recording = str(file.attrs.get("fit", "squash")), str(file.attrs.get("recording", ""))
@@ -105,7 +105,7 @@ class Views:
         if images.dtype != np.uint8 or images.shape[1:3] != (len(cameras), 3):
             raise UserError(
                 f"{path}: views are {images.dtype} {list(images.shape[1:])}, not uint8 [{len(cameras)}, 3, S, S]; "
-                "write it again with stages/pack_views.py"
+                "write it again with sightline pack_views"
             )
         arrays |= {name: arrays[name].astype(np.float32, copy=False) for name in ("joints", "actions", "reward")}
         if fit not in get_args(Fit):
@@ -132,7 +132,7 @@ def pack_views(
 
     Args:
         recording: folder of the recording.
-        index_dir: what stages/validate.py wrote: frames.parquet with the split, rgb/<camera>.parquet of sound images.
+        index_dir: what sightline validate wrote: frames.parquet with the split, rgb/<camera>.parquet of sound images.
         params: without cameras, only joints and actions are packed, and every frame is sound.
         target: column of frames.parquet that holds the actions.
         processes: number of processes that decode; None takes one per core.
@@ -240,7 +240,7 @@ def _decode(paths: list[list[Path] | None], scratch: Path, params: ViewParams, p
                 file.flush()
     if faults:
         lines = "\n  ".join(sorted(faults))
-        raise UserError(f"{len(faults)} frames cannot be read; run stages/validate.py again\n  {lines}")
+        raise UserError(f"{len(faults)} frames cannot be read; run sightline validate again\n  {lines}")
 
 
 def _decode_block(job: tuple[Path, int, Sequence[list[Path] | None], int, Fit]) -> tuple[int, list[str]]:

@@ -1,9 +1,9 @@
 """Features of frames as inputs of other models: a vector for each frame, a grid, or an image; the file tells which.
 
-depth embeddings   HDF5 with ``embeddings`` float [N, D] and ``frame_id`` [N], as stages/embed.py writes it
+depth embeddings   HDF5 with ``embeddings`` float [N, D] and ``frame_id`` [N], as sightline embed writes it
 grids              [N, P, C] in a file or a folder of shards, see `sightline.grids.store`
 depth images       HDF5 with ``depth`` float [N, H, W] or [N, D, H, W] in [-1, 1], ``valid`` bool [N, H, W] and
-                   ``frame_id`` [N], as stages/normalize.py writes it
+                   ``frame_id`` [N], as sightline normalize writes it
 """
 
 import hashlib
@@ -106,7 +106,7 @@ class Feature:
         """
         if not path.exists():
             raise UserError(
-                f"{path}: no such file; make it with stages/embed.py, stages/clip_grids.py or stages/normalize.py"
+                f"{path}: no such file; make it with sightline embed, sightline clip_grids or sightline normalize"
             )
         if path.is_dir():
             return cls._of_store(path, frames)
@@ -125,7 +125,7 @@ class Feature:
         kinds = {"frame_id": (own, "i", 1), "depth": (depth, "f", depth.ndim), "valid": (valid, "b", 3)}
         require(path, kinds)
         if depth.ndim not in (3, 4) or depth.shape[-2:] != valid.shape[-2:]:
-            raise UserError(f"{path}: images of {list(depth.shape[1:])}; write it again with stages/normalize.py")
+            raise UserError(f"{path}: images of {list(depth.shape[1:])}; write it again with sightline normalize")
         return cls(path, DepthRows(path, depth, valid, _rows_of(path, own, frames)), maker)
 
     @classmethod
@@ -165,8 +165,8 @@ def add_features(parser: ArgumentParser) -> None:
     """Add the option that names features; the file tells of which kind one is."""
     parser.add_argument(
         "--feature", type=Path, action="append", default=[], metavar="PATH",
-        help="embeddings of stages/embed.py, grids of stages/clip_grids.py or, for a fusion model, depth images of "
-        "stages/normalize.py, as a further input; one of each kind",
+        help="embeddings of sightline embed, grids of sightline clip_grids or, for a fusion model, depth images of "
+        "sightline normalize, as a further input; one of each kind",
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class GridFile:
         self.path = path
         with open_hdf5(path) as file:
             if not all(name in file for name in ("grids", "image_ids", "content_hash")):
-                raise UserError(f"{path}: not a file of grid features; write one with stages/clip_grids.py")
+                raise UserError(f"{path}: not a file of grid features; write one with sightline clip_grids")
             self.attributes: dict[str, Any] = {name: _plain(value) for name, value in file.attrs.items()}
             self.image_ids: np.ndarray = file["image_ids"][:]
             self.content_hash: np.ndarray = file["content_hash"][:]

@@ -291,7 +291,7 @@ def _read_list(folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
     """The shards by name, and the key of the recording."""
     path = folder / SHARD_LIST
     if not path.is_file():
-        raise UserError(f"{folder}: no {SHARD_LIST} in it, so no grid features; write some with stages/clip_grids.py")
+        raise UserError(f"{folder}: no {SHARD_LIST} in it, so no grid features; write some with sightline clip_grids")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         listed, recording = content["shards"], str(content.get("recording", ""))

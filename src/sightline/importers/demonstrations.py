@@ -308,5 +308,5 @@ def _summary(
         lines.append(f"  depth: {_depth_words(info.depth)}")
     lines += [f"  {note}" for note in notes]
     lines += [f"  not imported: {', '.join(left_out)}"] if left_out else []
-    next_step = f"  python stages/add_recording.py {shlex.quote(str(target))}"
+    next_step = f"  sightline add_recording {shlex.quote(str(target))}"
     return "\n".join([*lines, "Next, track it and use it:", next_step])

@@ -24,9 +24,11 @@ from sightline.recording.split import PARTS
 _MASK_NAME = re.compile(r"(.+?)[_-](gt|labels?|seg|segmentation|masks?)", re.IGNORECASE)
 _MASK_FOLDER = re.compile(r"(labels?|masks?|gt|segmentations?)(\w{0,3})", re.IGNORECASE)
 _IMAGE_FOLDER = re.compile(r"(images?|imgs?)(\w{0,3})", re.IGNORECASE)
+LABELS = "_gt, _label, _seg or _mask"  # for messages
 _CHANNEL = re.compile(r"_0000$")  # of nnU-Net's images
 _SLICE = re.compile(r"(.+)[_-]slice[_-]?(\d+)", re.IGNORECASE)
 _PHASE = re.compile(r"[_-](frame|phase|time|ed|es|slice)[_-]?\d*$", re.IGNORECASE)
+_WORD = re.compile(r"[_-](?=[a-z])", re.IGNORECASE)
 _PART = re.compile(r"(train|val|test)(ing|id|idation)?", re.IGNORECASE)
 
 
@@ -133,7 +135,24 @@ def _of_nifti(files: list[Path], root: Path) -> tuple[list[Entry], list[str]]:
         Entry(stem, (path,), (masks[place, stem],) if (place, stem) in masks else (), place)
         for (place, stem), path in images.items()
     ]
-    return entries, faults
+    return entries, faults + _unknown_suffixes(entries)
+
+
+def _unknown_suffixes(entries: list[Entry]) -> list[str]:
+    """A line for each suffix of volumes that may be labels: ``p1_truth``, without a label, beside ``p1``."""
+    names = {(entry.place, entry.name) for entry in entries}
+    of_suffix: dict[str, list[Entry]] = {}
+    for entry in entries:
+        cuts = [match.start() for match in _WORD.finditer(entry.name)]
+        cut = next((i for i in cuts if (entry.place, entry.name[:i]) in names), None)
+        is_phase = cut and _group_of(entry.name, None) == _group_of(entry.name[:cut], None)
+        if cut and not is_phase and not entry.masks:
+            of_suffix.setdefault(entry.name[cut:], []).append(entry)
+    return [
+        f"{some[0].path}{f' and {len(some) - 1} more' if some[1:] else ''}: a label, or another image? Names of labels "
+        f'end in {LABELS}: rename it, or leave it out with import_volumes.exclude=["*{suffix}.nii*"]'
+        for suffix, some in of_suffix.items()
+    ]
 
 
 def _of_hdf5(files: list[Path], root: Path) -> list[Entry]:

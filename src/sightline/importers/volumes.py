@@ -17,8 +17,8 @@ from sightline.core.errors import UserError
 from sightline.core.files import atomic_output
 from sightline.core.hdf5 import create_contiguous, open_for_writing, open_rows
 from sightline.core.params import Section
-from sightline.importers.volume_files import Entry, Grid, grid_of, read_entry
-from sightline.importers.volume_folders import Folder, find_volumes
+from sightline.importers.volume_files import NIFTI, NUMPY, Entry, Grid, grid_of, read_entry
+from sightline.importers.volume_folders import LABELS, Folder, find_volumes
 from sightline.recording.layout import IGNORE
 from sightline.recording.split import PARTS
 from sightline.recording.volumes import Intake, as_text, attributes
@@ -27,7 +27,7 @@ _SPREAD = 0.02  # spacings that differ by less, as a share, are the same
 
 
 class ImportVolumesParams(Section):
-    """How volumes become slices of one size; options of ``stages/import_volumes.py``."""
+    """How volumes become slices of one size; options of ``sightline import_volumes``."""
 
     window: tuple[float, float] | None = Field(
         None, description="grey values (HU) that become 0 and 255; null: percentiles"
@@ -108,7 +108,7 @@ def import_volumes(source: Path, target: Path, params: ImportVolumesParams) -> s
     checked, faults = _check_all(folder, params)
     faults = folder.faults + faults
     if not faults:
-        faults = _check_together(checked, folder)
+        faults = _check_together(checked, folder, source)
     if faults:
         raise UserError("\n".join(faults))
     intake = _intake(checked, params)
@@ -118,7 +118,7 @@ def import_volumes(source: Path, target: Path, params: ImportVolumesParams) -> s
 
 
 def _check_all(folder: Folder, params: ImportVolumesParams) -> tuple[list[_Checked], list[str]]:
-    checked, faults, lacking = [], [], {"spacing": list[str](), "axis": list[str]()}
+    checked, faults, lacking = list[_Checked](), list[str](), {"spacing": list[Entry](), "axis": list[Entry]()}
     for entry in tqdm(folder.entries, desc="check", unit="volume", mininterval=0.5):
         try:
             content = read_entry(entry)
@@ -127,7 +127,7 @@ def _check_all(folder: Folder, params: ImportVolumesParams) -> tuple[list[_Check
             continue
         grid = grid_of(content, params.slice_axis, params.spacing)
         if isinstance(grid, str):
-            lacking[grid].append(str(entry.path))
+            lacking[grid].append(entry)
             continue
         label = None if content.label is None else grid.slices(content.label)
         values = frozenset() if label is None else frozenset(np.unique(label).tolist())
@@ -135,19 +135,26 @@ def _check_all(folder: Folder, params: ImportVolumesParams) -> tuple[list[_Check
         checked.append(_Checked(
             entry, grid, content.digest(), values, reach, content.spacing is not None, label is not None
         ))  # fmt: skip
-    if lacking["spacing"]:
-        faults.append(
-            f"{', '.join(lacking['spacing'])}: without spacing; set import_volumes.spacing=[slices,rows,columns], in "
-            "millimetres, or [1,1,1] to measure in voxels"
-        )
-    if lacking["axis"]:
-        faults.append(
-            f"{', '.join(lacking['axis'])}: nothing tells along which axis slices lie; set import_volumes.slice_axis"
-        )
+    words = {
+        "spacing": "without spacing; set import_volumes.spacing=[slices,rows,columns], in millimetres, or [1,1,1] to "
+        "measure in voxels",
+        "axis": "nothing tells along which axis slices lie; set import_volumes.slice_axis",
+    }
+    for what, entries in lacking.items():
+        if entries:
+            names = ", ".join(str(entry.path) for entry in entries)
+            faults.append(f"{names}: {words[what]}{_without_group(entries)}")
     return checked, faults
 
 
-def _check_together(checked: list[_Checked], folder: Folder) -> list[str]:
+def _without_group(entries: list[Entry]) -> str:
+    """What to do where an ``.npz`` may hold more than the one volume that it is taken for."""
+    if not any(entry.path.name.endswith(NUMPY) and not entry.key for entry in entries):
+        return ""
+    return "; if an .npz holds slices of several patients, add an array group that names the patient of each slice"
+
+
+def _check_together(checked: list[_Checked], folder: Folder, source: Path) -> list[str]:
     """What is wrong with volumes beside each other."""
     faults = []
     axes = {one.grid.slice_axis for one in checked}
@@ -168,7 +175,9 @@ def _check_together(checked: list[_Checked], folder: Folder) -> list[str]:
             faults.append(f"{one.entry.path}: the same image as {other.entry.path}{where}; leave one out")
     labelled = [one for one in checked if one.has_label and one.values - {IGNORE}]
     if not labelled:
-        faults.append(f"{checked[0].entry.place or '.'}: no volume has a label; expected files as NAME_gt.nii.gz")
+        is_nifti = checked[0].entry.path.name.endswith(NIFTI)
+        beside = f"NAME.nii.gz and its label with {LABELS} behind NAME" if is_nifti else "an array label beside image"
+        faults.append(f"{source}: no volume has a label; expected {beside}")
     known = _values(one for one in labelled if part.get(one.entry.name, "train") == "train")
     for name in PARTS[1:]:
         absent = sorted(_values(one for one in labelled if part.get(one.entry.name) == name) - known - {IGNORE})

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sightline.core.errors import UserError
-from sightline.core.files import atomic_output
+from sightline.core.files import atomic_output, require_file
 from sightline.recording.layout import RecordingInfo
 from sightline.recording.split import PARTS
 
@@ -54,27 +54,30 @@ def read_frames(path: Path, info: RecordingInfo | None = None) -> pd.DataFrame:
         info: with it, each row must have the joints that it names.
 
     Raises:
-        UserError: not a parquet table, or one that breaks the contract at the top of this module. One line that
-            names the file, the column, how many rows are wrong and the first of them.
+        UserError: not a parquet table, or one that breaks the contract at the top of this module. A line for each
+            fault that names the file, the column, how many rows are wrong and the first of them.
     """
     table = _read_table(path)
-    _check_columns(path, table)
-    if info and info.joints and "joints" not in table.column_names:
-        raise UserError(f"{path}: no column joints, but recording.json names {len(info.joints)} joints")
-    for name in ("time_s", *_LISTS, "reward"):
-        if name in table.column_names:
-            _check_finite(path, table, name)
-    for name in _LISTS:
-        if name in table.column_names:
-            names = len(info.joints) if info and name == "joints" else None
-            _check_lengths(path, table, name, names, _LENGTHS.get(name))
-    frames = table.to_pandas().astype({**dict.fromkeys(_KEYS, "int64"), "time_s": "float64"})
-    frames = frames.astype({name: "object" for name in _TEXTS if name in frames})  # also where pandas had categories
-    _check_ids(path, frames)
-    frames = frames.sort_values("frame_id", ignore_index=True)
-    _check_episodes(path, frames)
+    wrong = _column_faults(table, info)
+    if table.num_rows == 0:
+        raise UserError(f"{path}: {wrong['']}")
+    # the other columns, each of which is sound in itself
+    frames = table.select([i for i, name in enumerate(table.column_names) if name not in wrong]).to_pandas()
+    kinds = {**dict.fromkeys(_KEYS, "int64"), "time_s": "float64"}
+    kinds |= dict.fromkeys(_TEXTS, "object")  # also where pandas had categories
+    frames = frames.astype({name: kind for name, kind in kinds.items() if name in frames})
+    # and beside each other
+    faults = [*wrong.values()]
+    of_ids = _id_faults(frames) if "frame_id" in frames else []
+    faults += of_ids
+    if "frame_id" in frames:
+        frames = frames.sort_values("frame_id", ignore_index=True)
+    if set(_KEYS) <= set(frames):
+        faults += _episode_faults(frames, not of_ids)
     if "split" in frames:
-        _check_split(path, frames)
+        faults += _split_faults(frames)
+    if faults:
+        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
     return frames
 
 
@@ -112,11 +115,11 @@ def read_index(path: Path) -> pd.DataFrame:
         UserError: no such file, or not a frame index.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such frame index; make one with stages/validate.py")
+        raise UserError(f"{path}: no such frame index; make one with sightline validate")
     table = _read_table(path)
     if not table.schema.equals(_INDEX):
         columns = ", ".join(table.column_names)
-        raise UserError(f"{path}: not a frame index (its columns are {columns}); make one with stages/validate.py")
+        raise UserError(f"{path}: not a frame index (its columns are {columns}); make one with sightline validate")
     frames = table.to_pandas()
     if not frames["split"].isin(PARTS).all():
         raise UserError(f"{path}: split: expected only {', '.join(PARTS)}")
@@ -139,8 +142,7 @@ def first_few(values: Sequence[object] | np.ndarray | pd.Series, limit: int = 5)
 
 
 def _read_table(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    require_file(path, "a parquet file")
     try:
         with pq.ParquetFile(path) as file:
             table = file.read().replace_schema_metadata()  # else pandas' own notes may turn a column into row labels
@@ -150,13 +152,20 @@ def _read_table(path: Path) -> pa.Table:
         raise UserError(f"{path}: not a parquet file that can be read ({' '.join(str(error).split())})") from None
 
 
-def _check_columns(path: Path, table: pa.Table) -> None:
-    """Presence, type and nulls of the columns that mean something."""
-    missing = [name for name in (*_KEYS, "time_s") if name not in table.column_names]
+def _column_faults(table: pa.Table, info: RecordingInfo | None) -> dict[str, str]:
+    """What is wrong with columns, each by itself -> a fault by name, that of absent columns together under "".
+
+    Presence, type, nulls, NaN and lengths of the columns that mean something.
+    """
+    faults: dict[str, str] = {}
+    names = table.column_names
+    missing = [name for name in (*_KEYS, "time_s") if name not in names]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.column_names) or 'none'}")
+        faults[""] = f"no column {', '.join(missing)}; it has {', '.join(names) or 'none'}"
     if table.num_rows == 0:
-        raise UserError(f"{path}: the table has no rows")
+        return faults or {"": "the table has no rows"}
+    if info and info.joints and "joints" not in names:
+        faults["joints"] = f"no column joints, but recording.json names {len(info.joints)} joints"
     expected = {
         **dict.fromkeys(_KEYS, ("an integer", pa.types.is_integer)),
         **dict.fromkeys(("time_s", "reward"), ("a number", _is_number)),
@@ -165,14 +174,26 @@ def _check_columns(path: Path, table: pa.Table) -> None:
         "success": ("true or false", pa.types.is_boolean),
     }
     for name, (words, is_right) in expected.items():
-        if name not in table.column_names:
+        if name not in names:
             continue
         column = table.column(name)
         rows = np.flatnonzero(column.is_null().to_numpy())
         if column.null_count:
-            raise UserError(f"{path}: {name}: {len(rows)} of {len(column)} rows are empty (rows {first_few(rows)})")
-        if not is_right(column.type):
-            raise UserError(f"{path}: {name}: expected {words} per row, the column holds {column.type}")
+            faults[name] = f"{name}: {len(rows)} of {len(column)} rows are empty (rows {first_few(rows)})"
+        elif not is_right(column.type):
+            faults[name] = f"{name}: expected {words} per row, the column holds {column.type}"
+    has_ids = "frame_id" in names and "frame_id" not in faults
+    ids = table.column("frame_id").to_numpy() if has_ids else np.arange(table.num_rows)
+    for name in ("time_s", *_LISTS, "reward"):
+        if name in names and name not in faults:
+            wrong = _not_finite(table.column(name), name)
+            lengths = _LENGTHS.get(name), len(info.joints) if info and name == "joints" else None
+            wrong = wrong or (_wrong_lengths(table.column(name), *lengths) if name in _LISTS else None)
+            if wrong:
+                rows, words = wrong
+                where = f"{'frames' if has_ids else 'rows'} {first_few(ids[rows])}"
+                faults[name] = f"{name}: {len(rows)} of {table.num_rows} rows hold {words} ({where})"
+    return faults
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -189,82 +210,86 @@ def _is_list_of_numbers(kind: pa.DataType) -> bool:
     return is_list and _is_number(kind.value_type)
 
 
-def _check_finite(path: Path, table: pa.Table, name: str) -> None:
-    rows_of_values, column = np.arange(table.num_rows), table.column(name)
+def _not_finite(column: pa.ChunkedArray, name: str) -> tuple[np.ndarray, str] | None:
+    """Rows with NaN, infinity or nothing, and these words; None where there are none."""
+    rows_of_values = np.arange(len(column))
     if name in _LISTS:
         rows_of_values = np.repeat(rows_of_values, _lengths(column))
         column = pa.chunked_array([chunk.flatten() for chunk in column.chunks])
     values = column.to_numpy().astype("float64")  # an empty number becomes NaN
     rows = np.unique(rows_of_values[~np.isfinite(values)])
-    if len(rows):
-        ids = table.column("frame_id").to_numpy()[rows]
-        counts = f"{len(rows)} of {table.num_rows} rows"
-        raise UserError(f"{path}: {name}: {counts} hold NaN, infinity or nothing (frames {first_few(ids)})")
+    return (rows, "NaN, infinity or nothing") if len(rows) else None
 
 
-def _check_lengths(path: Path, table: pa.Table, name: str, named: int | None, fixed: int | None) -> None:
-    """Every row's list has as many numbers as recording.json names, as the column is ``fixed`` to, or as the first."""
-    lengths = _lengths(table.column(name))
+def _wrong_lengths(column: pa.ChunkedArray, fixed: int | None, named: int | None) -> tuple[np.ndarray, str] | None:
+    """Rows with other than as many numbers as recording.json names, as the column is ``fixed`` to, or as the first."""
+    lengths = _lengths(column)
     wanted = next((count for count in (named, fixed) if count is not None), int(lengths[0]))
     rows = np.flatnonzero(lengths != wanted)
-    if len(rows):
-        ids = table.column("frame_id").to_numpy()[rows]
-        first = "the first row has" if fixed is None else "each needs"
-        source = first if named is None else "recording.json names"
-        raise UserError(
-            f"{path}: {name}: {len(rows)} of {len(lengths)} rows hold {first_few(np.unique(lengths[rows]))} numbers, "
-            f"but {source} {wanted} (frames {first_few(ids)})"
-        )
+    first = "the first row has" if fixed is None else "each needs"
+    source = first if named is None else "recording.json names"
+    held = first_few(np.unique(lengths[rows]))
+    return (rows, f"{held} numbers, but {source} {wanted}") if len(rows) else None
 
 
 def _lengths(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.list_value_length(column).to_numpy())
 
 
-def _check_ids(path: Path, frames: pd.DataFrame) -> None:
+def _id_faults(frames: pd.DataFrame) -> list[str]:
     ids = frames["frame_id"]
     negative, repeated = ids[ids < 0], ids[ids.duplicated()].unique()
-    for wrong, words in ((negative, f"of {len(ids)} are negative"), (repeated, "ids are there more than once")):
-        if len(wrong):
-            raise UserError(f"{path}: frame_id: {len(wrong)} {words} ({first_few(np.sort(wrong))})")
+    return [
+        f"frame_id: {len(wrong)} {words} ({first_few(np.sort(wrong))})"
+        for wrong, words in ((negative, f"of {len(ids)} are negative"), (repeated, "ids are there more than once"))
+        if len(wrong)
+    ]
 
 
-def _check_episodes(path: Path, frames: pd.DataFrame) -> None:
-    """Within each episode: steps 0..n-1, and time and frame_id that rise with the step."""
+def _episode_faults(frames: pd.DataFrame, has_ids: bool) -> list[str]:
+    """Within each episode: steps 0..n-1, and time and frame_id that rise with the step.
+
+    Where steps are wrong, time is to rise with frame_id. ``has_ids``: frame_id is sound.
+    """
+    faults = []
     ordered = frames.sort_values(["episode", "step", "frame_id"])
     by_episode = ordered.groupby("episode")
     expected = by_episode.cumcount()
     wrong = ordered[ordered["step"] != expected].groupby("episode").head(1)
     if len(wrong):
         first = wrong.iloc[0]
-        raise UserError(
-            f"{path}: step: not 0, 1, 2 ... in {len(wrong)} of {len(by_episode)} episodes: frames are missing or "
-            f"repeated (episode {first['episode']}: frame {first['frame_id']} has step {first['step']}, "
-            f"expected {expected[wrong.index[0]]})"
+        faults.append(
+            f"step: not 0, 1, 2 ... in {len(wrong)} of {len(by_episode)} episodes: frames are missing or repeated "
+            f"(episode {first['episode']}: frame {first['frame_id']} has step {first['step']}, expected "
+            f"{expected[wrong.index[0]]})"
         )
-    for name in ("time_s", "frame_id"):
-        rows = ordered[by_episode[name].diff() <= 0]
+        ordered = frames  # by frame_id
+    order = "frame_id" if len(wrong) else "the step"
+    rises = {"time_s": "time_s" in frames and (has_ids or not len(wrong)), "frame_id": has_ids and not len(wrong)}
+    for name in (name for name, is_checked in rises.items() if is_checked):
+        rows = ordered[ordered.groupby("episode")[name].diff() <= 0]
         if len(rows):
             values = "" if name == "frame_id" else f" with {name} {first_few(rows[name])}"
-            raise UserError(
-                f"{path}: {name}: does not rise with the step within an episode at {len(rows)} of {len(frames)} frames "
+            faults.append(
+                f"{name}: does not rise with {order} within an episode at {len(rows)} of {len(frames)} frames "
                 f"(frames {first_few(rows['frame_id'])}{values})"
             )
+    return faults
 
 
-def _check_split(path: Path, frames: pd.DataFrame) -> None:
+def _split_faults(frames: pd.DataFrame) -> list[str]:
     """The source's own split: known parts, the same within an episode, with something to train on."""
     split = frames["split"]
     wrong = frames[~split.isin(PARTS)]
     if len(wrong):
-        raise UserError(
-            f"{path}: split: {len(wrong)} of {len(frames)} rows hold {first_few(wrong['split'].unique())}, expected "
-            f"{', '.join(PARTS)} (frames {first_few(wrong['frame_id'])})"
-        )
-    parts = split.groupby(frames["episode"]).nunique()
+        where = f" (frames {first_few(wrong['frame_id'])})" if "frame_id" in frames else ""
+        held = first_few(wrong["split"].unique())
+        return [f"split: {len(wrong)} of {len(frames)} rows hold {held}, expected {', '.join(PARTS)}{where}"]
+    parts = split.groupby(frames["episode"]).nunique() if "episode" in frames else pd.Series(dtype="int64")
     torn = parts.index[parts > 1]
     if len(torn):
         counts = f"{len(torn)} of {len(parts)} episodes (episodes {first_few(torn.to_numpy())})"
-        raise UserError(f"{path}: split: changes within {counts}; give all frames of an episode the same part")
+        return [f"split: changes within {counts}; give all frames of an episode the same part"]
     if not (split == "train").any():
-        raise UserError(f"{path}: split: no train episode; name some, or drop the column to split by data.split")
+        return ["split: no train episode; name some, or drop the column to split by data.split"]
+    return []

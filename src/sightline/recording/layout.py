@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from sightline.core.errors import UserError, first_fault
+from sightline.core.errors import UserError, all_faults
 from sightline.core.files import write_json
 from sightline.core.params import Section
 from sightline.recording.depth import Count, Encoding, HeightRange
@@ -150,7 +150,7 @@ class RecordingInfo(Section):
 
 
 def read_recording_info(path: Path) -> RecordingInfo:
-    """Read ``recording.json``. Raises `UserError` naming the file and the key that is wrong."""
+    """Read ``recording.json``. Raises `UserError` with a line for each key that is wrong."""
     try:
         return RecordingInfo.model_validate_json(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, UnicodeDecodeError) as error:
@@ -158,7 +158,22 @@ def read_recording_info(path: Path) -> RecordingInfo:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {first_fault(error)}") from None
+        raise UserError("\n".join(f"{path}: {fault}" for fault in all_faults(error))) from None
+
+
+def read_info(recording: Path) -> RecordingInfo:
+    """Read ``recording.json``. Raises `UserError` with its faults, and those of ``frames.parquet`` beside them."""
+    try:
+        return read_recording_info(recording / "recording.json")
+    except UserError as error:
+        faults = [str(error)]
+    from sightline.recording.frames import read_frames  # imports pandas, which takes long
+
+    try:
+        read_frames(recording / "frames.parquet")
+    except UserError as error:
+        faults.append(str(error))
+    raise UserError("\n".join(faults))
 
 
 def write_recording_info(path: Path, info: RecordingInfo) -> None:

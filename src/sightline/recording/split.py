@@ -148,6 +148,14 @@ def split_blocks(n: int, params: SplitParams) -> np.ndarray:
     return np.concatenate(blocks)
 
 
+def counted(split: np.ndarray) -> str:
+    """How many frames are in each part: ``train 11, val 4, test 5, left out between them 40 (data.split.guard)``."""
+    counts = {part: int((split == part).sum()) for part in PARTS}
+    guarded = int((split == GUARD).sum())
+    left_out = f", left out between them {guarded} (data.split.guard)" if guarded else ""
+    return ", ".join(f"{part} {count}" for part, count in counts.items()) + left_out
+
+
 def _split_fold(n: int, params: SplitParams) -> np.ndarray:
     start, end = (n * k // params.folds for k in (params.fold, params.fold + 1))
     n_val = round((n - (end - start)) * params.val)

@@ -1,4 +1,4 @@
-"""A file of volumes, in slices: what stages/import_volumes.py writes, and a segmentation reads.
+"""A file of volumes, in slices: what sightline import_volumes writes, and a segmentation reads.
 
 One HDF5 file of N slices of V volumes, the slices of a volume one after the other. A slice is [H, W] for all:
 
@@ -119,10 +119,10 @@ class VolumeFile:
 
     @classmethod
     def open(cls, path: Path) -> "VolumeFile":
-        """Open a file. Raises `UserError` where it is not one that stages/import_volumes.py writes."""
-        with open_hdf5(path) as file:
+        """Open a file. Raises `UserError` where it is not one that sightline import_volumes writes."""
+        with open_hdf5(path, "the file that sightline import_volumes makes of it") as file:
             if "intake" not in file.attrs or "source" not in file:
-                raise UserError(f"{path}: not a file of volumes; write it with stages/import_volumes.py")
+                raise UserError(f"{path}: not a file of volumes; write it with sightline import_volumes")
             image, label = file.rows("image"), file.rows("label")
             texts = {name: np.char.decode(file[name][()], "utf-8") for name in _TEXTS}
             spacing, labelled = file["spacing"][()], file["labelled"][()]

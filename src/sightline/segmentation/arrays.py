@@ -13,6 +13,7 @@ The files are ``.npz``: either one with ``image``, ``label`` and ``group``, or a
 """
 
 import gzip
+import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,8 @@ import numpy as np
 
 from sightline.core.errors import UserError
 from sightline.recording.frames import first_few
-from sightline.recording.split import PARTS, SplitParams, split_blocks, split_episodes
+from sightline.recording.split import PARTS, SplitParams, counted, split_blocks, split_episodes
+from sightline.training.processes import rank
 
 KEYS = {
     "image": ("image", "images"),
@@ -90,14 +92,26 @@ def read_slices(path: Path, split: SplitParams) -> Slices:
 
 def _split(path: Path, group: np.ndarray | None, count: int, params: SplitParams) -> np.ndarray:
     """Parts of slices, str [N]: by their groups, or by blocks of their order."""
+    if group is None:
+        return _split_by_order(path, count, params)
+    names, index = np.unique(group, return_inverse=True)
     try:
-        if group is None:
-            return split_blocks(count, params)
-        names, index = np.unique(group, return_inverse=True)
         parts = split_episodes(np.arange(len(names)), params, called="groups", names=names.tolist())
     except UserError as error:
-        raise UserError(f"{path}: {'group: ' * (group is not None)}{error}") from None
+        raise UserError(f"{path}: group: {error}") from None
     return np.array([parts[i] for i in range(len(names))])[index]
+
+
+def _split_by_order(path: Path, count: int, params: SplitParams) -> np.ndarray:
+    """Parts of slices whose patients are not known, str [N]; with a warning."""
+    lacks = f"{path}: no array group; add one that names the patient of each slice"
+    try:
+        parts = split_blocks(count, params)
+    except UserError as error:
+        raise UserError(f"{lacks}. Without it, {error}") from None
+    if rank() == 0:
+        warnings.warn(f"{lacks}. Without it, slices are split by their order: {counted(parts)}", stacklevel=4)
+    return parts
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

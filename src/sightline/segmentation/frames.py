@@ -25,7 +25,7 @@ from sightline.recording.frames import read_index, read_recording_key
 from sightline.recording.images import is_grey, read_depth, read_file, read_grey, read_mask, read_rgb, read_size
 from sightline.recording.layout import IGNORE, DepthInfo, read_recording_info
 from sightline.recording.names import image_files, list_frames
-from sightline.recording.split import SplitParams, split_blocks
+from sightline.recording.split import SplitParams, counted, split_blocks
 from sightline.recording.volumes import Intake
 from sightline.segmentation.arrays import read_slices
 from sightline.segmentation.pairing import in_order, pair_masks
@@ -100,7 +100,7 @@ class SegmentationFrames:
 
         Args:
             root: folder of the recording.
-            index_dir: what stages/validate.py wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
+            index_dir: what sightline validate wrote: frames.parquet, rgb/<camera>.parquet, masks.parquet.
             depth: folder of depth images of the same view, as a further input.
             features: files of grids or depth embeddings of the same frames, as further inputs.
 
@@ -147,20 +147,20 @@ class SegmentationFrames:
         paths, ids = in_order(list_by_name(images).values())
         pairs, rule = pair_masks(paths, list(list_by_name(masks).values()), params.mask_suffix)
         has_mask = np.array([pair is not None for pair in pairs])
+        try:
+            parts = split_blocks(len(paths), split)
+        except UserError as error:
+            raise UserError(f"{images}: {error}") from None
         if rank() == 0:
             image, mask = next((image, mask) for image, mask in zip(paths, pairs, strict=True) if mask)
             print(
                 f"{masks}: {has_mask.sum()} masks paired with images by {rule} ({mask.name} with {image.name}); "
-                f"images without a mask, unlabelled: {(~has_mask).sum()}",
+                f"images without a mask, unlabelled: {(~has_mask).sum()}; {counted(parts)}",
                 file=sys.stderr,
             )
         grey = is_grey(paths[0])
         read = read_grey if grey else read_rgb
         size = params.image_size or read(paths[0]).shape[:2]
-        try:
-            parts = split_blocks(len(paths), split)
-        except UserError as error:
-            raise UserError(f"{images}: {error}") from None
 
         def mask_of(row: int) -> Path:
             return pairs[row] or masks / paths[row].name

@@ -13,11 +13,11 @@ from sightline.segmentation.volumes import frames_of_volumes
 
 OPTIONS = {
     "--recording": "folder of a recording, with --index",
-    "--index": "folder of indices written by stages/validate.py",
+    "--index": "folder of indices written by sightline validate",
     "--images": "any folder of images, with --masks",
     "--masks": "folder of masks of some of the images, paired by their names",
     "--arrays": ".npz of 2-D slices, or a folder of train.npz, val.npz, test.npz",
-    "--volumes": "file of volumes written by stages/import_volumes.py",
+    "--volumes": "file of volumes written by sightline import_volumes",
     "--depth": "folder of depth images of the recording, as a further input",
 }
 

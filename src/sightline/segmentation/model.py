@@ -219,5 +219,5 @@ def load_model(path: Path | str) -> SegmentationModel:
         UserError: not a file of a segmentation model.
     """
     path = Path(path)
-    config, weights = read_model_file(path, _KEY, SegmentationConfig, "a segmentation model", "train_segmentation.py")
+    config, weights = read_model_file(path, _KEY, SegmentationConfig, "a segmentation model", "train_segmentation")
     return load_network(path, lambda: SegmentationModel(config), weights)

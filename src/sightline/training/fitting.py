@@ -30,7 +30,16 @@ from torch.utils.data import Dataset
 
 from sightline.core.errors import UserError
 from sightline.core.figures import write_figures
-from sightline.core.files import atomic_output, claim, discard, file_sha256, fingerprint, scratch_folder, write_json
+from sightline.core.files import (
+    atomic_output,
+    claim,
+    discard,
+    file_sha256,
+    fingerprint,
+    require_file,
+    scratch_folder,
+    write_json,
+)
 from sightline.training.by_hand import ByHand
 from sightline.training.compiling import CompileParams, StepBegins
 from sightline.training.gradients import Gradients
@@ -342,8 +351,7 @@ def _continues(last: Path, key: str) -> bool:
 
 def _check_resumable(path: Path, module: lightning.LightningModule) -> None:
     """Raise `UserError` unless ``path`` is a whole checkpoint of a module with the same weights."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    require_file(path, "a checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError):

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from sightline.core.errors import UserError
 from sightline.core.files import atomic_output
 from sightline.core.params import Section, load_params
 from sightline.core.params_text import with_values
-from sightline.recording.layout import MOST_VIEWS, StageLists, packs_for
+from sightline.recording.layout import IGNORE, MOST_VIEWS, StageLists, packs_for
 from sightline.recording.split import DataParams
 from sightline.validation.parameters import (
     Contents,
@@ -26,12 +28,18 @@ from sightline.validation.validation import depth_folders, validate_recording
 PARAMS = Path("params.yaml")
 
 
+class Masks(MaskCamera):
+    """Of the section ``segmentation``: what masks hold, and of which camera."""
+
+    mask_values: dict[int, int] | None = Field(None, description="{value: class id, or 255: ignored}")
+
+
 class Parameters(Section):
     """What is changed, and what a recording is checked with."""
 
     data: DataParams = DataParams()
     stages: StageLists = StageLists()
-    segmentation: MaskCamera = MaskCamera()
+    segmentation: Masks = Masks()
     views: ViewCameras = ViewCameras()
 
 
@@ -64,6 +72,8 @@ def add_recording(
     # what takes as long as reading all images
     with tempfile.TemporaryDirectory() as index:
         metrics = validate_recording(root, Path(index), params.data, processes=processes)
+    if values["stages.masks"] and IGNORE not in (params.segmentation.mask_values or {}):
+        _refuse_ignored(root / "masks", metrics["masks"])
     lists = _with_lists(params.stages, values)
     camera = values.get("segmentation.camera", params.segmentation.camera)
     cameras = tuple(values.get("views.cameras", params.views.cameras))
@@ -255,6 +265,16 @@ def _refuse_to_track(root: Path, pieces: list[Path]) -> None:
         if path.is_relative_to(root.resolve()) and not path.exists():
             name = path.relative_to(Path.cwd().resolve())
             raise UserError(f"{name}: tracked, but not here; fetch it: dvc pull {name}, or: dvc remove {name}.dvc")
+
+
+def _refuse_ignored(folder: Path, counts: dict[str, Any]) -> None:
+    """Refuse masks that hold 0 and 255 alone: as black and white pictures, whose white would be "ignore"."""
+    background, *others = counts["pixel_share"].values()
+    if counts["ignored_share"] and background and not any(others):
+        raise UserError(
+            f'{folder}: the {counts["sound"]} masks hold 0 and {IGNORE} alone, and {IGNORE} means "ignore": nothing to '
+            f"learn; if {IGNORE} is a class, set segmentation.mask_values={{{IGNORE}: 1}} in {PARAMS}"
+        )
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """How far the embeddings of two recordings are apart: ``sightline drift A B --index INDEX_OF_A``.
 
-Both hold depth embeddings (``stages/embed.py``, ``sightline.predict embed``), or both grids, a file or a folder
-(``stages/clip_grids.py``; the mean over the patches counts), made by the same model. Two measures, each printed beside
+Both hold depth embeddings (``sightline embed``, ``sightline predict embed``), or both grids, a file or a folder
+(``sightline clip_grids``; the mean over the patches counts), made by the same model. Two measures, each printed beside
 its value between the reference's own episodes, which shows what is usual:
 
 frechet     squared Frechet distance of two Gaussians, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau,
@@ -62,7 +62,7 @@ def read_embeddings(path: Path) -> Embeddings:
         if "grids" in file:
             return _read_grids(path)
         if "embeddings" not in file:
-            raise UserError(f"{path}: holds neither embeddings nor grids; write some with stages/embed.py")
+            raise UserError(f"{path}: holds neither embeddings nor grids; write some with sightline embed")
         ids, values = file["frame_id"][:], file.rows("embeddings")
         require(path, {"embeddings": (values, "f", 2), "frame_id": (ids, "i", 1)})
         rows = _spaced(len(ids))
@@ -78,7 +78,9 @@ def _read_table(path: Path) -> Embeddings:
         ids, values = table["frame_id"].to_numpy(), np.stack(table["embedding"].to_numpy())
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a table of embeddings ({reason}); write one with sightline.predict") from None
+        raise UserError(
+            f"{path}: not a table of embeddings ({reason}); write one with sightline predict embed"
+        ) from None
     rows = _spaced(len(ids))
     require(path, {"embedding": (values, "f", 2), "frame_id": (ids, "i", 1)})
     attributes = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from sightline.core.errors import UserError
+from sightline.core.files import require_file
 from sightline.core.params import Excerpt
-from sightline.recording.layout import MOST_VIEWS, PACKS, RecordingInfo, StageLists, packs_for, read_recording_info
+from sightline.recording.layout import MOST_VIEWS, PACKS, RecordingInfo, StageLists, packs_for, read_info
 from sightline.recording.names import SUFFIXES
 from sightline.validation.tracking import place, tracked
 
@@ -52,9 +53,8 @@ class Contents:
     @classmethod
     def read(cls, root: Path) -> "Contents":
         """Read recording.json and the columns of frames.parquet. Raises `UserError` where one cannot be read."""
-        info, table = read_recording_info(root / "recording.json"), root / "frames.parquet"
-        if not table.is_file():
-            raise UserError(f"{table}: no such file")
+        info, table = read_info(root), root / "frames.parquet"
+        require_file(table, "a parquet file")
         try:
             schema = pq.read_schema(table)
             return cls(root, info, dict(zip(schema.names, schema.types, strict=True)))

@@ -32,9 +32,10 @@ from sightline.recording.frames import (
     write_index,
 )
 from sightline.recording.images import read_depth, read_mask, read_rgb, warn_of_changes
-from sightline.recording.layout import IGNORE, RecordingInfo, read_recording_info
+from sightline.recording.layout import IGNORE, RecordingInfo, read_info, read_recording_info
 from sightline.recording.names import SUFFIXES, list_frames
 from sightline.recording.split import PARTS, DataParams, SplitParams, complete_split, split_episodes
+from sightline.validation.plausible import check_height_range
 from sightline.validation.summary import (
     TRAIN,
     Reference,
@@ -98,7 +99,7 @@ def validate_recording(
         raise UserError(
             f"{out_dir}: is the recording itself, whose frames.parquet would be overwritten; choose another"
         )
-    info = read_recording_info(recording / "recording.json")
+    info = read_info(recording) if only in (None, "frames") else read_recording_info(recording / "recording.json")
     references = read_reference(guard.reference) if guard and guard.reference else {}
     # the table, or the index that an earlier call made of it
     indices, metrics, complaints = {}, {}, []
@@ -230,7 +231,8 @@ def check_images(
 
     Raises:
         UserError: the folder is missing, not described by recording.json, or has no image of any frame; with
-            ``on_error`` "fail" a broken or missing image; with "skip" when a part of the split would be left empty.
+            ``on_error`` "fail" a broken or missing image; with "skip" when a part of the split would be left empty;
+            depth that lies elsewhere than its height range.
     """
     kind = _kind(folder, info)
     images = list_frames(recording / folder)
@@ -249,7 +251,13 @@ def check_images(
         if i not in there
     }
     sound = expected[~expected["frame_id"].isin(problems)]
-    _answer_problems(folder, problems, expected, sound, on_error)
+    faults = check_height_range(recording / folder, tally.pixels, info.depth) if info.depth and kind == "depth" else []
+    try:
+        _answer_problems(folder, problems, expected, sound, on_error)
+    except UserError as error:
+        faults.insert(0, str(error))
+    if faults:
+        raise UserError("\n".join(faults))
     counts = {
         "images": len(there),
         "broken": len(tally.problems),
