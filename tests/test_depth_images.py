@@ -110,7 +110,7 @@ def test_batches_hold_the_depth_of_their_frames(data, tmp_path):
 
 
 def test_depth_that_tells_the_actions_is_learnt_from_and_its_worth_measured(tmp_path):
-    data = pack(write_recording(tmp_path / "recording", cue=True), test=0.3)
+    data = pack(write_recording(tmp_path / "recording"), test=0.3)  # whose views tell nothing
     views, worth = Views.open(data), {}
     params = SMALL.model_copy(update={"epochs": 12, "jitter": 0.0, "target": "absolute", "patience": 12})
     for name, values in (("told", views.actions[:, 0]), ("noise", np.random.default_rng(0).uniform(-1, 1, 48))):
@@ -118,7 +118,7 @@ def test_depth_that_tells_the_actions_is_learnt_from_and_its_worth_measured(tmp_
         weights = train(data, name, "images_only", params=params, features=[path])
         figures = evaluate_fusion(weights, data, tmp_path / f"e{name}", EvaluateFusionParams(), [path])
         worth[name] = figures["use"]["shuffled_depth_images"]
-    assert worth["told"] > 0.05 + worth["noise"]
+    assert worth["told"] > 0.5 + worth["noise"]
 
 
 @pytest.mark.parametrize("design", ["separate", "shared"])
