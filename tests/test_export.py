@@ -20,7 +20,7 @@ from sightline.depth.semantic_encoder import create_semantic_encoder
 from sightline.depth.weights import Header, save_weights
 from sightline.export.files import export_model
 from sightline.export.programs import EncoderProgram
-from sightline.export.resampling import DOUBLE, length, resize, weights
+from sightline.export.resampling import DOUBLE, is_tall, length, resize, weights
 from sightline.fusion import Policy
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy
 from sightline.segmentation.frames import resized
@@ -92,12 +92,15 @@ def near(found: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("kind", "method"), [("box", "BOX"), ("bilinear", "BILINEAR"), ("bicubic", "BICUBIC")])
 def test_resizing_is_that_of_pillow_to_the_bit(kind, method):
-    for height, width, side in ((90, 126, 84), (240, 320, 84), (30, 41, 84), (127, 300, 128), (24, 97, 48)):
+    sizes = ((90, 126, 84), (240, 320, 84), (30, 41, 84), (127, 300, 128), (24, 97, 48))
+    tall = ((126, 90, 84), (320, 240, 84), (300, 127, 128), (97, 24, 48), (64, 56, 48), (65, 56, 48))
+    for height, width, side in (*sizes, *tall):
         pixels = pictures(1, (height, width))[0]
         expected = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[method]))
         axes = [torch.arange(size, dtype=DOUBLE) for size in (height, width)]
         made = [weights(axis, length(axis), side, kind) for axis in axes]
-        found = resize(torch.from_numpy(pixels).permute(2, 0, 1).float(), *made).permute(1, 2, 0)
+        is_first = is_tall(torch.tensor(height), torch.tensor(width), (side, side))
+        found = resize(torch.from_numpy(pixels).permute(2, 0, 1).float(), *made, is_first).permute(1, 2, 0)
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
@@ -168,7 +171,6 @@ def test_a_model_of_volumes_gives_probabilities_of_windows(models, runtime):
             near(found, model(torch.from_numpy(windows)[:, None]).softmax(dim=1).numpy())
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     ("channels", "settings"),
     [
@@ -178,21 +180,23 @@ def test_a_model_of_volumes_gives_probabilities_of_windows(models, runtime):
     ],
     ids=["rotated bits", "swapped bytes", "pictures"],
 )
-def test_an_encoder_of_other_images_gives_their_embeddings(channels, settings, runtime, tmp_path):
+def test_an_encoder_of_other_images_gives_their_embeddings(channels, settings, tmp_path):
     torch.manual_seed(0)
     network = Encoder(NetworkConfig(input_channels=channels, latent_dim=128, width=16))
     torch.nn.init.normal_(network.head.weight, std=0.02)
     header = Header(kind="encoder", network=network.config, preprocessing=RANGE.model_copy(update=settings))
     save_weights(tmp_path / "encoder.safetensors", network, header)
     assert export_model(tmp_path / "encoder.safetensors", tmp_path / "encoder.onnx") <= 1e-5
-    run, encoder = runner(tmp_path / "encoder.onnx", runtime), create_semantic_encoder(tmp_path / "encoder.safetensors")
+    runs = [runner(tmp_path / "encoder.onnx", runtime) for runtime in RUNTIMES]
+    encoder = create_semantic_encoder(tmp_path / "encoder.safetensors", device="cpu")
     for count, size in SIZES:
         raw = pictures(count, size) if channels == 3 else depth(count, size)
         if channels == 1:
             swaps = header.preprocessing.depth_encoding == "byteswap"
             raw = raw.byteswap() if swaps else (raw << 3) | (raw >> 13)
-        (found,) = run({"images": raw})
-        near(found, encoder.encode_numpy(raw if channels == 1 else raw.transpose(0, 3, 1, 2)))
+        expected = encoder.encode_numpy(raw if channels == 1 else raw.transpose(0, 3, 1, 2))
+        for run in runs:
+            near(run({"images": raw})[0], expected)
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop"])
@@ -211,23 +215,25 @@ def test_a_policy_without_further_inputs_makes_pictures_square_in_its_own_way(fi
             near(theirs.act(observation), ours.act(observation))
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_segmentation_of_grey_images_and_one_without_windows(models, runtime, tmp_path):
+def test_a_segmentation_of_grey_images_and_one_without_windows(models, tmp_path):
     torch.manual_seed(0)
     config = SegmentationConfig(classes=("a", "b"), image_size=(48, 64), channels=(8,) * 6, image_channels=1)
     save_model(tmp_path / "grey.safetensors", SegmentationModel(config))
     export_model(tmp_path / "grey.safetensors", tmp_path / "grey.onnx")
     export_model(models / "segmentation.safetensors", tmp_path / "whole.onnx", windows=False)
     grey, whole = load_model(tmp_path / "grey.safetensors"), load_model(models / "segmentation.safetensors")
+    runs = [[runner(tmp_path / f"{name}.onnx", runtime) for name in ("grey", "whole")] for runtime in RUNTIMES]
     for count, size in SIZES:
         images = pictures(count, size)
-        found, masks = runner(tmp_path / "grey.onnx", runtime)({"images": images[..., 0].copy()})
-        small = np.stack([resized(Image.fromarray(image), (48, 64)) for image in images[..., 0]])
-        near(found, grey.probabilities(torch.from_numpy(small)[:, None]).numpy())
-        assert masks.shape == (count, *size)
-        found, _ = runner(tmp_path / "whole.onnx", runtime)({"images": images})
-        small = np.stack([resized(Image.fromarray(image), (64, 48)) for image in images])
-        near(found, whole.probabilities(torch.from_numpy(small).permute(0, 3, 1, 2), windows=False).numpy())
+        of_grey = np.stack([resized(Image.fromarray(image), (48, 64)) for image in images[..., 0]])
+        of_colour = np.stack([resized(Image.fromarray(image), (64, 48)) for image in images])
+        for run_grey, run_whole in runs:
+            found, masks = run_grey({"images": images[..., 0].copy()})
+            near(found, grey.probabilities(torch.from_numpy(of_grey)[:, None]).numpy())
+            assert masks.shape == (count, *size)
+            found, _ = run_whole({"images": images})
+            expected = whole.probabilities(torch.from_numpy(of_colour).permute(0, 3, 1, 2), windows=False)
+            near(found, expected.numpy())
 
 
 NAMES = ("encoder", "policy", "segmentation", "volumes")
