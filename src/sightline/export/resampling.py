@@ -1,9 +1,9 @@
 """Resizing as Pillow does it, in operations that programs can hold, for images of any size.
 
-Pillow shrinks and enlarges 8-bit images in two passes, along rows and along columns, and rounds after each. From version
-13 on, the columns are first where the height shrinks by much more than the width (`is_tall`). Its weights are whole
-numbers of 22 bits (Resample.c, `precompute_coeffs`), so that here the result is the same to the bit: products of pixels
-with the upper and the lower 11 bits of the weights are exact in float32.
+Pillow shrinks and enlarges 8-bit images in two passes, along rows and along columns, and rounds after each. From
+version 13 on, the columns are first where the height shrinks by much more than the width (`is_tall`). Its weights are
+whole numbers of 22 bits (Resample.c, `precompute_coeffs`), so that here the result is the same to the bit: products of
+pixels with the upper and the lower 11 bits of the weights are exact in float32.
 
 Symbols: an axis of H (or W) pixels becomes S pixels. ``side`` is how many pixels of the source make up the target; they
 begin at pixel ``first``, which is negative where the image is padded. Both are tensors, because sizes are known late.
