@@ -173,7 +173,7 @@ def _view(picture: Tensor, config: PolicyConfig) -> Tensor:
         )
         made.append(placed(torch.where(is_larger, smaller, larger), pixels_of_axis, first, side))
     sides = (config.image_size, config.image_size)
-    return resize(pixels, *made, is_tall(spans[0][1], spans[1][1], sides)) / 255
+    return resize(pixels, made[0], made[1], is_tall(spans[0][1], spans[1][1], sides)) / 255
 
 
 class SegmentationProgram(nn.Module):
@@ -218,7 +218,8 @@ class SegmentationProgram(nn.Module):
             )
             for axis, side in zip(axes, self.size, strict=True)
         ]
-        small = resize(pixels.float(), *made, is_tall(length(axes[0]), length(axes[1]), self.size)) / 255
+        tall = is_tall(length(axes[0]), length(axes[1]), self.size)
+        small = resize(pixels.float(), made[0], made[1], tall) / 255
         found = self.model(small).softmax(dim=1)
         if self.window:
             found = (found + self._of_windows(small, self.window)) / 2
