@@ -23,6 +23,10 @@ Frame = tuple[dict[str, np.ndarray], np.ndarray]  # pictures uint8 [H, W, 3] by 
 
 def recorded(folder: Path, cameras: tuple[str, ...]) -> Iterator[Frame]:
     """Frames of ``folder``: <camera>.mkv (or .mp4) of each camera, and joints.npy."""
+    if not (folder / "joints.npy").is_file():
+        raise UserError(
+            f"{folder}: no joints.npy, the joints [N, J] of each frame; record_video.py makes such a folder"
+        )
     joints_NJ = np.load(folder / "joints.npy")
     videos = []
     for camera in cameras:
@@ -30,7 +34,13 @@ def recorded(folder: Path, cameras: tuple[str, ...]) -> Iterator[Frame]:
         if not found:
             raise UserError(f"{folder}: no video of {camera}; the policy looks at {', '.join(cameras)}")
         videos.append(picture.to_ndarray(format="rgb24") for picture in av.open(str(found[0])).decode(video=0))
-    for joints, *pictures in zip(joints_NJ, *videos, strict=True):
+    for number, joints in enumerate(joints_NJ):
+        pictures = [next(video, None) for video in videos]
+        for camera, picture in zip(cameras, pictures, strict=True):
+            if picture is None:
+                raise UserError(
+                    f"{folder}: the video of {camera} has {number} pictures, joints.npy {len(joints_NJ)} rows"
+                )
         yield dict(zip(cameras, pictures, strict=True)), joints
 
 
@@ -47,6 +57,17 @@ def live(devices: dict[str, int]) -> Iterator[Frame]:
                 raise UserError(f"camera {name}: gives no picture; is it device {devices[name]}?")
             pictures[name] = np.ascontiguousarray(bgr[..., ::-1])
         yield pictures, read_joints()
+
+
+def devices_of(texts: list[str], cameras: tuple[str, ...]) -> dict[str, int]:
+    """Camera -> number of its device, of options NAME=DEVICE."""
+    given = dict(text.partition("=")[::2] for text in texts)
+    for camera in cameras:
+        if not given.get(camera, "").isdigit():
+            raise UserError(
+                f"--camera {camera}=DEVICE: give the number of its device; cameras are {', '.join(cameras)}"
+            )
+    return {camera: int(given[camera]) for camera in cameras}
 
 
 def read_joints() -> np.ndarray:
@@ -90,10 +111,9 @@ def main() -> None:
     args = parser.parse_args()
     try:
         policy = Policy.load(args.policy)
-        devices = {name: int(number) for name, _, number in (text.partition("=") for text in args.camera or ())}
-        frames = recorded(args.video, policy.cameras) if args.video else live(devices)
+        frames = recorded(args.video, policy.cameras) if args.video else live(devices_of(args.camera, policy.cameras))
         actions = run(policy, frames, args.fps, args.frames)
-    except UserError as error:
+    except (UserError, av.FFmpegError) as error:
         raise SystemExit(f"live_camera: error: {error}") from None
     if args.output:
         np.save(args.output, actions)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sightline.core.errors import UserError
 from sightline.demo.render import EpisodeCameras, RenderParams
 from sightline.demo.simulate import FPS, SimulateParams, Simulation
 from sightline.fusion import Policy
@@ -56,4 +57,7 @@ if __name__ == "__main__":
     parser.add_argument("--frames", type=int, default=75, help="length of the episode")
     parser.add_argument("--fps", type=float, default=FPS, help="frames per second, those of the recording")
     args = parser.parse_args()
-    main(args.weights, args.frames, args.fps)
+    try:
+        main(args.weights, args.frames, args.fps)
+    except UserError as error:
+        raise SystemExit(f"robot_loop: error: {error}") from None

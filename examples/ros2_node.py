@@ -39,7 +39,7 @@ class Latest:
 
     def on_joints(self, message: Any, now: float) -> None:
         """Take a `sensor_msgs/JointState`, its joints in any order. Raises `UserError` where one is missing."""
-        positions = dict(zip(message.name, message.position, strict=True))
+        positions = dict(zip(message.name, message.position, strict=False))  # some publish names without positions
         names = self.policy.config.joint_names
         if missing := [name for name in names if name not in positions]:
             raise UserError(f"joints: no {missing[0]} among {', '.join(positions)}; rename your robot's joints")
@@ -74,8 +74,12 @@ def main() -> None:
     except ImportError as error:
         raise SystemExit(f"ros2_node: error: {error.name} is missing; source your ROS 2 installation first") from None
 
+    latest, topics = Latest(Policy.load(args.policy)), dict(text.partition("=")[::2] for text in args.image)
+    for camera in latest.policy.cameras:
+        if not topics.get(camera):
+            raise UserError(f"--image {camera}=TOPIC: name its topic; cameras are {', '.join(latest.policy.cameras)}")
     rclpy.init()
-    node, latest = Node("sightline"), Latest(Policy.load(args.policy))
+    node = Node("sightline")
     commands = node.create_publisher(Float64MultiArray, args.command, 1)
 
     def now() -> float:
@@ -88,7 +92,7 @@ def main() -> None:
         else:
             commands.publish(Float64MultiArray(data=action.tolist()))
 
-    for camera, _, topic in (text.partition("=") for text in args.image):
+    for camera, topic in topics.items():
         node.create_subscription(Image, topic, lambda message, name=camera: latest.on_image(name, message, now()), 1)
     node.create_subscription(JointState, args.joints, lambda message: latest.on_joints(message, now()), 1)
     node.create_timer(1 / args.rate, tick)

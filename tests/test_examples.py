@@ -56,11 +56,49 @@ def test_a_policy_acts_on_a_recorded_video_as_on_the_pictures(policy, tmp_path, 
         np.testing.assert_allclose(action, ours.act({"images": images, "joints": of_frame}), rtol=1e-5, atol=1e-6)
 
 
-def test_a_camera_without_a_video_is_one_line(policy, tmp_path):
-    np.save(tmp_path / "joints.npy", np.zeros((2, 2)))
-    done = example("live_camera", policy, "--video", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith(f"{tmp_path}: no video of front; the policy looks at front, top")
+def test_what_a_video_or_a_camera_lacks_is_one_line(policy, tmp_path):
+    def refused(name: str, *arguments: object) -> str:
+        done = example(name, *arguments)
+        assert done.returncode == 1
+        (line,) = (line for line in done.stderr.splitlines() if "error: " in line)
+        assert "Traceback" not in done.stderr
+        return line
+
+    video, root = tmp_path / "video", recording_folder(tmp_path / "recording", ("front", "top"))
+    assert refused("live_camera", policy, "--video", video).endswith("record_video.py makes such a folder")
+    assert refused("record_video", root, video, "--episode", 7).endswith("no episode 7; there are 0 to 2")
+    assert example("record_video", root, video, "--episode", 1).returncode == 0
+    joints = np.load(video / "joints.npy")
+    np.save(video / "joints.npy", np.tile(joints, (2, 1)))
+    said = refused("live_camera", policy, "--video", video, "--fps", 0)
+    assert said.endswith("video: the video of front has 2 pictures, joints.npy 4 rows")
+    (video / "front.mkv").write_bytes(b"none")
+    assert "Invalid data found" in refused("live_camera", policy, "--video", video, "--fps", 0)
+    (video / "front.mkv").unlink()
+    said = refused("live_camera", policy, "--video", video)
+    assert said.endswith(f"{video}: no video of front; the policy looks at front, top")
+    said = refused("live_camera", policy, "--camera", "front=0")
+    assert said.endswith("--camera top=DEVICE: give the number of its device; cameras are front, top")
+
+
+def test_live_cameras_give_pictures_in_rgb_and_ask_for_the_joints_of_the_robot(policy, monkeypatch):
+    """A stand-in for OpenCV, whose pictures are blue, green, red."""
+    bgr = np.full((12, 16, 3), (30, 20, 10), np.uint8)
+    camera = SimpleNamespace(read=lambda: (True, bgr))
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=lambda number: camera))
+    names = runpy.run_path(str(ROOT / "examples/live_camera.py"))
+    live = names["live"]
+    with pytest.raises(UserError, match="read_joints: read them from your robot here"):
+        next(live({"front": 0, "top": 1}))
+    monkeypatch.setitem(live.__globals__, "read_joints", lambda: np.array([0.1, 0.2]))
+    pictures, _ = next(live({"front": 0, "top": 1}))
+    assert set(pictures) == {"front", "top"}
+    assert pictures["front"][0, 0].tolist() == [10, 20, 30]
+    actions = names["run"](Policy.load(policy), live({"front": 0, "top": 1}), 0, 3)
+    assert actions.shape == (3, 2)
+    camera.read = lambda: (False, None)
+    with pytest.raises(UserError, match=r"camera front: gives no picture; is it device 0\?"):
+        next(live({"front": 0, "top": 1}))
 
 
 def stamped(image: np.ndarray, encoding: str) -> SimpleNamespace:
@@ -88,6 +126,8 @@ def test_the_node_acts_on_the_latest_pictures_and_joints_and_says_why_it_does_no
         latest.on_image("front", stamped(images["front"], "mono8"), 2.0)
     with pytest.raises(UserError, match="joints: no lift among turn"):
         latest.on_joints(SimpleNamespace(name=["turn"], position=[0.2]), 2.0)
+    with pytest.raises(UserError, match="joints: no lift among ; rename"):  # efforts alone
+        latest.on_joints(SimpleNamespace(name=["turn", "lift"], position=[]), 3.0)
 
 
 def test_lerobots_interface_gives_the_same_action(policy):

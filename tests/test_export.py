@@ -1,6 +1,7 @@
 """Exported programs: what the Python path gives from the same raw images, whatever their size, in other runtimes."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from sightline.depth.semantic_encoder import create_semantic_encoder
 from sightline.depth.weights import Header, save_weights
 from sightline.export.files import export_model
 from sightline.export.programs import EncoderProgram
-from sightline.export.resampling import DOUBLE, length, resize, weights
+from sightline.export.resampling import DOUBLE, is_tall, length, resize, weights
 from sightline.fusion import Policy
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, save_policy
 from sightline.segmentation.frames import resized
@@ -31,6 +32,9 @@ CONFIG = PolicyConfig(
     cameras=("left", "top"), image_size=32, fit="pad", joint_names=("a", "b", "c"), actions=3, steps=4, stride=2,
     extras={"depth": (5,), "depth_images": (1, 20, 20)}, norm="gn", image_feature_dim=16, fusion_dim=16,
 )  # fmt: skip
+VOLUMES = SegmentationConfig(
+    classes=("a", "b"), image_size=(32, 32), window=(16, 16, 8), channels=(4,) * 6, spatial_dims=3, image_channels=1
+)
 SIZES = [(1, (24, 32)), (2, (128, 128)), (3, (150, 96))]
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -50,6 +54,7 @@ def models(tmp_path_factory) -> Path:
     save_policy(folder / "policy.safetensors", policy)
     config = SegmentationConfig(classes=("a", "b", "c"), image_size=(64, 48), window=(32, 32), channels=(8,) * 6)
     save_model(folder / "segmentation.safetensors", SegmentationModel(config))
+    save_model(folder / "volumes.safetensors", SegmentationModel(VOLUMES))
     for path in list(folder.iterdir()):
         assert export_model(path, path.with_suffix(".onnx")) <= 1e-5
     return folder
@@ -87,12 +92,15 @@ def near(found: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("kind", "method"), [("box", "BOX"), ("bilinear", "BILINEAR"), ("bicubic", "BICUBIC")])
 def test_resizing_is_that_of_pillow_to_the_bit(kind, method):
-    for height, width, side in ((90, 126, 84), (240, 320, 84), (30, 41, 84), (127, 300, 128), (24, 97, 48)):
+    sizes = ((90, 126, 84), (240, 320, 84), (30, 41, 84), (127, 300, 128), (24, 97, 48))
+    tall = ((126, 90, 84), (320, 240, 84), (300, 127, 128), (97, 24, 48), (64, 56, 48), (65, 56, 48))
+    for height, width, side in (*sizes, *tall):
         pixels = pictures(1, (height, width))[0]
         expected = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[method]))
         axes = [torch.arange(size, dtype=DOUBLE) for size in (height, width)]
         made = [weights(axis, length(axis), side, kind) for axis in axes]
-        found = resize(torch.from_numpy(pixels).permute(2, 0, 1).float(), *made).permute(1, 2, 0)
+        is_first = is_tall(torch.tensor(height), torch.tensor(width), (side, side))
+        found = resize(torch.from_numpy(pixels).permute(2, 0, 1).float(), *made, is_first).permute(1, 2, 0)
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
@@ -152,10 +160,84 @@ def test_a_segmentation_gives_probabilities_and_masks_of_the_image(models, runti
         np.testing.assert_array_equal(masks, found.argmax(axis=1)[:, rows][:, :, columns])
 
 
-def test_a_file_runs_with_onnxruntime_and_numpy_alone_and_tells_what_it_is(models):
-    script = """
-import sys
-sys.modules |= dict.fromkeys(("torch", "sightline", "onnx", "PIL", "scipy"))  # importing one of them fails
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_model_of_volumes_gives_probabilities_of_windows(models, runtime):
+    run = runner(models / "volumes.onnx", runtime)
+    model = load_model(models / "volumes.safetensors")
+    for count in (1, 3):
+        windows = np.random.default_rng(count).integers(0, 256, (count, 16, 16, 8), dtype=np.uint8)
+        (found,) = run({"windows": windows})
+        with torch.inference_mode():
+            near(found, model(torch.from_numpy(windows)[:, None]).softmax(dim=1).numpy())
+
+
+@pytest.mark.parametrize(
+    ("channels", "settings"),
+    [
+        (1, {"depth_encoding": "rotr3", "resize": "nearest", "fit": "squash"}),
+        (1, {"depth_encoding": "byteswap", "fit": "pad"}),
+        (3, {"height_range": (0, 255), "invalid": (), "fit": "pad"}),
+    ],
+    ids=["rotated bits", "swapped bytes", "pictures"],
+)
+def test_an_encoder_of_other_images_gives_their_embeddings(channels, settings, tmp_path):
+    torch.manual_seed(0)
+    network = Encoder(NetworkConfig(input_channels=channels, latent_dim=128, width=16))
+    torch.nn.init.normal_(network.head.weight, std=0.02)
+    header = Header(kind="encoder", network=network.config, preprocessing=RANGE.model_copy(update=settings))
+    save_weights(tmp_path / "encoder.safetensors", network, header)
+    assert export_model(tmp_path / "encoder.safetensors", tmp_path / "encoder.onnx") <= 1e-5
+    runs = [runner(tmp_path / "encoder.onnx", runtime) for runtime in RUNTIMES]
+    encoder = create_semantic_encoder(tmp_path / "encoder.safetensors", device="cpu")
+    for count, size in SIZES:
+        raw = pictures(count, size) if channels == 3 else depth(count, size)
+        if channels == 1:
+            swaps = header.preprocessing.depth_encoding == "byteswap"
+            raw = raw.byteswap() if swaps else (raw << 3) | (raw >> 13)
+        expected = encoder.encode_numpy(raw if channels == 1 else raw.transpose(0, 3, 1, 2))
+        for run in runs:
+            near(run({"images": raw})[0], expected)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_a_policy_without_further_inputs_makes_pictures_square_in_its_own_way(fit, tmp_path):
+    torch.manual_seed(0)
+    policy = FusionPolicy(CONFIG.model_copy(update={"fit": fit, "extras": {}}))
+    torch.nn.init.normal_(policy.head.layers[-1].weight, std=0.1)
+    save_policy(tmp_path / "policy.safetensors", policy)
+    export_model(tmp_path / "policy.safetensors", tmp_path / "policy.onnx")
+    ours = Policy.load(tmp_path / "policy.safetensors", replan_every=1)
+    for runtime in RUNTIMES:
+        theirs = Policy.load(tmp_path / "policy.onnx", replan_every=1, runtime=runtime)
+        for seed, sizes in enumerate((((32, 32), (64, 48)), ((120, 90), (224, 200)))):
+            images = {name: pictures(1, size, seed)[0] for name, size in zip(CONFIG.cameras, sizes, strict=True)}
+            observation = {"images": images, "joints": [0.1, 0.2, 0.3]}
+            near(theirs.act(observation), ours.act(observation))
+
+
+def test_a_segmentation_of_grey_images_and_one_without_windows(models, tmp_path):
+    torch.manual_seed(0)
+    config = SegmentationConfig(classes=("a", "b"), image_size=(48, 64), channels=(8,) * 6, image_channels=1)
+    save_model(tmp_path / "grey.safetensors", SegmentationModel(config))
+    export_model(tmp_path / "grey.safetensors", tmp_path / "grey.onnx")
+    export_model(models / "segmentation.safetensors", tmp_path / "whole.onnx", windows=False)
+    grey, whole = load_model(tmp_path / "grey.safetensors"), load_model(models / "segmentation.safetensors")
+    runs = [[runner(tmp_path / f"{name}.onnx", runtime) for name in ("grey", "whole")] for runtime in RUNTIMES]
+    for count, size in SIZES:
+        images = pictures(count, size)
+        of_grey = np.stack([resized(Image.fromarray(image), (48, 64)) for image in images[..., 0]])
+        of_colour = np.stack([resized(Image.fromarray(image), (64, 48)) for image in images])
+        for run_grey, run_whole in runs:
+            found, masks = run_grey({"images": images[..., 0].copy()})
+            near(found, grey.probabilities(torch.from_numpy(of_grey)[:, None]).numpy())
+            assert masks.shape == (count, *size)
+            found, _ = run_whole({"images": images})
+            expected = whole.probabilities(torch.from_numpy(of_colour).permute(0, 3, 1, 2), windows=False)
+            near(found, expected.numpy())
+
+
+NAMES = ("encoder", "policy", "segmentation", "volumes")
+SCRIPT = """
 import json, numpy, onnxruntime
 for name in sys.argv[1:]:
     session = onnxruntime.InferenceSession(name)
@@ -169,9 +251,31 @@ for name in sys.argv[1:]:
     assert list(says["inputs"]) == list(feed) and list(says["outputs"]) == [y.name for y in session.get_outputs()]
     print(says["kind"], [len(y) for y in session.run(None, feed)])
 """
-    files = [models / f"{name}.onnx" for name in ("encoder", "policy", "segmentation")]
-    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["encoder [2]", "policy [2]", "segmentation [2, 2]"], done.stderr
+SAID = ["encoder [2]", "policy [2]", "segmentation [2, 2]", "segmentation [2]"]
+
+
+def test_a_file_runs_with_onnxruntime_and_numpy_alone_and_tells_what_it_is(models):
+    blocked = (
+        "import sys\nsys.modules |= dict.fromkeys(('torch', 'sightline', 'onnx', 'PIL', 'scipy'))  # importing fails\n"
+    )
+    command = [sys.executable, "-c", blocked + SCRIPT, *(models / f"{name}.onnx" for name in NAMES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == SAID, done.stderr
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_with_onnxruntime_and_numpy_runs_every_file(models, tmp_path):
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    python = tmp_path / "fresh/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True, env=clean)
+    install = [python, "-m", "pip", "install", "-q", "onnxruntime", "numpy"]
+    done = subprocess.run(install, env=clean, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no index to install onnxruntime from: {done.stderr.strip().splitlines()[-1]}")
+    assert subprocess.run([python, "-c", "import torch"], env=clean, capture_output=True, check=False).returncode == 1
+    command = [python, "-c", "import sys" + SCRIPT, *(models / f"{name}.onnx" for name in NAMES)]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == SAID, done.stderr
 
 
 def test_torch_runs_the_other_kind_of_file(models, tmp_path):

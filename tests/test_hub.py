@@ -22,7 +22,14 @@ def made(kind: type) -> nn.Module:
     return SegmentationModel(SegmentationConfig(classes=("a", "b"), channels=(8,) * 6))
 
 
-@pytest.mark.parametrize("kind", [SemanticEncoder, FusionPolicy, SegmentationModel])
+KINDS = {
+    SemanticEncoder: "not a depth encoder, safetensors or torch",
+    FusionPolicy: "not a fusion model",
+    SegmentationModel: "not a segmentation model",
+}  # what the error says of another model
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_comes_back_from_a_folder_and_keeps_its_card(kind, tmp_path):
     model = made(kind)
     (tmp_path / "README.md").write_text("its card")
@@ -47,7 +54,8 @@ def test_the_configuration_is_the_header_and_the_weights_are_a_file_of_the_stage
     assert load_policy(tmp_path / "model.safetensors").config == model.config
 
 
-def test_a_model_is_pushed_as_it_is_saved(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_pushed_as_it_is_saved(kind, monkeypatch):
     """The Hub's own client makes the repository and uploads the folder; here it gets no further than the folder."""
     from huggingface_hub import HfApi
 
@@ -58,19 +66,28 @@ def test_a_model_is_pushed_as_it_is_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: type("Url", (), {"repo_id": repo_id}))
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    made(SegmentationModel).push_to_hub("somebody/segmentation")
-    assert uploaded == {"somebody/segmentation": {"README.md", "config.json", "model.safetensors"}}
+    made(kind).push_to_hub("somebody/model")
+    assert uploaded == {"somebody/model": {"README.md", "config.json", "model.safetensors"}}
 
 
-def test_what_is_no_such_model_is_one_line(tmp_path, monkeypatch):
-    made(FusionPolicy).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"model.safetensors: not a segmentation model \(another model\)"):
-        SegmentationModel.from_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model.safetensors: no such file"):
-        FusionPolicy.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps([]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_such_model_is_one_line(kind, tmp_path, monkeypatch):
+    def refused(name: str | Path, words: str, **options: object) -> None:
+        with pytest.raises(UserError, match=words) as error:
+            kind.from_pretrained(name, **options)
+        assert "\n" not in str(error.value)
+
+    for number, other in enumerate(KINDS):
+        if other is not kind:
+            made(other).save_pretrained(tmp_path / str(number))
+            refused(tmp_path / str(number), rf"{number}/model.safetensors: {KINDS[kind]} \(another model\)")
+    made(kind).save_pretrained(tmp_path / "own")
+    (tmp_path / "own/model.safetensors").write_text("none")
+    refused(tmp_path / "own", rf"own/model.safetensors: {KINDS[kind]}")
+    (tmp_path / "own/model.safetensors").unlink()
+    refused(tmp_path / "own", r"own/model.safetensors: no such file")
+    (tmp_path / "own/config.json").write_text(json.dumps([]))
+    refused(tmp_path / "own", r"own/model.safetensors: no such file")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"somebody/policy: neither a folder nor a model of the Hub") as error:
-        FusionPolicy.from_pretrained("somebody/policy", cache_dir=tmp_path / "cache")
-    assert "\n" not in str(error.value)
+    cache = tmp_path / "cache"
+    refused("somebody/model", r"somebody/model: neither a folder nor a model of the Hub", cache_dir=cache)

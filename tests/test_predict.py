@@ -1,4 +1,4 @@
-"""Trained models applied to data of one's own: what the stages would give, and clear refusals."""
+"""Encoders and policies applied to data of one's own: what the stages would give, and clear refusals."""
 
 import json
 import subprocess
@@ -12,32 +12,44 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import depth_folder, photo_folder, save_depth
-from PIL import Image
+from conftest import depth_folder, only_error_line, photo_folder, save_depth
+from videos import write_video
 
 from sightline.core.errors import UserError
 from sightline.depth.network import Encoder, NetworkConfig
+from sightline.depth.normalize import NormalizeParams, normalize_depth
 from sightline.depth.preprocessing import Preprocessing
 from sightline.depth.semantic_encoder import create_semantic_encoder
 from sightline.depth.weights import Header, save_weights
 from sightline.fusion.policy import FusionPolicy, PolicyConfig, load_policy, save_policy
 from sightline.fusion.views import ViewParams, Views, pack_views
-from sightline.predict import act, embed, segment
+from sightline.predict import act, embed
 from sightline.recording.frames import write_index
-from sightline.recording.images import read_depth
-from sightline.segmentation.model import SegmentationConfig, SegmentationModel, load_model, save_model
+from sightline.recording.images import read_depth, read_rgb
+from sightline.recording.split import SplitParams
+from sightline.validation.drift import embedding_drift
 
 CAMERAS = ("left_wrist", "right_wrist", "global")
 RANGE = Preprocessing(height_range=(600, 1400), invalid=(0,))
 
 
+def write_encoder(path: Path, channels: int, preprocessing: Preprocessing) -> Path:
+    torch.manual_seed(0)
+    network = Encoder(NetworkConfig(input_channels=channels, latent_dim=128, width=16))
+    torch.nn.init.normal_(network.head.weight, std=0.02)
+    save_weights(path, network, Header(kind="encoder", network=network.config, preprocessing=preprocessing))
+    return path
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    config = NetworkConfig(latent_dim=128, width=16)
-    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
-    save_weights(path, Encoder(config), Header(kind="encoder", network=config, preprocessing=RANGE))
-    return path
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "encoder.safetensors", 1, RANGE)
+
+
+@pytest.fixture(scope="module")
+def colour_encoder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("encoder") / "colour.safetensors"
+    return write_encoder(path, 3, Preprocessing(height_range=(0, 255), invalid=()))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +76,11 @@ def recording(tmp_path) -> Path:
     info = {"fps": 10, "cameras": CAMERAS, "joints": ["a", "b"], "depth": depth}
     (root / "recording.json").write_text(json.dumps(info))
     return root
+
+
+def embeddings_of(path: Path) -> np.ndarray:
+    with h5py.File(path) as file:
+        return file["embeddings"][:]
 
 
 def predict(*arguments: object) -> subprocess.CompletedProcess:
@@ -99,6 +116,52 @@ def test_a_recording_gives_its_depth_images(tmp_path, encoder, recording):
         embed(encoder, recording, tmp_path / "f.parquet")
 
 
+def test_a_normalised_file_gives_the_embeddings_of_its_images(tmp_path, encoder):
+    depth_folder(tmp_path / "depth", 40)
+    params = NormalizeParams(height_range=(600, 1400), invalid=(0,))
+    normalize_depth(tmp_path / "depth", tmp_path / "depth.hdf5", params, split=SplitParams(guard=0), processes=1)
+    assert embed(encoder, tmp_path / "depth.hdf5", tmp_path / "of_file.hdf5") == 40
+    embed(encoder, tmp_path / "depth", tmp_path / "of_folder.hdf5")
+    expected = embeddings_of(tmp_path / "of_folder.hdf5")
+    np.testing.assert_allclose(embeddings_of(tmp_path / "of_file.hdf5"), expected, atol=1e-6)
+    params = NormalizeParams(height_range=(600, 1500), invalid=(0,))
+    normalize_depth(tmp_path / "depth", tmp_path / "other.hdf5", params, split=SplitParams(guard=0), processes=1)
+    with pytest.raises(UserError, match=r"other.hdf5: normalised with .* but .* was trained on .*; normalise the data"):
+        embed(encoder, tmp_path / "other.hdf5", tmp_path / "no.hdf5")
+
+
+def test_videos_give_the_embeddings_of_their_pictures(tmp_path, encoder, colour_encoder):
+    depth_folder(tmp_path / "depth", 35)
+    video = write_video(tmp_path / "depth.mkv", [read_depth(path) for path in sorted((tmp_path / "depth").iterdir())])
+    assert embed(encoder, video, tmp_path / "of_video.hdf5") == 35
+    embed(encoder, tmp_path / "depth", tmp_path / "of_folder.hdf5")
+    expected = embeddings_of(tmp_path / "of_folder.hdf5")
+    np.testing.assert_array_equal(embeddings_of(tmp_path / "of_video.hdf5"), expected)
+    photo_folder(tmp_path / "rgb", range(3), (60, 80), ".png")
+    colours = [read_rgb(path) for path in sorted((tmp_path / "rgb").iterdir())]
+    assert embed(colour_encoder, write_video(tmp_path / "a.mp4", colours), tmp_path / "a.hdf5") == 3
+    embed(colour_encoder, tmp_path / "rgb", tmp_path / "b.hdf5")
+    np.testing.assert_array_equal(embeddings_of(tmp_path / "a.hdf5"), embeddings_of(tmp_path / "b.hdf5"))
+
+
+def test_drift_compares_what_was_embedded_from_a_recording_a_file_and_a_video(tmp_path, encoder, recording):
+    depth_folder(recording / "depth", 4)
+    embed(encoder, recording, tmp_path / "known.hdf5")
+    frames = pd.read_parquet(recording / "frames.parquet").assign(split="train")
+    write_index(tmp_path / "index.parquet", frames)
+    normalize_depth(
+        recording / "depth", tmp_path / "depth.hdf5", NormalizeParams(), split=SplitParams(guard=0), processes=1,
+        recording=recording / "recording.json",
+    )  # fmt: skip
+    pictures = [read_depth(path) for path in sorted((recording / "depth").iterdir())]
+    write_video(tmp_path / "depth.mkv", pictures)
+    for source, suffix in (("depth.hdf5", "hdf5"), ("depth.mkv", "parquet")):
+        output = tmp_path / f"new.{suffix}"
+        embed(encoder, tmp_path / source, output)
+        figures = embedding_drift(tmp_path / "known.hdf5", output, tmp_path / "index.parquet")
+        assert (figures["frames"], figures["frechet"], figures["distance"]) == pytest.approx((4, 0, 0), abs=1e-3)
+
+
 def test_a_raw_recording_gives_the_actions_of_its_packed_views(tmp_path, policy, recording):
     with pytest.warns(UserWarning, match="lack an image"):
         assert act(policy, recording, tmp_path / "raw.parquet") == 3
@@ -120,6 +183,50 @@ def test_a_raw_recording_gives_the_actions_of_its_packed_views(tmp_path, policy,
     np.testing.assert_allclose(np.array(table["actions"].to_pylist()), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def videos(tmp_path, recording) -> Path:
+    """The first three frames of the recording as a folder of videos."""
+    folder = tmp_path / "videos"
+    for camera, name in zip(CAMERAS, ("left_wrist.mp4", "right_wrist.mp4", "global.mkv"), strict=True):
+        paths = sorted((recording / "rgb" / camera).iterdir())[:3]
+        write_video(folder / name, [read_rgb(path) for path in paths])
+    np.save(folder / "joints.npy", np.stack(pd.read_parquet(recording / "frames.parquet")["joints"])[:3])
+    return folder
+
+
+def test_videos_give_the_actions_of_their_pictures(tmp_path, policy, recording, videos):
+    assert act(policy, videos, tmp_path / "videos.parquet") == 3
+    with pytest.warns(UserWarning, match="lack an image"):
+        act(policy, recording, tmp_path / "raw.parquet")
+    ours, raw = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("videos", "raw"))
+    actions = [np.array(table["actions"].to_pylist()) for table in (ours, raw)]
+    np.testing.assert_allclose(*actions, atol=1e-6)
+    assert ours.schema == raw.schema
+    assert ours.select(["frame_id", "episode", "step"]).to_pydict() == {
+        "frame_id": [0, 1, 2], "episode": [0, 0, 0], "step": [0, 1, 2]}  # fmt: skip
+
+
+def test_videos_that_do_not_fit_the_policy_are_one_line(tmp_path, policy, videos):
+    def refused(words: str) -> None:
+        with pytest.raises(UserError, match=words) as error:
+            act(policy, videos, tmp_path / "out.parquet")
+        assert "\n" not in str(error.value)
+
+    joints = np.load(videos / "joints.npy")
+    for wrong, words in (
+        (joints[:2], r"left_wrist.mp4: 3 pictures, but joints.npy has 2 rows"),
+        (joints[:, :1], r"joints.npy: float64 \[3, 1\], expected numbers \[frames, 2\]: a, b"),
+        (joints * np.nan, r"joints.npy: holds NaN or infinity"),
+    ):
+        np.save(videos / "joints.npy", wrong)
+        refused(words)
+    np.save(videos / "joints.npy", joints)
+    (videos / "left_wrist.mp4").write_bytes((videos / "left_wrist.mp4").read_bytes()[:200])
+    refused(r"left_wrist.mp4: a broken or truncated video")
+    (videos / "left_wrist.mp4").unlink()
+    refused(r"videos: no video of left_wrist, such as left_wrist.mp4; .* looks at left_wrist, right_wrist, global")
+
+
 def test_joints_of_another_robot_are_refused(tmp_path, policy, recording):
     info = json.loads((recording / "recording.json").read_text()) | {"joints": ["a", "c"]}
     (recording / "recording.json").write_text(json.dumps(info))
@@ -130,49 +237,44 @@ def test_joints_of_another_robot_are_refused(tmp_path, policy, recording):
         act(policy, recording, tmp_path / "out.parquet")
 
 
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory) -> Path:
-    """A network that knows red from the rest."""
-    torch.manual_seed(0)
-    config = SegmentationConfig(classes=("other", "red"), image_size=(32, 32), channels=(8,) * 6, camera="front")
-    model = SegmentationModel(config).train()
-    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    images[0, 0, 8:24, 8:24], images[1, 0, :16] = 200, 200
-    truth = (images[:, 0] > 0).long()
-    model.fit_normalisation(images)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(100):
-        loss = torch.nn.functional.cross_entropy(model(images), truth)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    path = tmp_path_factory.mktemp("segmenter") / "model.safetensors"
-    save_model(path, model)
-    return path
+@pytest.mark.parametrize(
+    ("command", "data", "words"),
+    [
+        ("embed", "v.mp4", r"v.mp4: pictures are colour of 8 bits .* takes depth, grey of 16 bits"),
+        ("embed", "x.npz", r"x.npz: embed takes a folder of images, a recording, an HDF5 file of stages/normalize.py"),
+        ("embed", "x.nii.gz", r"x.nii.gz: embed takes a folder of images"),
+        ("embed", "x.hdf5", r"x.hdf5: not a file of normalised depth; write one with stages/normalize.py"),
+        ("act", "v.mp4", r"v.mp4: act takes a recording, .* a video needs a folder with joints.npy"),
+        ("act", "x.npz", r"x.npz: act takes a recording, an HDF5 file of stages/pack_views.py, or a folder of joints"),
+        ("act", "x.hdf5", r"x.hdf5: not a file of views; write one with stages/pack_views.py"),
+        ("act", "folder", r"folder: neither a recording, .*import_lerobot and import_hdf5 make one.* nor videos with"),
+        ("act", "none.mp4", r"none.mp4: no such file"),
+    ],
+)  # fmt: skip
+def test_data_of_another_kind_are_one_line_that_says_what_is_taken(command, data, words, encoder, policy, tmp_path):
+    np.savez(tmp_path / "x.npz", image=np.zeros((2, 8, 8), np.uint8))
+    (tmp_path / "x.nii.gz").write_bytes(b"a volume")
+    (tmp_path / "folder").mkdir()
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file["image"] = np.zeros((2, 8, 8), np.uint8)
+    write_video(tmp_path / "v.mp4", list(np.zeros((2, 16, 16, 3), np.uint8)))
+    calls = {"embed": (embed, encoder, "out.hdf5"), "act": (act, policy, "out.parquet")}
+    call, model, output = calls[command]
+    with pytest.raises(UserError, match=words) as error:
+        call(model, tmp_path / data, tmp_path / output)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / output).exists()
 
 
-def test_masks_have_the_names_and_sizes_of_the_images(segmenter, tmp_path):
-    folder = tmp_path / "mine/rgb/front"
-    folder.mkdir(parents=True)
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[16:48, 16:48, 0] = 200
-    Image.fromarray(pixels).save(folder / "a red square.png")
-    (tmp_path / "mine/recording.json").write_text("{}")
-    assert segment(segmenter, tmp_path / "mine", tmp_path / "masks") == 1
-    mask = np.asarray(Image.open(tmp_path / "masks/a red square.png"))
-    assert mask.shape == (64, 64)
-    assert ((mask == 1) == (pixels[..., 0] > 0)).mean() > 0.95
-    with pytest.raises(UserError, match=r"masks: is there already; name a folder to make"):
-        segment(segmenter, folder, tmp_path / "masks")
-    Image.fromarray(pixels[..., 0].astype(np.uint16)).save(folder / "deep.png")
-    with pytest.raises(UserError, match=r"deep.png: pixels of more than 8 bits"):
-        segment(segmenter, folder, tmp_path / "others")
-    assert not (tmp_path / "others").exists()
+def test_an_encoder_of_pictures_asks_for_a_folder_of_a_recording(colour_encoder, recording, tmp_path):
+    error = only_error_line(predict("embed", colour_encoder, recording, tmp_path / "out.hdf5"))
+    assert error.endswith(f"name a folder of them, such as {recording}/rgb/left_wrist")
+    (recording / "rgb/left_wrist").rename(tmp_path / "pictures")
+    assert embed(colour_encoder, tmp_path / "pictures", tmp_path / "out.hdf5") == 4
 
 
-def test_loading_a_model_warns_of_nothing(encoder, policy, segmenter):
+def test_loading_a_model_warns_of_nothing(encoder, policy):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         create_semantic_encoder(encoder, device="cpu")
         load_policy(policy)
-        load_model(segmenter)

@@ -20,14 +20,14 @@ GROUPS = {
     "Simulated recording": ("simulate", "render"),
     "Trained models": ("predict", "export", "report", "drift"),
 }
-MODULES = {"report": "report/__main__.py", "export": "export/__main__.py", "drift": "validation/drift.py"}
+MODULES = {name: f"{name}/__main__.py" for name in ("predict", "export", "report")} | {"drift": "validation/drift.py"}
 
 
 def script_of(name: str) -> Path:
     """The file behind a command: a stage, or a module of the package."""
     stages = INSTALLED if INSTALLED.is_dir() else CHECKOUT
-    if name in GROUPS["Trained models"]:
-        return PACKAGE / MODULES.get(name, f"{name}.py")
+    if name in MODULES:
+        return PACKAGE / MODULES[name]
     return stages / f"{name}.py"
 
 

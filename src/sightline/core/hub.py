@@ -48,6 +48,8 @@ class HubModel(ModelHubMixin, ABC, library_name="sightline", tags=["sightline", 
             UserError: neither a folder nor a model of the Hub that can be reached, or another kind of model.
         """
         name = str(pretrained_model_name_or_path)
+        if Path(name).is_dir():
+            return cls.read_weights(Path(name) / SAFETENSORS_SINGLE_FILE)
         try:
             return super().from_pretrained(name, **options)
         except UserError:
@@ -59,7 +61,5 @@ class HubModel(ModelHubMixin, ABC, library_name="sightline", tags=["sightline", 
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, revision: str | None = None, **options: Any) -> Self:
-        if Path(model_id).is_dir():
-            return cls.read_weights(Path(model_id) / SAFETENSORS_SINGLE_FILE)
         known = {name: options[name] for name in ("cache_dir", "force_download", "token", "local_files_only")}
         return cls.read_weights(Path(hf_hub_download(model_id, SAFETENSORS_SINGLE_FILE, revision=revision, **known)))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sightline.core.errors import UserError
 from sightline.depth.network import Encoder
 from sightline.depth.preprocessing import IMAGE_SIZE, Preprocessing
-from sightline.export.resampling import DOUBLE, length, nearest, placed, resize, span, weights
+from sightline.export.resampling import DOUBLE, is_tall, length, nearest, placed, resize, span, weights
 from sightline.fusion.depth_images import DEPTH_IMAGES
 from sightline.fusion.network import NO_READING
 from sightline.fusion.policy import FusionPolicy, PolicyConfig
@@ -172,7 +172,8 @@ def _view(picture: Tensor, config: PolicyConfig) -> Tensor:
             weights(many, side, config.image_size, "bicubic"),
         )
         made.append(placed(torch.where(is_larger, smaller, larger), pixels_of_axis, first, side))
-    return resize(pixels, *made) / 255
+    sides = (config.image_size, config.image_size)
+    return resize(pixels, made[0], made[1], is_tall(spans[0][1], spans[1][1], sides)) / 255
 
 
 class SegmentationProgram(nn.Module):
@@ -217,7 +218,8 @@ class SegmentationProgram(nn.Module):
             )
             for axis, side in zip(axes, self.size, strict=True)
         ]
-        small = resize(pixels.float(), *made) / 255
+        tall = is_tall(length(axes[0]), length(axes[1]), self.size)
+        small = resize(pixels.float(), made[0], made[1], tall) / 255
         found = self.model(small).softmax(dim=1)
         if self.window:
             found = (found + self._of_windows(small, self.window)) / 2

@@ -1,8 +1,9 @@
 """Resizing as Pillow does it, in operations that programs can hold, for images of any size.
 
-Pillow shrinks and enlarges 8-bit images in two passes, along rows and then along columns, and rounds after each. Its
-weights are whole numbers of 22 bits (Resample.c, `precompute_coeffs`), so that here the result is the same to the bit:
-products of pixels with the upper and the lower 11 bits of the weights are exact in float32.
+Pillow shrinks and enlarges 8-bit images in two passes, along rows and along columns, and rounds after each. From
+version 13 on, the columns are first where the height shrinks by much more than the width (`is_tall`). Its weights are
+whole numbers of 22 bits (Resample.c, `precompute_coeffs`), so that here the result is the same to the bit: products of
+pixels with the upper and the lower 11 bits of the weights are exact in float32.
 
 Symbols: an axis of H (or W) pixels becomes S pixels. ``side`` is how many pixels of the source make up the target; they
 begin at pixel ``first``, which is negative where the image is padded. Both are tensors, because sizes are known late.
@@ -11,6 +12,7 @@ begin at pixel ``first``, which is negative where the image is padded. Both are 
 from collections.abc import Callable
 from typing import Literal
 
+import PIL
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ Filter = Literal["box", "bilinear", "bicubic"]
 SUPPORT = {"box": 0.5, "bilinear": 1.0, "bicubic": 2.0}  # pixels on each side of a target's centre
 HALF = 2048.0  # 11 of the 22 bits of a weight
 DOUBLE = torch.float64
+COLUMNS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 
 
 def length(pixels: Tensor) -> Tensor:
@@ -81,10 +84,27 @@ def placed(of_source: Tensor, pixels: Tensor, first: Tensor, side: Tensor) -> Te
     return of_source[:, :, index.clamp(min=0).minimum(side - 1).long()] * inside
 
 
-def resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Images float32 [..., H, W] of whole numbers 0..255 -> [..., S, S'] by weights [2, S, H] and [2, S', W]."""
-    across = _rounded(*(torch.matmul(images, half.T) for half in columns.float().unbind(0)))
-    return _rounded(*(torch.matmul(half, across) for half in rows.float().unbind(0)))
+def is_tall(height: Tensor, width: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whether Pillow resizes an image of this height and width to ``size`` by its columns first, bool []."""
+    if not COLUMNS_FIRST:
+        return torch.zeros_like(height, dtype=torch.bool)
+    return (height > size[0]) & (height - size[0] > 2 * (width - size[1]))
+
+
+def resize(images: Tensor, rows: Tensor, columns: Tensor, tall: Tensor) -> Tensor:
+    """Images float32 [..., H, W] of whole numbers 0..255 -> [..., S, S'] by weights [2, S, H] and [2, S', W].
+
+    ``tall`` is `is_tall`. Both orders are computed, as OpenVINO is wrong about a branch at first (2026.4).
+    """
+    return torch.where(tall, _along(_down(images, rows), columns), _down(_along(images, columns), rows))
+
+
+def _along(images: Tensor, columns: Tensor) -> Tensor:
+    return _rounded(*(torch.matmul(images, half.T) for half in columns.float().unbind(0)))
+
+
+def _down(images: Tensor, rows: Tensor) -> Tensor:
+    return _rounded(*(torch.matmul(half, images) for half in rows.float().unbind(0)))
 
 
 def _rounded(upper: Tensor, lower: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ The files are ``.npz``: either one with ``image``, ``label`` and ``group``, or a
 import gzip
 import warnings
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -90,6 +91,17 @@ def read_slices(path: Path, split: SplitParams) -> Slices:
     return Slices(_as_bytes(path, image, group), label, group, parts, spacing, volume)
 
 
+def read_images(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one ``.npz`` but ``label``, whose ``image`` is uint8 as `read_slices` makes it.
+
+    Raises:
+        UserError: not such a file, misshapen arrays, NaN.
+    """
+    arrays = _load(path, [key for key in KEYS if key != "label"])
+    image = arrays["image"]
+    return arrays | {"image": _as_bytes(path, image, arrays.get("group", np.arange(len(image))))}
+
+
 def _split(path: Path, group: np.ndarray | None, count: int, params: SplitParams) -> np.ndarray:
     """Parts of slices, str [N]: by their groups, or by blocks of their order."""
     if group is None:
@@ -114,15 +126,15 @@ def _split_by_order(path: Path, count: int, params: SplitParams) -> np.ndarray:
     return parts
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of one file under the names `KEYS`, checked."""
+def _load(path: Path, wanted: Iterable[str] = KEYS) -> dict[str, np.ndarray]:
+    """The arrays of one file under the names ``wanted``, of `KEYS`, checked."""
     _refuse_other_kinds(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             members = file.zip.namelist()
             if members and not any(name.endswith(".npy") for name in members):
                 raise UserError(_not_npz(path, f"a zip file of other things ({first_few(members, 3)})"))
-            names = {key: [name for name in names if f"{name}.npy" in members] for key, names in KEYS.items()}
+            names = {key: [name for name in KEYS[key] if f"{name}.npy" in members] for key in wanted}
             arrays = {key: file[there[0]] for key, there in names.items() if there}
             present = ", ".join(file.files)
     except UserError:
@@ -141,16 +153,16 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         reason = str(error).split(" If you trust", 1)[0]  # numpy goes on to say how to run what is in the file
         raise UserError(f"{path}: not an .npz file of plain arrays ({' '.join(reason.split())})") from None
     for key in ("image", "label"):
-        if key not in arrays:
+        if key in names and key not in arrays:
             raise UserError(f"{path}: no array {key} ({' or '.join(KEYS[key])}); it has {present or 'none'}")
-    image, label = arrays["image"], arrays["label"]
+    image, label = arrays["image"], arrays.get("label")
     if image.ndim not in (3, 4) or (image.ndim == 4 and image.shape[3] != 3) or not len(image):
         raise UserError(f"{path}: image: shape {list(image.shape)}, expected [N, H, W] or [N, H, W, 3]")
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
         raise UserError(f"{path}: image: holds {image.dtype}; expected uint8 or floats")
-    if not np.issubdtype(label.dtype, np.integer):
+    if label is not None and not np.issubdtype(label.dtype, np.integer):
         raise UserError(f"{path}: label: holds {label.dtype}; expected whole numbers, class ids")
-    if label.shape != image.shape[:3]:
+    if label is not None and label.shape != image.shape[:3]:
         raise UserError(f"{path}: label: shape {list(label.shape)}, expected {list(image.shape[:3])} as the images")
     for key in ("group", "volume"):
         if key in arrays and arrays[key].shape != image.shape[:1]:
