@@ -33,10 +33,10 @@ verify-cache: setup  ## find files of DVC's cache that were changed behind its b
 	$(RUN) python tools/verify_cache.py
 
 test: dev  ## run the tests
-	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: dev  ## run the tests that take minutes each
-	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	$(RUN) OMP_NUM_THREADS=1 pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder -m slow
 
 test-faults: dev  ## kill every stage at random moments, damage every file: ten minutes or more; writes docs/reliability.md
 	$(RUN) FAULTS=many OMP_NUM_THREADS=1 python tests/faults/reliability.py

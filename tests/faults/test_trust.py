@@ -300,7 +300,7 @@ def test_the_line_to_paste_after_an_import_is_quoted(place, capsys):
     target = place / "my $(touch pwned) recording"
     printed = import_hdf5(place / "aloha", target, ImportOptions(processes=1))
     (line,) = (line for line in printed.splitlines() if "add_recording" in line)
-    assert shlex.split(line) == ["python", "stages/add_recording.py", str(target)]
+    assert shlex.split(line) == ["sightline", "add_recording", str(target)]
 
 
 # ---------------------------------------------------------------- paths that lead elsewhere
