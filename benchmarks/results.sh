@@ -76,22 +76,20 @@ fi
 
 segmentation() { python benchmarks/segmentation.py run "$@"; }
 dvc repro validate_images clip_grids
-demo="--recording data/demo --index data/index"
-long="--set segmentation.steps_per_epoch=200 --set evaluate_segmentation.windows=false"
-segmentation "$runs/masks" $demo --labelled 1 2 4 --seeds 0 2 3 --methods supervised bcp $long
-segmentation "$runs/masks" $demo --labelled 1 2 4 --seeds 0 --methods unimatch semiseg ss_net $long
-segmentation "$runs/masks" $demo --labelled all --seeds 0 --methods supervised $long
+pictures=data/demo/rgb/global
+pixels="$runs/pixels.hdf5" untrained="$runs/untrained"
+[ -e "$pixels" ] || python benchmarks/pixel_grids.py data/grids/efficientnet/global $pictures "$pixels"
+[ -e "$untrained" ] || python stages/clip_grids.py $pictures "$untrained" --name efficientnet \
+    --index data/index/rgb/global.parquet --set grids.pretrained=random \
+    --set grids.sha256=null
+demo() { segmentation "$runs/masks" --recording data/demo --index data/index --labelled 1 --seeds 0 1 2 "$@"; }
+demo --methods supervised bcp
+bcp="segmentation.method=bcp grid --feature"
+demo --variant bcp_grid $bcp data/grids/efficientnet/global
+demo --variant bcp_untrained_grid $bcp "$untrained"
+demo --variant bcp_pixels $bcp "$pixels"
+demo --methods unimatch semiseg ss_net
 python benchmarks/segmentation.py table "$runs/masks" --name "segmentation of the demo" --write $page
-
-small="--set segmentation.image_size=[64,64] --set segmentation.crop=null --set segmentation.epochs=8"
-segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 --methods supervised bcp unimatch semiseg ss_net $small
-segmentation "$runs/short" $demo --labelled 2 4 --seeds 0 --methods supervised bcp unimatch semiseg ss_net $small
-segmentation "$runs/short" $demo --labelled all --seeds 0 --methods supervised $small
-segmentation "$runs/short" $demo --labelled 1 --seeds 0 2 3 \
-    --variant supervised_bank segmentation.method=supervised segmentation.contrastive.weight=0.1 \
-    --variant bcp_bank segmentation.method=bcp segmentation.contrastive.weight=0.1 \
-    --variant supervised_grid segmentation.method=supervised grid --feature data/grids/efficientnet/global $small
-python benchmarks/segmentation.py table "$runs/short" --name "short trainings of segmentation" --write $page
 
 python benchmarks/phantom.py "$runs/hearts"
 slices="--set segmentation.image_size=[64,64] --set segmentation.crop=null --set segmentation.epochs=30"
@@ -107,7 +105,8 @@ segmentation "$runs/hearts_parts" $hearts
 for how in whole parts; do python benchmarks/segmentation.py table "$runs/hearts_$how"; done
 
 if [ -n "${CAMVID:-}" ]; then
-    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 0.2 --seeds 0 $long \
+    segmentation "$runs/camvid" --arrays "$CAMVID" --labelled 0.05 0.2 --seeds 0 \
+        --set segmentation.steps_per_epoch=200 --set evaluate_segmentation.windows=false \
         --methods supervised bcp semiseg unimatch ss_net \
         --set segmentation.void=11 --set segmentation.has_background=false --set segmentation.hue=0.05 \
         --set 'segmentation.image_size=[120,160]' --set 'segmentation.crop=[64,96]'
