@@ -242,7 +242,7 @@ def test_a_segmentation_of_grey_images_and_one_without_windows(models, tmp_path)
 @pytest.mark.skipif(IN_OPENVINO in os.environ, reason="is in that process")
 def test_openvino_gives_the_same():
     named = "embeddings or any_size or masks_of_the_image or of_volumes_gives or its_own_way or grey_images"
-    pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    pytest_here = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [*pytest_here, "-k", named], env=environment | {IN_OPENVINO: "1"}, capture_output=True, text=True, check=False
