@@ -49,9 +49,9 @@ for seed in 0 1 2; do
 done
 python benchmarks/fusion_designs.py table "$runs/policies" --name demo --write $page
 # What limits the policy: episodes, augmentation, resolution.
-fewer() { fusion "$1" "$runs/limits" --design stacked --seed 0 --scenes 50 --set fusion.epochs=12 "${@:2}"; }
-for count in 50 100 200; do fewer "$plate/views.hdf5" --episodes $count --label of_$count; done
-fewer "$plate/views.hdf5" --episodes 200 --label without_augmentation --set fusion.shift=0 --set fusion.jitter=0
+fewer() { fusion "$plate/views.hdf5" "$runs/limits" --design stacked --seed 0 --scenes 50 --set fusion.epochs=12 "$@"; }
+for count in 50 100 200; do fewer --episodes $count --label of_$count; done
+fewer --episodes 200 --label without_augmentation --set fusion.shift=0 --set fusion.jitter=0
 small="$plate/views56.hdf5"
 [ -e "$small" ] || python stages/pack_views.py "$plate/recording" "$small" --index "$plate/index" --set views.image_size=56
 fusion "$small" "$runs/limits56" --design stacked --seed 0 --scenes 50 --set fusion.epochs=12 --set fusion.shift=3 \
